@@ -1,0 +1,45 @@
+# `make help` lists what can be done here.
+PYTHON ?= python3.11
+BLOCKS ?= 3
+BIN := .venv/bin
+SOURCES := core services node pool requester provider tools
+# Torch comes first and from the processor-only index where one is given, so that no CUDA libraries are fetched.
+TORCH_INDEX ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup check test proto testnet clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+
+setup: .venv/.installed ## create .venv and install everything, at the versions of constraints.txt
+
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on the path: install Python 3.11, or run 'make setup PYTHON=/path/to/python3.11'" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11: run 'make setup PYTHON=/path/to/python3.11'" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian and Ubuntu: apt install python3.11-venv)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,data,dev]'
+	@touch $@
+
+check: setup ## style, types, import rules, and that the stubs are up to date
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate_stubs.py --check
+
+test: setup ## every test; say ARGS='-k name' to choose
+	$(BIN)/python -m pytest $(ARGS)
+
+proto: setup ## write the stubs beside the contracts in proto/
+	$(BIN)/python tools/generate_stubs.py
+
+testnet: setup ## run a whole network on this machine until BLOCKS work blocks are final
+	$(BIN)/pofl testnet up --blocks $(BLOCKS)
+
+clean: ## remove caches and build output; keeps .venv and data
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find core services node pool requester provider tests tools proto -name __pycache__ -type d -prune -exec rm -rf {} +
