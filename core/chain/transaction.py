@@ -1,0 +1,255 @@
+"""Transactions: what changes the state between blocks (design: consensus, "State and transactions")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Annotated, Final
+
+from core.chain.block import MAX_TRANSACTION, MAX_VALIDATORS, SignedHeader, Vm
+from core.chain.vote import SignedVerdict, SignedVote
+from core.codec import DIGEST, I64, PUBLIC_KEY, SIGNATURE, U8, U16, U32, U64, Enum, Record, Seq, Text, Union, Var, decode
+from core.crypto.hashing import digest
+from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, ModelCommitment, Signature, TaskId, TxId
+
+__all__ = [
+    "Activation", "Bid", "ChunkReceipt", "Claim", "Commit", "EnterTask", "Equivocation", "JoinValidator", "LeaveValidator",
+    "Payload", "PoolFault", "PublishTask", "Refusal", "RegisterProvider", "SignedTransaction", "Stored", "TaskSpec",
+    "Transaction", "Transfer", "Verdicts", "DOMAIN_TASK", "DOMAIN_TRANSACTION", "DOMAIN_TRANSACTION_SIGNATURE", "PAYLOAD",
+]  # fmt: skip
+
+DOMAIN_TRANSACTION: Final = b"pofl/transaction/1"
+DOMAIN_TRANSACTION_SIGNATURE: Final = b"pofl/transaction-signature/1"
+DOMAIN_TASK: Final = b"pofl/task/1"
+
+ENDPOINT = Text(255)
+"""host:port, no scheme."""
+
+
+class Refusal(StrEnum):
+    """Why a transaction is refused: stable words for programs."""
+
+    MALFORMED = "malformed"
+    WRONG_CHAIN = "wrong-chain"
+    BAD_SIGNATURE = "bad-signature"
+    BAD_NONCE = "bad-nonce"
+    FEE_TOO_LOW = "fee-too-low"
+    INSUFFICIENT_FUNDS = "insufficient-funds"
+    UNKNOWN_TASK = "unknown-task"
+    WRONG_PHASE = "wrong-phase"
+    NOT_ENTERED = "not-entered"
+    NOT_COMMITTED = "not-committed"
+    DUPLICATE = "duplicate"
+    BAD_RECEIPT = "bad-receipt"
+    OUT_OF_RANGE = "out-of-range"
+    NOT_A_VALIDATOR = "not-a-validator"
+    UNKNOWN_PROVIDER = "unknown-provider"
+    BAD_OFFER = "bad-offer"
+    BAD_BID = "bad-bid"
+    UNKNOWN_TRADE = "unknown-trade"
+    EXPIRED = "expired"
+    BAD_EVIDENCE = "bad-evidence"
+    LIMIT = "limit"
+
+
+class Activation(IntEnum):
+    """Activation of the hidden layers of the scored model; the last layer has none (argmax)."""
+
+    IDENTITY = 0
+    SIGMOID = 1
+    RELU = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    to: Annotated[AccountId, PUBLIC_KEY]
+    amount: Annotated[Amount, I64]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What the pools learn for: the model family and the committed, encrypted test set."""
+
+    name: Annotated[str, Text(64)]
+    features: Annotated[int, U32]
+    """M."""
+    classes: Annotated[int, U16]
+    """C."""
+    samples: Annotated[int, U32]
+    """I: rows of the secret test set."""
+    hidden: Annotated[tuple[int, ...], Seq(U16, 8)]
+    """Widths of the hidden layers; empty for softmax regression."""
+    activation: Annotated[Activation, Enum(Activation)]
+    weight_bits: Annotated[int, U8]
+    """b_w of the scored integer model."""
+    feature_scale_micro: Annotated[int, U64]
+    """Public scale: int8 feature = round(float * scale), clamped to [-127, 127]; in millionths."""
+    test_root: Annotated[Digest, DIGEST]
+    """RFC 6962 root over the digests of the encrypted test set's blobs (features, then labels)."""
+    test_blobs: Annotated[tuple[Digest, ...], Seq(DIGEST, 512)]
+    """Blob digests in order; test_root is over them."""
+    public_key_blob: Annotated[Digest, DIGEST]
+    """Blob with the requester's BFV public key (b only; a is public randomness of chain and task)."""
+    practice_blob: Annotated[Digest, DIGEST]
+    """Blob with the public practice set."""
+    endpoint: Annotated[str, ENDPOINT]
+    """Where the requester serves evaluations, audits and blobs."""
+    leak_bits: Annotated[int, U32]
+    """Declared bound on what the pools together may learn of one test row (design: verification, section 8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishTask:
+    spec: TaskSpec
+    reward: Annotated[Amount, I64]
+    bond: Annotated[Amount, I64]
+    min_pool_bond: Annotated[Amount, I64]
+    task_nonce: Annotated[bytes, DIGEST]
+    """Chosen by the requester before she encrypts: it makes the task id, which the encryption's public randomness uses."""
+    expires_ms: Annotated[Milliseconds, U64]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A validator has every blob under the task's test root and the stored check passed."""
+
+    task_id: Annotated[TaskId, DIGEST]
+
+
+@dataclass(frozen=True, slots=True)
+class EnterTask:
+    task_id: Annotated[TaskId, DIGEST]
+    bond: Annotated[Amount, I64]
+    endpoint: Annotated[str, ENDPOINT]
+    """Where the pool serves its work block and Vm body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    task_id: Annotated[TaskId, DIGEST]
+    model_commitment: Annotated[ModelCommitment, DIGEST]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    task_id: Annotated[TaskId, DIGEST]
+    correct: Annotated[Correct, U32]
+    vm: Vm
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterProvider:
+    """A provider pays to be known; her data sets are offered under this root."""
+
+    data_root: Annotated[Digest, DIGEST]
+    rows: Annotated[int, U32]
+    endpoint: Annotated[str, ENDPOINT]
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """The pool's bid under a provider's signed offer. Locks ``m + D_s`` until the draw."""
+
+    offer: Annotated[bytes, Var(2048)]
+    """Encoded core.market.contract.Offer."""
+    offer_signature: Annotated[Signature, SIGNATURE]
+    """The provider's, over the offer."""
+    bid: Annotated[Amount, I64]
+    """m."""
+    p_ppm: Annotated[int, U32]
+    """The trading probability of eq. (2); nodes recompute it."""
+    miners: Annotated[tuple[AccountId, ...], Seq(PUBLIC_KEY, 1024)]
+    """Who is to receive rows, in order: shares are even (core.market.rows.plan)."""
+    provider_signature: Annotated[Signature, SIGNATURE]
+    """The provider's, over (offer, bid, p_ppm, miners): both sides sign."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReceipt:
+    """A miner's signed word that a chunk arrived and matched the root; releases that chunk's share of the price."""
+
+    trade_id: Annotated[Digest, DIGEST]
+    chunk: Annotated[int, U16]
+    miner: Annotated[AccountId, PUBLIC_KEY]
+    miner_signature: Annotated[Signature, SIGNATURE]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """First transaction of the block after a work or void block: pays the signers with right tags."""
+
+    height: Annotated[Height, U64]
+    z_digest: Annotated[Digest, DIGEST]
+    verdicts: Annotated[tuple[SignedVerdict, ...], Seq(Record(SignedVerdict), MAX_VALIDATORS)]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFault:
+    """Two work headers of one pool on one parent: its bond burns."""
+
+    first: SignedHeader
+    second: SignedHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """Two signed votes of one validator that no honest validator signs both of."""
+
+    first: SignedVote
+    second: SignedVote
+
+
+@dataclass(frozen=True, slots=True)
+class JoinValidator:
+    bond: Annotated[Amount, I64]
+    endpoint: Annotated[str, ENDPOINT]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveValidator:
+    reason: Annotated[str, Text(200)]
+
+
+Payload = (
+    Transfer | PublishTask | Stored | EnterTask | Commit | Claim | RegisterProvider | Bid | ChunkReceipt
+    | Verdicts | PoolFault | Equivocation | JoinValidator | LeaveValidator
+)  # fmt: skip
+
+PAYLOAD: Final = Union(
+    {
+        1: Transfer, 2: PublishTask, 3: Stored, 4: EnterTask, 5: Commit, 6: Claim, 7: RegisterProvider, 8: Bid,
+        9: ChunkReceipt, 12: Verdicts, 13: PoolFault, 14: Equivocation, 15: JoinValidator, 16: LeaveValidator,
+    }
+)  # fmt: skip
+"""Tags 10 and 11 are kept for leak reports and the opening of marks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    chain_id: Annotated[Digest, DIGEST]
+    sender: Annotated[AccountId, PUBLIC_KEY]
+    nonce: Annotated[int, U64]
+    fee: Annotated[Amount, I64]
+    """To the author of the block that carries it."""
+    payload: Annotated[Payload, PAYLOAD]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTransaction:
+    """The transaction's exact bytes and its sender's signature over them."""
+
+    transaction: Annotated[bytes, Var(MAX_TRANSACTION)]
+    signature: Annotated[Signature, SIGNATURE]
+
+    @property
+    def tx_id(self) -> TxId:
+        return TxId(digest(DOMAIN_TRANSACTION, self.transaction))
+
+    def decoded(self) -> Transaction:
+        """The checked transaction. Raises MalformedError or LimitError."""
+        return decode(Transaction, self.transaction, MAX_TRANSACTION)
+
+
+def task_id(chain_id: Digest, requester: AccountId, task_nonce: bytes) -> TaskId:
+    """``SHA-256(domain, chain, requester, nonce)``: known before the task is published."""
+    return TaskId(digest(DOMAIN_TASK, chain_id, requester, task_nonce))

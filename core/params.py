@@ -1,0 +1,204 @@
+"""The genesis document: everything that all nodes of a chain agree on before its first block.
+
+It is kept as JSON for people; its hash, which is the chain id, covers the canonical encoding of its values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Final, get_type_hints
+
+from core.chain.block import MAX_VALIDATORS
+from core.codec import I64, PUBLIC_KEY, U16, U32, U64, Record, Seq, Text, encode
+from core.crypto.hashing import digest
+from core.errors import ConfigError
+from core.ids import AccountId, Amount, Digest, Milliseconds, NodeId
+
+__all__ = ["ChainParams", "Genesis", "GenesisAccount", "GenesisValidator", "DOMAIN_GENESIS", "MAX_GENESIS", "PROTOCOL_VERSION"]
+
+DOMAIN_GENESIS: Final = b"pofl/genesis/1"
+PROTOCOL_VERSION: Final = 1
+MAX_GENESIS: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ChainParams:
+    """Times in milliseconds, money in the smallest unit, shares in parts per million (design: consensus)."""
+
+    # Voting
+    propose_ms: Annotated[int, U32] = 500
+    prevote_ms: Annotated[int, U32] = 250
+    precommit_ms: Annotated[int, U32] = 250
+    delta_ms: Annotated[int, U32] = 125
+    """Each round's timeouts are longer by this much."""
+    tick_ms: Annotated[int, U32] = 500
+    """At most one empty block is preferred per tick."""
+    idle_ms: Annotated[int, U32] = 10_000
+    gossip_ms: Annotated[int, U32] = 1_500
+    # A task's life
+    entry_ms: Annotated[int, U32] = 5_000
+    commit_ms: Annotated[int, U32] = 24_000
+    claim_ms: Annotated[int, U32] = 31_000
+    pending_ms: Annotated[int, U32] = 60_000
+    max_pools: Annotated[int, U32] = 4
+    # The work height
+    body_ms: Annotated[int, U32] = 4_000
+    open_ms: Annotated[int, U32] = 4_000
+    session_ms: Annotated[int, U32] = 2_000
+    audit_slots: Annotated[int, U32] = 2
+    """Audits that a requester serves at a time."""
+    audit_ms: Annotated[int, U32] = 8_000
+    # Money
+    min_fee: Annotated[int, I64] = 1
+    burn_ppm: Annotated[int, U32] = 100_000
+    """Of a reward."""
+    auditors_ppm: Annotated[int, U32] = 50_000
+    """Of a reward: to the validators with right tags."""
+    idle_bond_ppm: Annotated[int, U32] = 100_000
+    """Of a pool's bond: entered without a commit, or claim skipped."""
+    void_bond_ppm: Annotated[int, U32] = 50_000
+    """Of a requester's bond: void without a dead or refuted claim."""
+    min_pool_bond_ppm: Annotated[int, U32] = 50_000
+    """Of the reward: the least bond a task may ask of a pool."""
+    validator_bond: Annotated[int, I64] = 1_000_000
+    # The market
+    draw_window_ms: Annotated[int, U32] = 30_000
+    """One bid per pool, provider and data root in this much block time."""
+    leak_window_ms: Annotated[int, U32] = 60_000
+    delivery_ms: Annotated[int, U32] = 120_000
+    """After a drawn deal: undelivered chunks are refunded. At least the longest stall of a work height."""
+    market_burn_ppm: Annotated[int, U32] = 10_000
+    chunks: Annotated[int, U16] = 10
+    highs_window: Annotated[int, U16] = 16
+    """m_bar and D_bar: second highest over this many settled trades, one per pool."""
+    provider_fee: Annotated[int, I64] = 1_000
+    initial_reputation_ppm: Annotated[int, U32] = 500_000
+    clean_trade_ppm: Annotated[int, U32] = 50_000
+    leak_penalty_ppm: Annotated[int, U32] = 500_000
+
+    def min_window_ms(self, validators: int) -> int:
+        """Shortest window that f + 1 failed rounds cannot swallow (design: consensus, "A task's life").
+
+        ``Σ_{r=0..f+1} (propose + prevote + precommit + 3 r delta)`` with f = (validators - 1) // 3.
+        """
+        base = self.propose_ms + self.prevote_ms + self.precommit_ms
+        rounds = (validators - 1) // 3 + 2
+        return sum(base + 3 * r * self.delta_ms for r in range(rounds))
+
+    def check(self, validators: int) -> None:
+        """Raises ConfigError naming the parameter and the bound it breaks."""
+        least = self.min_window_ms(validators)
+        windows = {
+            "entry_ms": self.entry_ms,
+            "commit_ms - entry_ms": self.commit_ms - self.entry_ms,
+            "claim_ms - commit_ms": self.claim_ms - self.commit_ms,
+        }
+        for name, window in windows.items():
+            if window < least:
+                raise ConfigError(
+                    f"genesis: {name} is {window} ms, but {validators} validators need windows of at least {least} ms",
+                    parameter=name, value=window, least=least,
+                )  # fmt: skip
+        waves = -(-validators // self.audit_slots)
+        if self.audit_ms < 2 * waves * self.session_ms:
+            raise ConfigError(
+                f"genesis: audit_ms is {self.audit_ms}, but {validators} validators in {self.audit_slots} slots of "
+                f"{self.session_ms} ms need at least {2 * waves * self.session_ms}",
+                parameter="audit_ms",
+            )
+        stall = self.max_pools * (self.body_ms + self.audit_ms + self.open_ms)
+        if self.delivery_ms < stall:
+            raise ConfigError(f"genesis: delivery_ms is {self.delivery_ms}, shorter than the longest stall, {stall} ms")
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisValidator:
+    node_id: Annotated[NodeId, PUBLIC_KEY]
+    """Also the validator's account."""
+    power: Annotated[int, U32]
+    name: Annotated[str, Text(64)]
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisAccount:
+    account: Annotated[AccountId, PUBLIC_KEY]
+    balance: Annotated[Amount, I64]
+    name: Annotated[str, Text(64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    name: Annotated[str, Text(64)]
+    protocol_version: Annotated[int, U16]
+    time_ms: Annotated[Milliseconds, U64]
+    validators: Annotated[tuple[GenesisValidator, ...], Seq(Record(GenesisValidator), MAX_VALIDATORS)]
+    accounts: Annotated[tuple[GenesisAccount, ...], Seq(Record(GenesisAccount), 65536)]
+    params: ChainParams = field(default_factory=ChainParams)
+
+    @property
+    def chain_id(self) -> Digest:
+        """The genesis hash."""
+        return Digest(digest(DOMAIN_GENESIS, encode(self)))
+
+    def check(self) -> None:
+        """Raises ConfigError naming what is wrong."""
+        if self.protocol_version != PROTOCOL_VERSION:
+            raise ConfigError(
+                f"genesis: protocol version {self.protocol_version}, this software speaks {PROTOCOL_VERSION}"
+            )
+        if not self.validators:
+            raise ConfigError("genesis: at least one validator is needed")
+        for label, keys in (
+            ("validator", [v.node_id for v in self.validators]),
+            ("account", [a.account for a in self.accounts]),
+        ):
+            if len(set(keys)) != len(keys):
+                raise ConfigError(f"genesis: a {label} is listed twice")
+        if any(v.power < 1 for v in self.validators):
+            raise ConfigError("genesis: every validator needs a power of at least 1")
+        if any(a.balance < 0 for a in self.accounts):
+            raise ConfigError("genesis: a balance is negative")
+        self.params.check(len(self.validators))
+
+    def to_json(self) -> str:
+        document = {
+            "name": self.name,
+            "protocol_version": self.protocol_version,
+            "time_ms": self.time_ms,
+            "validators": [{"node_id": v.node_id.hex(), "power": v.power, "name": v.name} for v in self.validators],
+            "accounts": [{"account": a.account.hex(), "balance": a.balance, "name": a.name} for a in self.accounts],
+            "params": dataclasses.asdict(self.params),
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Genesis:
+        """Raises ConfigError for anything but a document of the form that to_json writes."""
+        if len(text) > MAX_GENESIS:
+            raise ConfigError(f"genesis: {len(text)} characters, at most {MAX_GENESIS}")
+        try:
+            document = json.loads(text)
+            known = set(get_type_hints(ChainParams))
+            unknown = set(document["params"]) - known
+            if unknown:
+                raise ConfigError(f"genesis: unknown parameter {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+            genesis = Genesis(
+                name=str(document["name"]),
+                protocol_version=int(document["protocol_version"]),
+                time_ms=Milliseconds(int(document["time_ms"])),
+                validators=tuple(
+                    GenesisValidator(NodeId(bytes.fromhex(v["node_id"])), int(v["power"]), str(v["name"]))
+                    for v in document["validators"]
+                ),
+                accounts=tuple(
+                    GenesisAccount(AccountId(bytes.fromhex(a["account"])), Amount(int(a["balance"])), str(a["name"]))
+                    for a in document["accounts"]
+                ),
+                params=ChainParams(**{key: int(value) for key, value in document["params"].items()}),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"genesis: not a genesis document: {type(error).__name__}: {error}") from None
+        genesis.check()
+        return genesis
