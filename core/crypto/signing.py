@@ -1,0 +1,92 @@
+"""Ed25519 signatures (RFC 8032) with domain separation and strict keys.
+
+What is signed is ``length(domain) ‖ domain ‖ message`` with a one-byte length, so a signature made for one purpose
+never verifies for another. ``cryptography`` signs and verifies; it refuses ``S >= L`` and compares the encoded ``R``.
+It does accept public keys of small order and non-canonical ones, under which one signature fits many messages, so
+keys are checked here to lie in the prime-order group, in their one canonical encoding. Every node then agrees on
+every signature.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import nacl.bindings
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from core.errors import CryptoError
+from core.ids import Signature
+from core.ports import Rng
+
+__all__ = ["PUBLIC_KEY_SIZE", "SEED_SIZE", "SIGNATURE_SIZE", "KeyPair", "check_public_key", "sign", "verify"]
+
+SEED_SIZE = 32
+PUBLIC_KEY_SIZE = 32
+SIGNATURE_SIZE = 64
+MAX_DOMAIN = 255
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A signing key. ``seed`` is the 32-byte private key of RFC 8032 and is never shown by ``repr``."""
+
+    public_key: bytes
+    seed: bytes = field(repr=False)
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> KeyPair:
+        """The key pair of a stored private key. Raises CryptoError unless it has 32 bytes."""
+        if len(seed) != SEED_SIZE:
+            raise CryptoError(f"an Ed25519 private key has {SEED_SIZE} bytes, got {len(seed)}", size=len(seed))
+        return cls(Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw(), seed)
+
+    @classmethod
+    def generate(cls, rng: Rng) -> KeyPair:
+        return cls.from_seed(rng.bytes(SEED_SIZE))
+
+
+def sign(key: KeyPair, domain: bytes, message: bytes) -> Signature:
+    """Signature of 64 bytes over ``message`` for one purpose."""
+    private = Ed25519PrivateKey.from_private_bytes(key.seed)
+    return Signature(private.sign(_framed(domain, message)))
+
+
+def verify(public_key: bytes, domain: bytes, message: bytes, signature: bytes) -> None:
+    """Raises CryptoError unless ``signature`` is the key's over ``message`` for this purpose."""
+    _verify_raw(public_key, _framed(domain, message), signature)
+
+
+def check_public_key(public_key: bytes) -> None:
+    """Raises CryptoError unless the key is a canonical point of the prime-order group, and not its identity."""
+    if len(public_key) != PUBLIC_KEY_SIZE:
+        raise CryptoError(f"an Ed25519 public key has {PUBLIC_KEY_SIZE} bytes, got {len(public_key)}", size=len(public_key))
+    if not _is_strict_point(bytes(public_key)):
+        raise CryptoError(
+            f"public key {public_key.hex()} is no canonical point of the prime-order group", public_key=public_key
+        )
+
+
+def _verify_raw(public_key: bytes, message: bytes, signature: bytes) -> None:
+    check_public_key(public_key)
+    if len(signature) != SIGNATURE_SIZE:
+        raise CryptoError(f"an Ed25519 signature has {SIGNATURE_SIZE} bytes, got {len(signature)}", size=len(signature))
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        raise CryptoError(
+            f"the signature by key {public_key.hex()[:16]} does not verify: other key, other content or other purpose",
+            public_key=public_key,
+        ) from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_strict_point(public_key: bytes) -> bool:
+    return bool(nacl.bindings.crypto_core_ed25519_is_valid_point(public_key))
+
+
+def _framed(domain: bytes, message: bytes) -> bytes:
+    if not 1 <= len(domain) <= MAX_DOMAIN:
+        raise CryptoError(f"a signature domain has 1 to {MAX_DOMAIN} bytes, got {len(domain)}", size=len(domain))
+    return bytes([len(domain)]) + domain + message
