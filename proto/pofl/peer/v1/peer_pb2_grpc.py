@@ -44,16 +44,6 @@ class PeerServiceStub:
                 request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksRequest.SerializeToString,
                 response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksResponse.FromString,
                 _registered_method=True)
-        self.FetchWork = channel.unary_unary(
-                '/pofl.peer.v1.PeerService/FetchWork',
-                request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkRequest.SerializeToString,
-                response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkResponse.FromString,
-                _registered_method=True)
-        self.FetchVm = channel.unary_stream(
-                '/pofl.peer.v1.PeerService/FetchVm',
-                request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.SerializeToString,
-                response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.FromString,
-                _registered_method=True)
         self.OfferWork = channel.unary_unary(
                 '/pofl.peer.v1.PeerService/OfferWork',
                 request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.OfferWorkRequest.SerializeToString,
@@ -79,20 +69,6 @@ class PeerServiceServicer:
 
     def FetchBlocks(self, request, context):
         """A node that is behind: finalised blocks with their certificates from a height on, at most 512 a call.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def FetchWork(self, request, context):
-        """A node: the work block that a pool offered for a claim, from whoever has it. NOT_FOUND if not here.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def FetchVm(self, request, context):
-        """A node or the requester of the task: a claim's Vm body in chunks, from whoever has it. NOT_FOUND if not here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,16 +101,6 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.FetchBlocks,
                     request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksRequest.FromString,
                     response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksResponse.SerializeToString,
-            ),
-            'FetchWork': grpc.unary_unary_rpc_method_handler(
-                    servicer.FetchWork,
-                    request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkRequest.FromString,
-                    response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkResponse.SerializeToString,
-            ),
-            'FetchVm': grpc.unary_stream_rpc_method_handler(
-                    servicer.FetchVm,
-                    request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.FromString,
-                    response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.SerializeToString,
             ),
             'OfferWork': grpc.unary_unary_rpc_method_handler(
                     servicer.OfferWork,
@@ -212,60 +178,6 @@ class PeerService:
             _registered_method=True)
 
     @staticmethod
-    def FetchWork(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/pofl.peer.v1.PeerService/FetchWork',
-            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkRequest.SerializeToString,
-            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def FetchVm(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/pofl.peer.v1.PeerService/FetchVm',
-            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.SerializeToString,
-            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def OfferWork(request,
             target,
             options=(),
@@ -309,6 +221,127 @@ class PeerService:
             '/pofl.peer.v1.PeerService/WatchWork',
             pofl_dot_peer_dot_v1_dot_peer__pb2.WatchWorkRequest.SerializeToString,
             pofl_dot_peer_dot_v1_dot_peer__pb2.WatchWorkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ClaimServiceStub:
+    """A claim's block and Vm body, from whoever has them: nodes that hold them, and the pool itself.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.FetchWork = channel.unary_unary(
+                '/pofl.peer.v1.ClaimService/FetchWork',
+                request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkRequest.SerializeToString,
+                response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkResponse.FromString,
+                _registered_method=True)
+        self.FetchVm = channel.unary_stream(
+                '/pofl.peer.v1.ClaimService/FetchVm',
+                request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.SerializeToString,
+                response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.FromString,
+                _registered_method=True)
+
+
+class ClaimServiceServicer:
+    """A claim's block and Vm body, from whoever has them: nodes that hold them, and the pool itself.
+    """
+
+    def FetchWork(self, request, context):
+        """A node: the work block that a pool offered for a claim. NOT_FOUND if not here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchVm(self, request, context):
+        """A node or the requester of the task: a claim's Vm body in chunks. NOT_FOUND if not here; a pool answers
+        FAILED_PRECONDITION until every higher claim is refuted or skipped, so that losers publish nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ClaimServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'FetchWork': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchWork,
+                    request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkRequest.FromString,
+                    response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkResponse.SerializeToString,
+            ),
+            'FetchVm': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchVm,
+                    request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.FromString,
+                    response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'pofl.peer.v1.ClaimService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('pofl.peer.v1.ClaimService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ClaimService:
+    """A claim's block and Vm body, from whoever has them: nodes that hold them, and the pool itself.
+    """
+
+    @staticmethod
+    def FetchWork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.peer.v1.ClaimService/FetchWork',
+            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkRequest.SerializeToString,
+            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchWorkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pofl.peer.v1.ClaimService/FetchVm',
+            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.SerializeToString,
+            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.FromString,
             options,
             channel_credentials,
             insecure,

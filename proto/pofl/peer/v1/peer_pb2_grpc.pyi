@@ -23,10 +23,6 @@ class PeerServiceStub:
     """
     FetchBlocks: _aio.UnaryStreamMultiCallable[_peer_pb2.FetchBlocksRequest, _peer_pb2.FetchBlocksResponse]
     """A node that is behind: finalised blocks with their certificates from a height on, at most 512 a call."""
-    FetchWork: _aio.UnaryUnaryMultiCallable[_peer_pb2.FetchWorkRequest, _peer_pb2.FetchWorkResponse]
-    """A node: the work block that a pool offered for a claim, from whoever has it. NOT_FOUND if not here."""
-    FetchVm: _aio.UnaryStreamMultiCallable[_peer_pb2.FetchVmRequest, _peer_pb2.FetchVmResponse]
-    """A node or the requester of the task: a claim's Vm body in chunks, from whoever has it. NOT_FOUND if not here."""
     OfferWork: _aio.UnaryUnaryMultiCallable[_peer_pb2.OfferWorkRequest, _peer_pb2.OfferWorkResponse]
     """A pool: its work block on the finalised parent, for its own claim. INVALID_ARGUMENT names the broken rule;
     FAILED_PRECONDITION when this node is not at that parent.
@@ -54,22 +50,6 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         """A node that is behind: finalised blocks with their certificates from a height on, at most 512 a call."""
 
     @_abc_1.abstractmethod
-    def FetchWork(
-        self,
-        request: _peer_pb2.FetchWorkRequest,
-        context: _aio.ServicerContext[_peer_pb2.FetchWorkRequest, _abc.Awaitable[_peer_pb2.FetchWorkResponse]],
-    ) -> _abc.Awaitable[_peer_pb2.FetchWorkResponse]:
-        """A node: the work block that a pool offered for a claim, from whoever has it. NOT_FOUND if not here."""
-
-    @_abc_1.abstractmethod
-    def FetchVm(
-        self,
-        request: _peer_pb2.FetchVmRequest,
-        context: _aio.ServicerContext[_peer_pb2.FetchVmRequest, _abc.AsyncIterator[_peer_pb2.FetchVmResponse]],
-    ) -> _abc.AsyncIterator[_peer_pb2.FetchVmResponse]:
-        """A node or the requester of the task: a claim's Vm body in chunks, from whoever has it. NOT_FOUND if not here."""
-
-    @_abc_1.abstractmethod
     def OfferWork(
         self,
         request: _peer_pb2.OfferWorkRequest,
@@ -88,3 +68,37 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         """A pool or the requester: which claim is the top remaining one here, and the verdicts known so far at this height."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _aio.Server) -> None: ...
+
+class ClaimServiceStub:
+    """A claim's block and Vm body, from whoever has them: nodes that hold them, and the pool itself."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    FetchWork: _aio.UnaryUnaryMultiCallable[_peer_pb2.FetchWorkRequest, _peer_pb2.FetchWorkResponse]
+    """A node: the work block that a pool offered for a claim. NOT_FOUND if not here."""
+    FetchVm: _aio.UnaryStreamMultiCallable[_peer_pb2.FetchVmRequest, _peer_pb2.FetchVmResponse]
+    """A node or the requester of the task: a claim's Vm body in chunks. NOT_FOUND if not here; a pool answers
+    FAILED_PRECONDITION until every higher claim is refuted or skipped, so that losers publish nothing.
+    """
+
+class ClaimServiceServicer(metaclass=_abc_1.ABCMeta):
+    """A claim's block and Vm body, from whoever has them: nodes that hold them, and the pool itself."""
+
+    @_abc_1.abstractmethod
+    def FetchWork(
+        self,
+        request: _peer_pb2.FetchWorkRequest,
+        context: _aio.ServicerContext[_peer_pb2.FetchWorkRequest, _abc.Awaitable[_peer_pb2.FetchWorkResponse]],
+    ) -> _abc.Awaitable[_peer_pb2.FetchWorkResponse]:
+        """A node: the work block that a pool offered for a claim. NOT_FOUND if not here."""
+
+    @_abc_1.abstractmethod
+    def FetchVm(
+        self,
+        request: _peer_pb2.FetchVmRequest,
+        context: _aio.ServicerContext[_peer_pb2.FetchVmRequest, _abc.AsyncIterator[_peer_pb2.FetchVmResponse]],
+    ) -> _abc.AsyncIterator[_peer_pb2.FetchVmResponse]:
+        """A node or the requester of the task: a claim's Vm body in chunks. NOT_FOUND if not here; a pool answers
+        FAILED_PRECONDITION until every higher claim is refuted or skipped, so that losers publish nothing.
+        """
+
+def add_ClaimServiceServicer_to_server(servicer: ClaimServiceServicer, server: _aio.Server) -> None: ...
