@@ -1,0 +1,77 @@
+"""Quantisation keeps the accuracy and says what it lost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from core.chain.transaction import Activation
+from core.errors import InputError
+from core.verification.quantise import float_forward, quantise, quantise_features
+
+ACTIVATIONS = list(Activation)
+
+
+def layers(dims: tuple[int, ...], seed: int, spread: float = 1.0) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.normal(0, spread / np.sqrt(r), (r, c)), rng.normal(0, 0.1, c)) for r, c in pairwise(dims)
+    ]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("spread", [0.3, 1.0, 8.0])
+def test_predictions_survive(activation: Activation, spread: float) -> None:
+    """Random networks have small margins, so this is harder than a trained one: under 3 % of predictions change."""
+    net = layers((64, 16, 10), 5, spread)
+    x = np.random.default_rng(6).uniform(0, 1, (2000, 64))
+    model, report = quantise(net, activation, 127.0, 10, x)
+    exact = float_forward(net, activation, x).argmax(axis=1)
+    same = int((model.forward(quantise_features(x, 127.0))[1] == exact).sum())
+    assert report.same_predictions == same
+    assert same >= 1940, same
+    assert report.loss_points is None
+
+
+def test_digits_lose_less_than_half_a_point() -> None:
+    """A ridge classifier on scikit-learn's digits: the scored model loses less than 0.5 points."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    data = datasets.load_digits()
+    x, y = data.data / 16.0, data.target.astype(np.int64)
+    design = np.hstack([x, np.ones((len(x), 1))])
+    solution = np.linalg.solve(design.T @ design + 0.1 * np.eye(65), design.T @ np.eye(10)[y])
+    model, report = quantise([(solution[:64], solution[64])], Activation.SIGMOID, 127.0, 10, x, y)
+    assert report.loss_points is not None
+    assert abs(report.loss_points) < 0.5
+    assert report.scored_correct == model.count(quantise_features(x, 127.0), y)
+
+
+def test_features_round_and_clamp() -> None:
+    assert quantise_features(np.array([[0.5, -3.0, 3.0, 0.004]]), 100.0).tolist() == [[50, -127, 127, 0]]
+
+
+def test_weights_that_do_not_fit_are_counted() -> None:
+    net = [(np.full((2, 2), 500.0), np.zeros(2)), (np.ones((2, 2)), np.zeros(2))]
+    _, report = quantise(net, Activation.SIGMOID, 1.0, 10, np.zeros((1, 2)))
+    assert report.clipped_weights == 4
+
+
+def test_a_large_last_bias_keeps_its_bound() -> None:
+    model, _ = quantise([(np.full((2, 2), 1e-9), np.array([5.0, -5.0]))], Activation.RELU, 1.0, 10, np.zeros((1, 2)))
+    assert model.forward(np.zeros((1, 2), np.int8))[1].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [(np.full((2, 2), np.nan), np.zeros(2))],
+        [(np.ones((3, 2)), np.zeros(2))],
+        [(np.ones((2, 2)), np.zeros(3))],
+        [],
+    ],
+)
+def test_unusable_networks_are_refused(bad: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    with pytest.raises(InputError):
+        quantise(bad, Activation.RELU, 1.0, 10, np.zeros((1, 2)))
