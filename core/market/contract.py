@@ -23,8 +23,8 @@ __all__ = [
     "IntegerRule", "Offer", "SignedOffer", "Terms", "TradeTerms", "DEFAULT_RULE", "check_offer", "check_rule",
     "check_trade", "decode_offer", "range_amount", "terms", "trade_id", "with_highs",
     "DOMAIN_OFFER", "DOMAIN_TRADE", "DOMAIN_TRADE_SIGNATURE",
-    "CHUNKS", "MAX_BUYERS", "MAX_CLASSES", "MAX_COEFFICIENT_MICRO", "MAX_FEATURES", "MAX_OFFER", "MAX_ROWS", "MAX_RULE_AMOUNT",
-    "MIN_E2_PPM",
+    "CHUNKS", "MAX_BUYERS", "MAX_CLASSES", "MAX_COEFFICIENT_MICRO", "MAX_FEATURES", "MAX_OFFER", "MAX_ROWS",
+    "MAX_RULE_AMOUNT", "MIN_E2_PPM",
 ]  # fmt: skip
 
 DOMAIN_OFFER: Final = b"pofl/offer/1"
@@ -216,7 +216,8 @@ def check_offer(offer: Offer) -> None:
         if not 1 <= value <= limit:
             raise MarketError(f"an offer of {value} {name}; {name} are 1..{limit}", **{name: value})
     if not 0 <= offer.reputation_ppm <= MILLION:
-        raise MarketError(f"the reputation {offer.reputation_ppm} is not in 0..{MILLION} ppm", reputation=offer.reputation_ppm)
+        r = offer.reputation_ppm
+        raise MarketError(f"the reputation {r} is not in 0..{MILLION} ppm", reputation=r)
 
 
 def check_trade(trade: TradeTerms) -> Terms:
@@ -236,7 +237,7 @@ def check_trade(trade: TradeTerms) -> Terms:
     count, most = len(trade.miners), min(MAX_BUYERS, trade.offer.rows // CHUNKS)
     if not 1 <= count <= most:
         raise MarketError(
-            f"{count} miners for {trade.offer.rows} rows; each takes {CHUNKS} chunks of at least one row, so 1 to {most}",
+            f"{count} miners for {trade.offer.rows} rows; each takes {CHUNKS} chunks of a row or more: 1 to {most}",
             miners=count, most=most,
         )  # fmt: skip
     if len(set(trade.miners)) != count:

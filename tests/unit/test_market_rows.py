@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from core.chain import merkle
+from core.codec import decode, encode
+from core.errors import MarketError
+from core.ids import Digest
+from core.market import rows
+from core.market.rows import Chunk, DataSet, chunk_range, open_chunk, plan
+
+SECRET = b"s" * 32
+FEATURES, CLASSES = 5, 3
+
+
+def a_data_set(count: int, seed: int = 1) -> DataSet:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-127, 128, (count, FEATURES), dtype=np.int8)
+    return DataSet(values, rng.integers(0, CLASSES, count, dtype=np.uint8), CLASSES, SECRET)
+
+
+def opened(chunk: Chunk, data: DataSet, start: int, stop: int) -> tuple[rows.Features, rows.Labels]:
+    return open_chunk(chunk, data.root, data.rows, FEATURES, CLASSES, start, stop)
+
+
+@pytest.mark.parametrize("count", [*range(1, 18), 33])
+def test_every_run_of_every_small_tree_opens(count: int) -> None:
+    data = a_data_set(count)
+    for start in range(count):
+        for stop in range(start + 1, count + 1):
+            chunk = data.chunk(start, stop)
+            values, labels = opened(decode(Chunk, encode(chunk)), data, start, stop)
+            assert values.shape == (stop - start, FEATURES)
+            assert labels.shape == (stop - start,)
+            assert len(chunk.proof) <= 2 * count.bit_length()
+
+
+def test_the_root_is_rfc_6962s_and_rows_come_back() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.integers(-127, 128, (21, FEATURES), dtype=np.int8)
+    labels = rng.integers(0, CLASSES, 21, dtype=np.uint8)
+    data = DataSet(values, labels, CLASSES, SECRET)
+    whole = data.chunk(0, 21)
+    size = rows.row_size(FEATURES)
+    leaves = [whole.rows[i : i + size] for i in range(0, len(whole.rows), size)]
+    assert data.root == merkle.root(leaves)
+    assert whole.proof == ()
+    got_values, got_labels = opened(data.chunk(4, 11), data, 4, 11)
+    assert (got_values == values[4:11]).all()
+    assert (got_labels == labels[4:11]).all()
+    assert data.chunk(6, 7).proof[0] == merkle.leaf_hash(leaves[7])
+
+
+def test_salts_hide_equal_rows() -> None:
+    same = DataSet(np.zeros((4, 2), np.int8), np.zeros(4, np.uint8), 2, SECRET)
+    other = DataSet(np.zeros((4, 2), np.int8), np.zeros(4, np.uint8), 2, b"t" * 32)
+    size = rows.row_size(2)
+    bodies = same.chunk(0, 4).rows
+    assert len({bodies[i : i + size] for i in range(0, len(bodies), size)}) == 4
+    assert same.root != other.root
+    assert same.root == DataSet(np.zeros((4, 2), np.int8), np.zeros(4, np.uint8), 2, SECRET).root
+
+
+def test_any_flipped_byte_is_found() -> None:
+    data = a_data_set(13)
+    chunk = data.chunk(3, 6)
+    for i in range(len(chunk.rows)):
+        bad = bytearray(chunk.rows)
+        bad[i] ^= 1
+        with pytest.raises(MarketError):
+            opened(dataclasses.replace(chunk, rows=bytes(bad)), data, 3, 6)
+    for i in range(len(chunk.proof)):
+        path = list(chunk.proof)
+        path[i] = Digest(bytes(32))
+        with pytest.raises(MarketError, match="sign no receipt"):
+            opened(dataclasses.replace(chunk, proof=tuple(path)), data, 3, 6)
+
+
+def test_a_chunk_is_refused_for_other_rows_than_due() -> None:
+    data = a_data_set(20)
+    chunk = data.chunk(4, 8)
+    for start, stop in ((5, 9), (4, 7), (0, 4)):
+        with pytest.raises(MarketError, match="due are rows"):
+            opened(chunk, data, start, stop)
+    with pytest.raises(MarketError, match="sign no receipt"):
+        opened(dataclasses.replace(chunk, start=8), data, 8, 12)
+    with pytest.raises(MarketError, match=r"rows 18\.\.20"):
+        opened(chunk, data, 18, 21)
+
+
+def test_a_proof_of_another_length_is_refused() -> None:
+    data = a_data_set(20)
+    chunk = data.chunk(4, 7)
+    with pytest.raises(MarketError, match="too early"):
+        opened(dataclasses.replace(chunk, proof=chunk.proof[:-1]), data, 4, 7)
+    with pytest.raises(MarketError, match="too many"):
+        opened(dataclasses.replace(chunk, proof=(*chunk.proof, chunk.proof[0])), data, 4, 7)
+
+
+def test_committed_rows_out_of_range_are_found_by_the_buyer() -> None:
+    """The seller's tree is hers to build: a right proof says nothing about the values under it."""
+    size = rows.row_size(1)
+    for body, reason in ((b"\x00\x80", "-128"), (b"\x03\x00", "label 3")):
+        row = bytes(16) + body
+        assert len(row) == size
+        with pytest.raises(MarketError, match=reason):
+            open_chunk(Chunk(0, row, ()), merkle.root([row]), 1, 1, 3, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "reason"),
+    [
+        (np.zeros((3, 2), np.int16), np.zeros(3, np.uint8), "int16"),
+        (np.zeros((3, 2), np.int8), np.zeros(4, np.uint8), "3 rows"),
+        (np.full((3, 2), -128, np.int8), np.zeros(3, np.uint8), "-128"),
+        (np.zeros((3, 2), np.int8), np.full(3, 9, np.uint8), "label 9"),
+        (np.zeros((0, 2), np.int8), np.zeros(0, np.uint8), "0 rows"),
+    ],
+)
+def test_a_data_set_that_cannot_be_sold_is_refused(values: rows.Features, labels: rows.Labels, reason: str) -> None:
+    with pytest.raises(MarketError, match=reason):
+        DataSet(values, labels, 3, SECRET)
+
+
+@pytest.mark.parametrize(("count", "miners"), [(10, 1), (1_000, 3), (1_437, 3), (61, 6), (1_024, 7)])
+def test_plan_covers_all_rows_once_and_evenly(count: int, miners: int) -> None:
+    shares = plan(count, miners)
+    runs = [run for share in shares for run in share]
+    assert runs[0][0] == 0
+    assert runs[-1][1] == count
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(runs))
+    sizes = [share[-1][1] - share[0][0] for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    for share in shares:
+        parts = [stop - start for start, stop in share]
+        assert len(parts) == 10
+        assert min(parts) >= 1
+        assert max(parts) - min(parts) <= 1
+
+
+def test_plan_refuses_empty_chunks_and_unknown_places() -> None:
+    with pytest.raises(MarketError, match="every chunk needs a row"):
+        plan(29, 3)
+    with pytest.raises(MarketError, match="chunk 10 of miner 0"):
+        chunk_range(100, 3, 0, 10)
+    with pytest.raises(MarketError, match="0 miners"):
+        chunk_range(100, 0, 0, 0)
+
+
+def test_a_chunk_larger_than_the_limit_is_refused() -> None:
+    with pytest.raises(MarketError, match="more than a chunk"):
+        open_chunk(Chunk(0, b"", ()), Digest(bytes(32)), 1 << 20, 4_096, 10, 0, 1 << 13)
