@@ -138,10 +138,7 @@ def _layered(reader: _GateReader, garbler: int, evaluator: int, outputs: range) 
     for (_, kind), gates in sorted(levels.items()):
         table = np.array([(a, b, out) for _, a, b, out in gates], np.int64)
         left, right = place[table[:, 0]], place[table[:, 1]]
-        if kind is Kind.INV:
-            made = build.inv(left)
-        else:
-            made = build.and_(left, right) if kind is Kind.AND else build.xor(left, right)
+        made = build.gate(kind, left, left[:0] if kind is Kind.INV else right)
         place[table[:, 2]] = made
     wanted: list[int] = []
     for wire in outputs:

@@ -117,18 +117,19 @@ class CircuitBuilder:
         return np.arange(self.garbler_inputs, self.garbler_inputs + self.evaluator_inputs, dtype=np.int64)
 
     def xor(self, a: Wires, b: Wires) -> Wires:
-        return self._add(Kind.XOR, a, b)
+        return self.gate(Kind.XOR, a, b)
 
     def and_(self, a: Wires, b: Wires) -> Wires:
-        return self._add(Kind.AND, a, b)
+        return self.gate(Kind.AND, a, b)
 
     def inv(self, a: Wires) -> Wires:
-        return self._add(Kind.INV, a, a[:0])
+        return self.gate(Kind.INV, a, a[:0])
 
     def build(self, outputs: Wires) -> Circuit:
         return Circuit(self.garbler_inputs, self.evaluator_inputs, self.constants, tuple(self._layers), outputs)
 
-    def _add(self, kind: Kind, a: Wires, b: Wires) -> Wires:
+    def gate(self, kind: Kind, a: Wires, b: Wires) -> Wires:
+        """One layer; ``b`` is empty for INV. No gates, no layer."""
         if not len(a):
             return a
         layer = Layer(kind, np.ascontiguousarray(a), np.ascontiguousarray(b), self._next)
