@@ -17,6 +17,7 @@
     ├── ProtocolError               a step of an interactive protocol was wrong
     │   ├── SequenceError           a message out of order, replayed with other content, or after the end
     │   ├── CheatingError           a cryptographic check failed: the peer's message cannot be honest
+    │   ├── InconclusiveError       a check that can fail by chance did: nobody is blamed, repeat it
     │   ├── BudgetError             a one-use value or a counted run is used up
     │   └── AbortError              the peer ended the protocol, with its reason
     ├── CryptoError                 a key, signature, ciphertext or proof does not verify
@@ -37,8 +38,8 @@ __all__ = [
     "PoflError", "InputError", "MalformedError", "LimitError", "NotFoundError", "ConfigError", "AuthError",
     "ChainError",
     "BlockError", "TransactionError", "VoteError", "WrongChainError", "ProtocolError", "SequenceError", "CheatingError",
-    "BudgetError", "AbortError", "CryptoError", "MarketError", "StorageError", "CorruptError", "LockedError",
-    "StorageFullError", "UnavailableError", "DeadlineError",
+    "InconclusiveError", "BudgetError", "AbortError", "CryptoError", "MarketError", "StorageError", "CorruptError",
+    "LockedError", "StorageFullError", "UnavailableError", "DeadlineError",
 ]  # fmt: skip
 
 
@@ -109,6 +110,10 @@ class SequenceError(ProtocolError):
 
 class CheatingError(ProtocolError):
     """A cryptographic check failed: the peer's message cannot come from an honest peer."""
+
+
+class InconclusiveError(ProtocolError):
+    """A check that can fail by chance did. Nobody is blamed; it is repeated with fresh coins."""
 
 
 class BudgetError(ProtocolError):
