@@ -133,7 +133,8 @@ class ScoredModel:
             raise MalformedError(f"{family.layers} layers expected, got {len(self.weights)}")
         for layer, (weights, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             rows, columns = family.dims[layer], family.dims[layer + 1]
-            if (weights.dtype, weights.shape) != (np.int64, (rows, columns)) or (bias.dtype, bias.shape) != (np.int64, (columns,)):
+            fits = weights.shape == (rows, columns) and bias.shape == (columns,)
+            if not fits or weights.dtype != np.int64 or bias.dtype != np.int64:
                 raise MalformedError(
                     f"layer {layer + 1}: weights {weights.shape} of {weights.dtype} and bias {bias.shape} of {bias.dtype}, "
                     f"expected ({rows}, {columns}) and ({columns},) of int64"

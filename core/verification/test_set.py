@@ -1,0 +1,106 @@
+"""The encrypted test set: ``c0`` of every row as a blob; ``c1`` is public randomness (design: verification, section 2).
+
+Row j < M holds feature j of every sample, row M + c is 1 where the label is c. One blob is one row: B ciphertexts, packed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.chain import merkle
+from core.crypto.homomorphic import PARAMS, Residues, SecretKey, encrypt_symmetric, expand_uniform, pack, unpack
+from core.crypto.homomorphic.params import Ints
+from core.errors import CryptoError, MalformedError
+from core.ids import Digest, TaskId
+from core.ports import Rng
+from core.verification.field import T
+from core.verification.scored_model import Features, Labels, check_features
+from core.verification.task import PublicKind, TaskContext, batches_of, public_context
+
+__all__ = ["EncryptedTestSet", "TestSet", "encrypt_test_set"]
+
+
+@dataclass(frozen=True, eq=False)
+class TestSet:
+    """The requester's secret: int8 features of shape (I, M), labels of shape (I,) in [0, C)."""
+
+    __test__ = False  # not a test case, whatever its name suggests to pytest
+
+    features: Features
+    labels: Labels
+    classes: int
+
+    def __post_init__(self) -> None:
+        """Raises MalformedError for a feature or label out of range."""
+        check_features(self.features, self.features.shape[-1])
+        if self.labels.shape != self.features.shape[:1] or not len(self.labels):
+            raise MalformedError(f"{self.labels.shape} labels for {self.features.shape} features")
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= self.classes:
+            raise MalformedError(f"labels are 0 to {self.classes - 1}, got {self.labels.min()} to {self.labels.max()}")
+
+    @property
+    def samples(self) -> int:
+        return len(self.labels)
+
+    def rows(self) -> Ints:
+        """(M + C, I): features, then one-hot labels."""
+        one_hot = (self.labels[None, :] == np.arange(self.classes)[:, None]).astype(np.int64)
+        return np.concatenate([self.features.T.astype(np.int64), one_hot])
+
+
+def encrypt_test_set(
+    sk: SecretKey, chain_id: Digest, task_id: TaskId, test_set: TestSet, rng: Rng
+) -> tuple[tuple[bytes, ...], tuple[Digest, ...], Digest]:
+    """``(blobs, their digests, test_root)``: what the task publishes. Once per task: the public ``c1`` must not repeat."""
+    rows = test_set.rows()
+    count, batches = len(rows), batches_of(test_set.samples)
+    flat = np.zeros((count, batches * PARAMS.degree), dtype=np.int64)
+    flat[:, : test_set.samples] = np.remainder(rows, T)
+    plain = flat.reshape(count, batches, PARAMS.degree)
+    blobs = []
+    for row in range(count):
+        kind, index = _kind_of(row, test_set.features.shape[1])
+        context = public_context(chain_id, task_id, kind, index)
+        blobs.append(pack(encrypt_symmetric(sk, context, plain[row], rng)))
+    digests = tuple(Digest(hashlib.sha256(blob).digest()) for blob in blobs)
+    return tuple(blobs), digests, merkle.root(digests)
+
+
+def _kind_of(row: int, features: int) -> tuple[PublicKind, int]:
+    return (PublicKind.FEATURE, row) if row < features else (PublicKind.LABEL, row - features)
+
+
+@dataclass(frozen=True, eq=False)
+class EncryptedTestSet:
+    """The test set as pools and nodes hold it: ``A[j, b]`` and ``Y[c, b]``, each half of shape (rows, B, L, N)."""
+
+    features0: Residues
+    features1: Residues
+    labels0: Residues
+    labels1: Residues
+
+    @classmethod
+    def load(cls, task: TaskContext, blobs: Sequence[bytes]) -> EncryptedTestSet:
+        """Checks every blob against the task and unpacks it.
+
+        Raises:
+            CryptoError: a blob is not the one that the task lists.
+            MalformedError, LimitError: a blob of another size, or a residue that is not below its prime.
+        """
+        listed = task.spec.test_blobs
+        if len(blobs) != len(listed):
+            raise MalformedError(f"{len(blobs)} blobs, the task lists {len(listed)}")
+        shape = (len(listed), task.batches, PARAMS.limbs, PARAMS.degree)
+        c0, c1 = np.empty(shape, dtype=np.uint64), np.empty(shape, dtype=np.uint64)
+        for row, (blob, wanted) in enumerate(zip(blobs, listed, strict=True)):
+            if hashlib.sha256(blob).digest() != wanted:
+                raise CryptoError(f"blob {row} of the test set is not the one that the task lists", row=row)
+            c0[row] = unpack(blob, task.batches)
+            kind, index = _kind_of(row, task.features)
+            c1[row] = expand_uniform(PARAMS, task.public(kind, index), task.batches)
+        m = task.features
+        return cls(c0[:m], c1[:m], c0[m:], c1[m:])
