@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import services  # noqa: F401 - first of all: it sets what gRPC reads when it is imported
+
 
 def pytest_report_header() -> str:
     return f"seed: {os.environ.get('POFL_TEST_SEED', '20261122')} (set POFL_TEST_SEED to change it)"

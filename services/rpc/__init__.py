@@ -1,0 +1,1 @@
+"""What every role shares to serve and to call: TLS, errors, limits, handshake, blobs."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pofl/admin/v1/admin.proto\x12\rpofl.admin.v1\"F\n\x10HandshakeRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12#\n\x05hello\x18\x02 \x01(\x0b\x32\x14.pofl.admin.v1.Hello\"8\n\x11HandshakeResponse\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x14.pofl.admin.v1.Hello\"\x89\x01\n\x05Hello\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t\x12\x14\n\x0cgenesis_hash\x18\x02 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\"\x0f\n\rStatusRequest\"\xdc\x01\n\x0eStatusResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x11\n\tuptime_ms\x18\x05 \x01(\x04\x12\x0e\n\x06listen\x18\x06 \x01(\t\x12;\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32*.pofl.admin.v1.StatusResponse.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x61\n\x0fIdentityService\x12N\n\tHandshake\x12\x1f.pofl.admin.v1.HandshakeRequest\x1a .pofl.admin.v1.HandshakeResponse2U\n\x0c\x41\x64minService\x12\x45\n\x06Status\x12\x1c.pofl.admin.v1.StatusRequest\x1a\x1d.pofl.admin.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pofl/admin/v1/admin.proto\x12\rpofl.admin.v1\"F\n\x10HandshakeRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12#\n\x05hello\x18\x02 \x01(\x0b\x32\x14.pofl.admin.v1.Hello\"8\n\x11HandshakeResponse\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x14.pofl.admin.v1.Hello\"\x89\x01\n\x05Hello\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t\x12\x14\n\x0cgenesis_hash\x18\x02 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\"\x0f\n\rStatusRequest\"\xdc\x01\n\x0eStatusResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x11\n\tuptime_ms\x18\x05 \x01(\x04\x12\x0e\n\x06listen\x18\x06 \x01(\t\x12;\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32*.pofl.admin.v1.StatusResponse.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x10\n\x0eMetricsRequest\"\x1f\n\x0fMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2a\n\x0fIdentityService\x12N\n\tHandshake\x12\x1f.pofl.admin.v1.HandshakeRequest\x1a .pofl.admin.v1.HandshakeResponse2\x9f\x01\n\x0c\x41\x64minService\x12\x45\n\x06Status\x12\x1c.pofl.admin.v1.StatusRequest\x1a\x1d.pofl.admin.v1.StatusResponse\x12H\n\x07Metrics\x12\x1d.pofl.admin.v1.MetricsRequest\x1a\x1e.pofl.admin.v1.MetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,8 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSRESPONSE']._serialized_end=552
   _globals['_STATUSRESPONSE_DETAILSENTRY']._serialized_start=506
   _globals['_STATUSRESPONSE_DETAILSENTRY']._serialized_end=552
-  _globals['_IDENTITYSERVICE']._serialized_start=554
-  _globals['_IDENTITYSERVICE']._serialized_end=651
-  _globals['_ADMINSERVICE']._serialized_start=653
-  _globals['_ADMINSERVICE']._serialized_end=738
+  _globals['_METRICSREQUEST']._serialized_start=554
+  _globals['_METRICSREQUEST']._serialized_end=570
+  _globals['_METRICSRESPONSE']._serialized_start=572
+  _globals['_METRICSRESPONSE']._serialized_end=603
+  _globals['_IDENTITYSERVICE']._serialized_start=605
+  _globals['_IDENTITYSERVICE']._serialized_end=702
+  _globals['_ADMINSERVICE']._serialized_start=705
+  _globals['_ADMINSERVICE']._serialized_end=864
 # @@protoc_insertion_point(module_scope)

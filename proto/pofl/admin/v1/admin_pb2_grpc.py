@@ -117,6 +117,11 @@ class AdminServiceStub:
                 request_serializer=pofl_dot_admin_dot_v1_dot_admin__pb2.StatusRequest.SerializeToString,
                 response_deserializer=pofl_dot_admin_dot_v1_dot_admin__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.Metrics = channel.unary_unary(
+                '/pofl.admin.v1.AdminService/Metrics',
+                request_serializer=pofl_dot_admin_dot_v1_dot_admin__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=pofl_dot_admin_dot_v1_dot_admin__pb2.MetricsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -129,6 +134,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Metrics(self, request, context):
+        """The same text as the Prometheus exporter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +148,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=pofl_dot_admin_dot_v1_dot_admin__pb2.StatusRequest.FromString,
                     response_serializer=pofl_dot_admin_dot_v1_dot_admin__pb2.StatusResponse.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=pofl_dot_admin_dot_v1_dot_admin__pb2.MetricsRequest.FromString,
+                    response_serializer=pofl_dot_admin_dot_v1_dot_admin__pb2.MetricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -166,6 +183,33 @@ class AdminService:
             '/pofl.admin.v1.AdminService/Status',
             pofl_dot_admin_dot_v1_dot_admin__pb2.StatusRequest.SerializeToString,
             pofl_dot_admin_dot_v1_dot_admin__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.admin.v1.AdminService/Metrics',
+            pofl_dot_admin_dot_v1_dot_admin__pb2.MetricsRequest.SerializeToString,
+            pofl_dot_admin_dot_v1_dot_admin__pb2.MetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class AdminServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusResponse]
+    Metrics: _aio.UnaryUnaryMultiCallable[_admin_pb2.MetricsRequest, _admin_pb2.MetricsResponse]
+    """The same text as the Prometheus exporter."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """On the local port only, for the operator."""
@@ -51,5 +53,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.StatusRequest,
         context: _aio.ServicerContext[_admin_pb2.StatusRequest, _abc.Awaitable[_admin_pb2.StatusResponse]],
     ) -> _abc.Awaitable[_admin_pb2.StatusResponse]: ...
+
+    @_abc_1.abstractmethod
+    def Metrics(
+        self,
+        request: _admin_pb2.MetricsRequest,
+        context: _aio.ServicerContext[_admin_pb2.MetricsRequest, _abc.Awaitable[_admin_pb2.MetricsResponse]],
+    ) -> _abc.Awaitable[_admin_pb2.MetricsResponse]:
+        """The same text as the Prometheus exporter."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _aio.Server) -> None: ...

@@ -1,0 +1,162 @@
+"""What happens around every call that is served.
+
+In this order, cheap checks first: who calls, may they, is there a deadline, are they within their limits; then the
+request is decoded and the method runs. Whatever it raises leaves as a status: an error of the tree by the table of
+services/rpc/errors.py, anything else as INTERNAL with an identifier that is also in the log.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc import StatusCode, aio
+
+from core.errors import MalformedError, PoflError
+from services.rpc.auth import RoleRules, caller
+from services.rpc.errors import to_status
+from services.rpc.limits import Limiter
+from services.runtime.logging import logger, scope
+from services.runtime.metrics import counter, gauge, histogram
+
+__all__ = ["Interceptor"]
+
+log = logger(__name__)
+
+CALLS = counter("rpc_served", "Calls served, by method and status code.", ("method", "code"))
+RUNNING = gauge("rpc_running", "Calls being served now.", ("method",))
+SECONDS = histogram("rpc_seconds", "Time from the start of a served call to its end.", ("method",))
+
+# Their clients keep a stream open for as long as they look; both come from gRPC's own packages.
+WITHOUT_DEADLINE = frozenset(
+    {"/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}
+)
+
+# gRPC's classes are generic for the type checker only.
+if TYPE_CHECKING:
+    _Base = aio.ServerInterceptor[Any, Any]
+    Context = aio.ServicerContext[Any, Any]
+else:
+    _Base = aio.ServerInterceptor
+
+
+class Interceptor(_Base):
+    """Wraps every method of a server. Without ``rules`` every caller may call everything (the operator's port)."""
+
+    def __init__(self, rules: RoleRules | None, limiter: Limiter | None) -> None:
+        self._rules = rules
+        self._limiter = limiter
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler: Any = await continuation(handler_call_details)
+        # Unknown methods are answered by gRPC itself; they make no metric, or callers could make any number of them.
+        return None if handler is None else self._wrap(handler_call_details.method, handler)
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        decode: Callable[[bytes], Any] = handler.request_deserializer or bytes
+
+        async def one_to_one(data: bytes, context: Context) -> Any:
+            async with self._guard(method, context):
+                return await handler.unary_unary(_decoded(decode, data), context)
+
+        async def one_to_many(data: bytes, context: Context) -> AsyncIterator[Any]:
+            async with self._guard(method, context):
+                async for message in _messages(handler.unary_stream(_decoded(decode, data), context)):
+                    yield message
+
+        async def many_to_one(requests: AsyncIterator[Any], context: Context) -> Any:
+            async with self._guard(method, context):
+                return await handler.stream_unary(requests, context)
+
+        async def many_to_many(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            async with self._guard(method, context):
+                async for message in _messages(handler.stream_stream(requests, context)):
+                    yield message
+
+        # A single request is decoded by us, after the checks. A stream's requests are decoded by gRPC as they are
+        # read, so that a method may also read them one by one from its context.
+        make: Any
+        streams = (handler.request_streaming, handler.response_streaming)
+        if streams == (False, False):
+            return grpc.unary_unary_rpc_method_handler(one_to_one, None, handler.response_serializer)
+        if streams == (False, True):
+            make, behaviour = grpc.unary_stream_rpc_method_handler, one_to_many
+            return make(behaviour, None, handler.response_serializer)
+        if streams == (True, False):
+            make = grpc.stream_unary_rpc_method_handler
+            return make(many_to_one, handler.request_deserializer, handler.response_serializer)
+        make = grpc.stream_stream_rpc_method_handler
+        return make(many_to_many, handler.request_deserializer, handler.response_serializer)
+
+    @asynccontextmanager
+    async def _guard(self, method: str, context: Context) -> AsyncIterator[None]:
+        started = time.monotonic()
+        code = StatusCode.OK.name
+        RUNNING.labels(method).inc()
+        try:
+            async with self._admitted(method, context):
+                yield
+        except PoflError as error:
+            status, details, trailers = to_status(error)
+            code = status.name
+            log.debug("call refused", method=method, peer=context.peer(), code=code, error=error)
+            await context.abort(status, details, trailers)
+        except DecodeError as error:
+            status, details, trailers = to_status(MalformedError(f"a request of {method} does not decode: {error}"))
+            code = status.name
+            await context.abort(status, details, trailers)
+        except aio.AbortError:
+            code = context.code().name if isinstance(context.code(), StatusCode) else "ABORTED"
+            raise
+        except Exception:
+            # The boundary: a defect in one method must not end the server.
+            code = StatusCode.INTERNAL.name
+            incident = secrets.token_hex(4)
+            log.exception("a call failed unexpectedly", method=method, peer=context.peer(), incident=incident)
+            await context.abort(StatusCode.INTERNAL, f"internal error {incident}: see the log of this process")
+        except BaseException:
+            code = StatusCode.CANCELLED.name
+            raise
+        finally:
+            RUNNING.labels(method).dec()
+            SECONDS.labels(method).observe(time.monotonic() - started)
+            CALLS.labels(method, code).inc()
+
+    @asynccontextmanager
+    async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
+        if self._rules is None or self._limiter is None:
+            yield
+            return
+        who = caller(context)
+        self._rules.check(method, who)
+        if context.time_remaining() is None and method not in WITHOUT_DEADLINE:
+            raise MalformedError(f"{method} was called without a deadline: set one on every call")
+        with self._limiter.enter(str(who)), scope(caller=str(who)):
+            yield
+
+
+def _decoded(decode: Callable[[bytes], Any], data: bytes) -> Any:
+    return decode(data)
+
+
+async def _messages(replies: Any) -> AsyncIterator[Any]:
+    """Replies of a streaming method, which may yield them or write them to its context."""
+    if not hasattr(replies, "__aiter__"):
+        await replies
+        return
+    try:
+        async for message in replies:
+            yield message
+    finally:
+        close = getattr(replies, "aclose", None)
+        if close is not None:
+            await close()

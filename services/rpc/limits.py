@@ -1,0 +1,89 @@
+"""How much one caller may ask: calls per second and calls at once. Sizes that hold for every message are here too."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from core.errors import LimitError
+
+__all__ = ["CHUNK", "MAX_MESSAGE", "CallerLimits", "Limiter"]
+
+MAX_MESSAGE = 4 * 1024 * 1024
+"""Bytes of one message, whole. Anything larger is a blob."""
+CHUNK = 256 * 1024
+"""Bytes of blob content in one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """Limits for one caller of one server."""
+
+    rate: float = 200.0
+    """Calls per second in the long run."""
+    burst: int = 400
+    """Calls that may come at once after a quiet time."""
+    concurrent: int = 64
+    """Calls that may be open at once; a stream counts as one for as long as it lives."""
+
+
+@dataclass(slots=True)
+class _Usage:
+    tokens: float
+    updated: float
+    running: int = 0
+
+
+class Limiter:
+    """Token bucket and concurrency count per caller.
+
+    Remembers at most ``callers`` callers: the longest idle one is forgotten, which can only give it a full bucket again.
+    """
+
+    def __init__(
+        self, limits: CallerLimits, callers: int = 1024, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._callers = callers
+        self._monotonic = monotonic
+        self._usage: OrderedDict[str, _Usage] = OrderedDict()
+
+    @contextmanager
+    def enter(self, caller: str) -> Iterator[None]:
+        """Around one call. Raises LimitError before the call does anything."""
+        usage = self._take(caller)
+        usage.running += 1
+        try:
+            yield
+        finally:
+            usage.running -= 1
+
+    def _take(self, caller: str) -> _Usage:
+        now = self._monotonic()
+        usage = self._usage.get(caller)
+        if usage is None:
+            usage = self._usage[caller] = _Usage(float(self._limits.burst), now)
+            self._forget()
+        self._usage.move_to_end(caller)
+        usage.tokens = min(float(self._limits.burst), usage.tokens + (now - usage.updated) * self._limits.rate)
+        usage.updated = now
+        if usage.running >= self._limits.concurrent:
+            raise LimitError(
+                f"{caller} has {usage.running} calls open, the limit is {self._limits.concurrent}: end one first",
+                running=usage.running,
+            )
+        if usage.tokens < 1.0:
+            raise LimitError(f"{caller} calls more than {self._limits.rate:g} times a second: slow down")
+        usage.tokens -= 1.0
+        return usage
+
+    def _forget(self) -> None:
+        """Drop the longest idle caller with no open call, if there are too many."""
+        if len(self._usage) <= self._callers:
+            return
+        idle = next((caller for caller, usage in self._usage.items() if usage.running == 0), None)
+        if idle is not None:
+            del self._usage[idle]

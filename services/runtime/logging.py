@@ -1,0 +1,191 @@
+"""Structured logs: one line per event, as JSON or for people.
+
+Every line has the time, the level, the process (``role``, ``name``), the place in the code, the message, and fields.
+Fields come from the call and from the context (`scope`), which follows asyncio tasks::
+
+    log = logger(__name__)
+    with scope(height=7, task=task_id):
+        log.info("block finalised", pool=pool, correct=342)
+
+Secrets have no way in: a field whose name says it is one is replaced, ``bytes`` are shown as their first eight hex
+digits, and PEM private keys are cut out of messages.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from core.errors import ConfigError
+from core.ids import short
+
+__all__ = ["Log", "logger", "scope", "setup"]
+
+_scope: ContextVar[Mapping[str, object]] = ContextVar("pofl_log_scope", default=MappingProxyType({}))
+_SECRET = re.compile(r"secret|password|passphrase|token|seed|private|signing_key|mask", re.IGNORECASE)
+_PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+_installed: list[logging.Handler] = []
+_FILE_BYTES, _FILE_BACKUPS = 20 * 1024 * 1024, 3
+
+
+class LogConfig(Protocol):
+    """What `setup` needs to know; services.runtime.config.LogConfig has it."""
+
+    @property
+    def level(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def file(self) -> Path | None: ...
+
+
+class Log:
+    """A named logger whose calls take fields as keywords."""
+
+    __slots__ = ("_fields", "_logger")
+
+    def __init__(self, inner: logging.Logger, fields: Mapping[str, object] | None = None) -> None:
+        self._logger = inner
+        self._fields = dict(fields or {})
+
+    def bind(self, **fields: object) -> Log:
+        """The same logger with these fields on every line."""
+        return Log(self._logger, {**self._fields, **fields})
+
+    def debug(self, message: str, /, **fields: object) -> None:
+        self._log(logging.DEBUG, message, fields)
+
+    def info(self, message: str, /, **fields: object) -> None:
+        self._log(logging.INFO, message, fields)
+
+    def warning(self, message: str, /, **fields: object) -> None:
+        self._log(logging.WARNING, message, fields)
+
+    def error(self, message: str, /, **fields: object) -> None:
+        self._log(logging.ERROR, message, fields)
+
+    def exception(self, message: str, /, **fields: object) -> None:
+        """As error, with the traceback of the exception being handled."""
+        self._log(logging.ERROR, message, fields, traceback=True)
+
+    def _log(self, level: int, message: str, fields: Mapping[str, object], traceback: bool = False) -> None:
+        if self._logger.isEnabledFor(level):
+            extra = {"fields": {**_scope.get(), **self._fields, **fields}}
+            # The message is passed as an argument: a per cent sign in it is text.
+            self._logger.log(level, "%s", message, extra=extra, exc_info=traceback, stacklevel=3)
+
+
+def logger(name: str) -> Log:
+    """The logger of a module: ``logger(__name__)``."""
+    return Log(logging.getLogger(name))
+
+
+@contextmanager
+def scope(**fields: object) -> Iterator[None]:
+    """Adds fields to every line logged inside, also by tasks started inside."""
+    token = _scope.set({**_scope.get(), **fields})
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def setup(role: str, name: str, cfg: LogConfig) -> None:
+    """Send all logs of this process where the configuration says. May be called again. Raises ConfigError."""
+    level = logging.getLevelNamesMapping().get(cfg.level.upper())
+    if level is None:
+        raise ConfigError(f"log.level must be debug, info, warning or error, got {cfg.level!r}")
+    handler: logging.Handler
+    if cfg.file is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        try:
+            cfg.file.parent.mkdir(parents=True, exist_ok=True)
+            handler = logging.handlers.RotatingFileHandler(
+                cfg.file, maxBytes=_FILE_BYTES, backupCount=_FILE_BACKUPS, encoding="utf-8"
+            )
+        except OSError as error:
+            raise ConfigError(f"cannot write the log file {cfg.file}: {error.strerror or error}") from error
+    handler.setFormatter(_Json(role, name) if cfg.format == "json" else _Console(role, name))
+    root = logging.getLogger()
+    while _installed:
+        old = _installed.pop()
+        root.removeHandler(old)
+        old.close()
+    _installed.append(handler)
+    root.addHandler(handler)
+    root.setLevel(level)
+    # These libraries say at "info" what is noise beside a block.
+    for noisy in ("asyncio", "urllib3", "docker", "flwr"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+
+
+def _plain(key: str, value: object) -> object:
+    """A field as it may be shown."""
+    if _SECRET.search(key):
+        return "(secret)"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return short(bytes(value))
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, BaseException):
+        return _PEM.sub("(private key)", f"{type(value).__name__}: {value}")
+    return _PEM.sub("(private key)", str(value))
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, role: str, name: str) -> None:
+        super().__init__()
+        self._role = role
+        self._name = name
+
+    def parts(self, record: logging.LogRecord) -> tuple[str, dict[str, object], str | None]:
+        """Message, fields and traceback, all without secrets."""
+        fields = {key: _plain(key, value) for key, value in getattr(record, "fields", {}).items()}
+        message = _PEM.sub("(private key)", record.getMessage())
+        trace = _PEM.sub("(private key)", self.formatException(record.exc_info)) if record.exc_info else None
+        return message, fields, trace
+
+
+class _Json(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message, fields, trace = self.parts(record)
+        line: dict[str, object] = {
+            "time_ms": int(record.created * 1000), "level": record.levelname.lower(), "role": self._role,
+            "name": self._name, "logger": record.name, "message": message,
+        }  # fmt: skip
+        # A field never replaces what identifies the line.
+        line.update((key if key not in line else f"{key}_", value) for key, value in fields.items())
+        if trace is not None:
+            line["traceback"] = trace
+        return json.dumps(line, ensure_ascii=False, allow_nan=True)
+
+
+class _Console(_Formatter):
+    default_msec_format = "%s.%03d"
+
+    def format(self, record: logging.LogRecord) -> str:
+        message, fields, trace = self.parts(record)
+        shown = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
+        clock = self.formatTime(record, "%H:%M:%S")
+        line = f"{clock} {record.levelname:<7} {self._role}/{self._name} {_one_line(message)}{shown}"
+        return line if trace is None else f"{line}\n{trace}"
+
+
+def _one_line(text: str) -> str:
+    """Peers' text cannot begin a line of its own in the log."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _quoted(value: object) -> str:
+    text = _one_line(str(value))
+    return json.dumps(text, ensure_ascii=False) if " " in text or "=" in text or not text else text
