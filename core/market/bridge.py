@@ -9,7 +9,7 @@ import math
 
 from core.errors import MarketError
 from core.ids import MILLION, Amount, PartsPerMillion
-from core.market.contract import MAX_RULE_AMOUNT, IntegerRule, Terms, check_rule, terms
+from core.market.contract import MAX_RULE_AMOUNT, IntegerRule, Terms, check_rule, least_bid, terms
 from core.market.reverse_game import PoolPrivate, Rule, best_bid
 
 __all__ = ["choose_bid", "round_bid", "to_float"]
@@ -25,19 +25,19 @@ def to_float(rule: IntegerRule) -> Rule:
         beta=rule.beta_micro / MILLION,
         D_bar=float(rule.D_bar),
         m_bar=float(rule.m_bar),
+        m_min=float(rule.m_min),
     )
 
 
 def round_bid(rule: IntegerRule, m: float, reputation: PartsPerMillion) -> Amount:
-    """``m`` rounded down, but not below ``alpha (1-r)``, the least that the provider takes.
+    """``m`` rounded down, but not below the least that the provider takes.
 
     Raises:
         MarketError: ``m`` is not a number, negative, or above MAX_RULE_AMOUNT.
     """
     if not 0 <= m <= MAX_RULE_AMOUNT:
         raise MarketError(f"the bid {m} is not in 0..{MAX_RULE_AMOUNT}", bid=m)
-    least = -(-rule.alpha * (MILLION - reputation) // MILLION)
-    return Amount(max(math.floor(m), least))
+    return Amount(max(math.floor(m), least_bid(rule, reputation)))
 
 
 def choose_bid(rule: IntegerRule, private: PoolPrivate, reputation: PartsPerMillion) -> tuple[Amount, Terms] | None:

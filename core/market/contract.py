@@ -21,7 +21,7 @@ from core.ids import MILLION, AccountId, Amount, Digest, Height, Milliseconds, P
 
 __all__ = [
     "IntegerRule", "Offer", "SignedOffer", "Terms", "TradeTerms", "DEFAULT_RULE", "check_offer", "check_rule",
-    "check_trade", "decode_offer", "range_amount", "terms", "trade_id", "with_highs",
+    "check_trade", "decode_offer", "least_bid", "range_amount", "terms", "trade_id", "with_highs",
     "DOMAIN_OFFER", "DOMAIN_TRADE", "DOMAIN_TRADE_SIGNATURE",
     "CHUNKS", "MAX_BUYERS", "MAX_CLASSES", "MAX_COEFFICIENT_MICRO", "MAX_FEATURES", "MAX_OFFER", "MAX_ROWS",
     "MAX_RULE_AMOUNT", "MIN_E2_PPM",
@@ -35,7 +35,7 @@ DOMAIN_TRADE_SIGNATURE: Final = b"pofl/trade-signature/1"
 """Under the provider's signature of the trade terms."""
 
 MAX_RULE_AMOUNT: Final = 10**15
-"""Largest ``m``, ``m_bar``, ``D_bar`` and ``alpha``; below 2^53, so it is exact as a float too."""
+"""Largest ``m``, ``m_bar``, ``m_min``, ``D_bar`` and ``alpha``; below 2^53, so it is exact as a float too."""
 MIN_E2_PPM: Final = 1_000
 MAX_COEFFICIENT_MICRO: Final = 1_000 * MILLION
 """Largest ``eta`` and ``beta``, in millionths."""
@@ -68,6 +68,8 @@ class IntegerRule:
     """Recent high of the markup; the chain's figure for this provider."""
     m_bar: Annotated[Amount, I64]
     """Recent high of the bid; the chain's figure for this provider."""
+    m_min: Annotated[Amount, I64]
+    """Reserve: no bid below it. 0 is the paper's game (docs/adr/0030-market-defaults.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ DEFAULT_RULE: Final = IntegerRule(
     beta_micro=1_000_000,
     D_bar=Amount(4_000),
     m_bar=Amount(8_000),
+    m_min=Amount(1_000),
 )
 """Parameters for which the mechanism does what section III promises (docs/adr/0030-market-defaults.md)."""
 
@@ -141,8 +144,8 @@ def terms(rule: IntegerRule, m: Amount, reputation: PartsPerMillion) -> Terms:
     where ``p`` reaches 1 if that comes first.
 
     Raises:
-        MarketError: the rule breaks a condition, ``m`` or ``reputation`` is out of range, or ``m < alpha (1-r)``,
-            where every markup would leave the provider with an expected loss.
+        MarketError: the rule breaks a condition, ``m`` or ``reputation`` is out of range, or ``m`` is below
+            ``least_bid``.
     """
     check_rule(rule)
     if not 0 <= m <= MAX_RULE_AMOUNT:
@@ -152,14 +155,14 @@ def terms(rule: IntegerRule, m: Amount, reputation: PartsPerMillion) -> Terms:
     e1, e2, D_bar, m_bar = rule.e1_ppm, rule.e2_ppm, rule.D_bar, rule.m_bar
     k = MILLION - e1 - e2
     s = rule.beta_micro * rule.eta_micro - MILLION**2  # (beta eta - 1) * 10^12
-    surplus = m * MILLION - rule.alpha * (MILLION - reputation)  # (m - alpha (1-r)) * 10^6
-    if surplus < 0:
-        floor = -(-rule.alpha * (MILLION - reputation) // MILLION)
+    least = least_bid(rule, reputation)
+    if m < least:
         raise MarketError(
-            f"the bid {m} is below {floor} = alpha (1-r), the provider's loss at reputation {reputation} ppm; "
-            "bid more or decline",
-            bid=m, floor=floor, reputation=reputation,
+            f"the bid {m} is below {least}, the least at reputation {reputation} ppm (alpha = {rule.alpha}, reserve "
+            f"{rule.m_min}); bid more or decline",
+            bid=m, least=least, reputation=reputation,
         )  # fmt: skip
+    surplus = m * MILLION - rule.alpha * (MILLION - reputation)  # (m - alpha (1-r)) * 10^6
     # a = e1 r + (1-e1-e2) m/m_bar, times 10^12 m_bar: the probability before the markup
     a = e1 * reputation * m_bar + k * m * MILLION
     one = MILLION**2 * m_bar
@@ -172,6 +175,11 @@ def terms(rule: IntegerRule, m: Amount, reputation: PartsPerMillion) -> Terms:
     return Terms(Amount(markup), Amount(m + markup), PartsPerMillion(min(p, MILLION)))
 
 
+def least_bid(rule: IntegerRule, reputation: PartsPerMillion) -> Amount:
+    """``max(m_min, alpha (1-r))``, rounded up: below it every markup leaves the provider an expected loss."""
+    return Amount(max(rule.m_min, -(-rule.alpha * (MILLION - reputation) // MILLION)))
+
+
 def check_rule(rule: IntegerRule) -> None:
     """Refuse parameters for which eq. (4) is no maximum, or that could overflow.
 
@@ -182,8 +190,10 @@ def check_rule(rule: IntegerRule) -> None:
         value = getattr(rule, name)
         if not 1 <= value <= MAX_RULE_AMOUNT:
             raise MarketError(f"{name} = {value} is not in 1..{MAX_RULE_AMOUNT}", **{name: value})
-    if not 0 <= rule.alpha <= MAX_RULE_AMOUNT:
-        raise MarketError(f"alpha = {rule.alpha} is not in 0..{MAX_RULE_AMOUNT}", alpha=rule.alpha)
+    for name in ("alpha", "m_min"):
+        value = getattr(rule, name)
+        if not 0 <= value <= MAX_RULE_AMOUNT:
+            raise MarketError(f"{name} = {value} is not in 0..{MAX_RULE_AMOUNT}", **{name: value})
     for name in ("eta_micro", "beta_micro"):
         value = getattr(rule, name)
         if not 0 <= value <= MAX_COEFFICIENT_MICRO:
@@ -267,6 +277,7 @@ def with_highs(rule: IntegerRule, D_bar: Amount, m_bar: Amount) -> IntegerRule:
         rule.beta_micro,
         Amount(max(1, min(D_bar, MAX_RULE_AMOUNT))),
         Amount(max(1, min(m_bar, MAX_RULE_AMOUNT))),
+        rule.m_min,
     )
 
 

@@ -42,6 +42,8 @@ class Rule:
     beta: Real
     D_bar: Real
     m_bar: Real
+    m_min: Real = 0.0
+    """Reserve: no bid below it. Not in the paper, where it is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,8 @@ def provider_utility(rule: Rule, m: Real, D_s: Real, r: Real, *, as_printed: boo
 
 
 def least_bid(rule: Rule, r: Real) -> Array:
-    """``alpha (1-r)``: below it every markup ``D_s >= 0`` leaves the provider a loss, and she refuses."""
-    return np.asarray(rule.alpha * (1 - np.asarray(r)))
+    """``max(m_min, alpha (1-r))``: below it every markup ``D_s >= 0`` leaves the provider a loss, and she refuses."""
+    return np.asarray(np.maximum(rule.m_min, rule.alpha * (1 - np.asarray(r))))
 
 
 def markup(rule: Rule, m: Real, r: Real, *, as_printed: bool = False) -> Array:
@@ -190,7 +192,7 @@ def best_response(rule: Rule, private: PoolPrivate, r: Real, *, as_printed: bool
 
     Bounded: the pool's utility along the bounded rule is a quadratic or a line on each of at most four pieces. They
     part where ``D_s*`` leaves 0, where it brings ``p`` to 1, and where ``p`` is 1 without a markup. The maximum is at
-    a part point, at ``alpha (1-r)``, or at the vertex of one of the two quadratics; past the last piece each further
+    a part point, at the least bid, or at the vertex of one of the two quadratics; past the last piece each further
     unit of ``m`` is lost. The pool declines if its utility would be negative or ``p`` zero.
 
     With ``as_printed`` eqs. (5), (4), (2), (1), (3) as they stand, and nobody declines.
@@ -261,17 +263,17 @@ def _outcome(rule: Rule, private: PoolPrivate, m: Real, r: Real, *, as_printed: 
 
 
 def _check_domain(rule: Rule) -> None:
-    if not _all_finite(rule.e1, rule.e2, rule.eta, rule.alpha, rule.beta, rule.D_bar, rule.m_bar):
+    if not _all_finite(rule.e1, rule.e2, rule.eta, rule.alpha, rule.beta, rule.D_bar, rule.m_bar, rule.m_min):
         raise MarketError(f"a parameter of the rule is not a finite number: {rule}")
     if not (rule.e1 >= 0 and rule.e2 > 0 and rule.e1 + rule.e2 <= 1 and rule.D_bar > 0 and rule.m_bar > 0):
         raise MarketError(
             f"e1 >= 0, e2 > 0, e1 + e2 <= 1, D_bar > 0, m_bar > 0 is violated: e1 = {rule.e1}, e2 = {rule.e2}, "
             f"D_bar = {rule.D_bar}, m_bar = {rule.m_bar}"
         )
-    if not (rule.alpha >= 0 and rule.beta * rule.eta > 1):
+    if not (rule.alpha >= 0 and rule.m_min >= 0 and rule.beta * rule.eta > 1):
         raise MarketError(
-            f"alpha >= 0 and beta eta > 1 (Theorem III.1) is violated: alpha = {rule.alpha}, beta = {rule.beta}, "
-            f"eta = {rule.eta}"
+            f"alpha >= 0, m_min >= 0 and beta eta > 1 (Theorem III.1) is violated: alpha = {rule.alpha}, "
+            f"m_min = {rule.m_min}, beta = {rule.beta}, eta = {rule.eta}"
         )
 
 

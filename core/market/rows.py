@@ -27,8 +27,8 @@ __all__ = [
 
 DOMAIN_SALT: Final = b"pofl/row-salt/1"
 SALT_SIZE: Final = 16
-MAX_CHUNK_BYTES: Final = 16 << 20
-"""Row bytes of one chunk."""
+MAX_CHUNK_BYTES: Final = 3 << 20
+"""Row bytes of one chunk: it travels sealed in one message of at most 4 MiB."""
 _MAX_PROOF: Final = 64
 
 Features: TypeAlias = NDArray[np.int8]

@@ -27,6 +27,7 @@ from core.market.reverse_game import (
 )
 
 unit = st.floats(0, 1)
+reserves = st.just(0.0) | st.floats(0, 12)
 
 
 @st.composite
@@ -35,7 +36,7 @@ def rules(draw: st.DrawFn) -> Rule:
     e1 = draw(unit) * (1 - e2)
     beta = draw(st.floats(0.1, 3))
     eta = (1 + draw(st.floats(0.01, 4))) / beta
-    return Rule(e1, e2, eta, draw(st.floats(0, 10)), beta, draw(st.floats(0.1, 20)), draw(st.floats(0.1, 20)))
+    return Rule(e1, e2, eta, draw(st.floats(0, 10)), beta, draw(st.floats(0.1, 20)), draw(st.floats(0.1, 20)), draw(reserves))
 
 
 privates = st.builds(PoolPrivate, st.floats(0, 40), st.floats(0, 10), st.floats(0, 4))
@@ -52,7 +53,9 @@ def integer_rules(draw: st.DrawFn) -> IntegerRule:
     least = MILLION**2 // beta + 1
     eta = draw(st.integers(least, max(least, contract.MAX_COEFFICIENT_MICRO)))
     size = draw(st.sampled_from([small, amounts]))
-    return IntegerRule(e1, e2, eta, Amount(draw(size)), beta, Amount(max(1, draw(size))), Amount(max(1, draw(size))))
+    alpha, D_bar, m_bar = draw(size), max(1, draw(size)), max(1, draw(size))
+    reserve = draw(st.just(0) | small)
+    return IntegerRule(e1, e2, eta, Amount(alpha), beta, Amount(D_bar), Amount(m_bar), Amount(reserve))
 
 
 def refined(objective: Callable[[Array], Array], low: float, high: float) -> tuple[float, float]:
@@ -84,7 +87,7 @@ def test_markup_is_the_providers_best_answer(rule: Rule, r: float, above: float)
 
 @settings(max_examples=200, deadline=None)
 @given(rules(), privates, unit)
-@example(Rule(0.0, 0.4, 1.1, 4.0, 1.0, 8.0, 8.0), PoolPrivate(11.0, 0.0, 0.0), 0.0)  # the best bid is where D_s* leaves 0
+@example(Rule(0.0, 0.4, 1.1, 4.0, 1.0, 8.0, 8.0, 0.0), PoolPrivate(11.0, 0.0, 0.0), 0.0)  # the best bid is where D_s* leaves 0
 def test_best_bid_agrees_with_a_grid_search(rule: Rule, private: PoolPrivate, r: float) -> None:
     found = best_bid(rule, private, r)
     low = float(least_bid(rule, r))
@@ -129,7 +132,7 @@ def test_integer_terms_are_the_exact_rationals_rounded_down(rule: IntegerRule, m
     e1, e2 = Fraction(rule.e1_ppm, M), Fraction(rule.e2_ppm, M)
     s = Fraction(rule.beta_micro, M) * Fraction(rule.eta_micro, M) - 1
     surplus = m - rule.alpha * (1 - r)
-    if surplus < 0:
+    if surplus < 0 or m < rule.m_min:
         with pytest.raises(MarketError):
             contract.terms(rule, Amount(m), PartsPerMillion(r_ppm))
         return

@@ -12,7 +12,7 @@ from core.market import contract, draw
 from core.market.contract import DEFAULT_RULE, IntegerRule, Offer, TradeTerms
 
 HALF = PartsPerMillion(500_000)
-BASE = IntegerRule(400_000, 400_000, 1_800_000, Amount(1_500), 1_000_000, Amount(4_000), Amount(8_000))
+BASE = IntegerRule(400_000, 400_000, 1_800_000, Amount(1_500), 1_000_000, Amount(4_000), Amount(8_000), Amount(0))
 
 
 def an_offer(**changes: object) -> Offer:
@@ -55,6 +55,10 @@ def test_a_bid_below_the_providers_loss_is_refused() -> None:
     assert contract.terms(BASE, Amount(750), HALF).markup == 0
     with pytest.raises(MarketError, match="749 is below 750"):
         contract.terms(BASE, Amount(749), HALF)
+    reserved = dataclasses.replace(BASE, m_min=Amount(900))
+    assert contract.terms(reserved, Amount(900), HALF) == contract.terms(BASE, Amount(900), HALF)
+    with pytest.raises(MarketError, match="899 is below 900"):
+        contract.terms(reserved, Amount(899), HALF)
 
 
 @pytest.mark.parametrize("bid", [-1, contract.MAX_RULE_AMOUNT + 1])
@@ -79,6 +83,7 @@ def test_a_reputation_out_of_range_is_refused() -> None:
         ({"m_bar": 0}, "m_bar = 0"),
         ({"m_bar": 10**15 + 1}, "m_bar"),
         ({"alpha": -1}, "alpha = -1"),
+        ({"m_min": -1}, "m_min = -1"),
         ({"eta_micro": 10**9 + 1}, "eta_micro"),
     ],
 )

@@ -149,3 +149,17 @@ def test_utilities_are_the_integrands() -> None:
     p = 0.4 * 0.5 + 0.4 * 1 / 4 + 0.2 * 5 / 8
     assert pool_utility(PAPER, PAPER_POOL, m, D_s, r) == pytest.approx(p * (8 + 1.5 * 0.5 + 1.8 * 1 - 6))
     assert provider_utility(PAPER, m, D_s, r) == pytest.approx(p * (6 - 1.5 * 0.5 - 1.8 * 1))
+
+
+def test_a_good_name_buys_for_nothing_without_a_reserve() -> None:
+    """The paper's parameters: at r = 1 the best bid is 0 with no markup, and e1 r of all draws still deal."""
+    free = best_bid(PAPER, PAPER_POOL, 1.0)
+    assert free is not None
+    assert free.price == free.U_provider == 0.0
+    assert free.p == pytest.approx(0.4)
+    inner = float(interior_bid(PAPER, PAPER_POOL, 1.0))
+    assert pool_utility(PAPER, PAPER_POOL, inner, markup(PAPER, inner, 1.0), 1.0) < free.U_pool
+    reserved = best_bid(dataclasses.replace(PAPER, m_min=3.0), PAPER_POOL, 1.0)
+    assert reserved is not None
+    assert reserved.m >= 3.0
+    assert reserved.U_provider > 0
