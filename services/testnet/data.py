@@ -6,6 +6,7 @@ set; a practice set is public; every miner has a share of its own; the rest only
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,8 @@ def split_digits(miners: int) -> DigitSplit:
     if share < CLASSES:
         raise ConfigError(f"{len(y) - reserved} rows are left for {miners} miners: at most {(len(y) - reserved) // CLASSES}")
     sizes = [TEST_ROWS, PRACTICE_ROWS, PROVIDER_ROWS] + [share + (i < rest) for i in range(miners)]
-    edges = np.cumsum([0, *sizes])
-    parts = [(x[a:b], y[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    edges = itertools.accumulate([0, *sizes])
+    parts = [(x[a:b], y[a:b]) for a, b in itertools.pairwise(edges)]
     return DigitSplit(parts[0], parts[1], parts[2], tuple(parts[3:]))
 
 

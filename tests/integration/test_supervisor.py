@@ -1,0 +1,77 @@
+"""services.testnet.supervisor: nothing is left behind, whatever the processes do."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from core.errors import PoflError
+from services.testnet import supervisor
+from services.testnet.supervisor import ProcessSpec, Supervisor
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("pids", os.getpid(), child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def script(folder: Path, name: str, source: str) -> ProcessSpec:
+    (folder / f"{name}.py").write_text(source)
+    return ProcessSpec(name, "node", name, folder / "unused.toml", folder / f"{name}.log", {"PYTHONPATH": str(folder)})
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_process_that_ignores_sigterm_and_its_child_are_gone_after_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STOP_TIMEOUT", 0.3)
+    spec = script(tmp_path, "stubborn", STUBBORN)
+    async with Supervisor() as running:
+        await running.start(spec)
+        for _ in range(100):
+            words = spec.log.read_text().split()
+            if len(words) == 3:
+                break
+            await asyncio.sleep(0.05)
+        pids = [int(word) for word in words[1:]]
+        assert all(is_alive(pid) for pid in pids)
+    for _ in range(40):
+        if not any(is_alive(pid) for pid in pids):
+            break
+        await asyncio.sleep(0.05)
+    assert not any(is_alive(pid) for pid in pids)
+
+
+async def test_an_unexpected_end_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
+    spec = script(tmp_path, "dies", "import sys; print('no room for me'); sys.exit(3)")
+    async with Supervisor() as running:
+        await running.start(spec)
+        assert running.failed is not None
+        message = await asyncio.wait_for(asyncio.shield(running.failed), 10)
+        assert "dies ended with exit code 3" in message
+        assert "no room for me" in message
+        with pytest.raises(PoflError, match="no room for me"):
+            running.check()
+
+
+async def test_stopping_is_no_failure(tmp_path: Path) -> None:
+    spec = script(tmp_path, "sleeps", "import time; time.sleep(60)")
+    async with Supervisor() as running:
+        child = await running.start(spec)
+    assert child.process.returncode is not None
+    assert child.process.returncode < 0
+    assert not is_alive(child.process.pid)
+    running.check()
+    assert spec.log.exists()
