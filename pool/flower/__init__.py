@@ -1,0 +1,1 @@
+"""Flower embedded: guard, manager and miner (design: docs/adr/0020, 0021)."""

@@ -1,0 +1,89 @@
+"""The miner's ClientApp: train on an instruction, seal the update. Flower runs it; no code of the pool does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from numpy.typing import NDArray
+
+from core.codec import decode, encode
+from core.errors import NotFoundError, PoflError
+from pool.flower import blobs
+from pool.flower.wire import (
+    Answer,
+    Instruction,
+    Outcome,
+    Update,
+    context,
+    seal_update,
+    vector_from_bytes,
+    vector_to_bytes,
+)
+from pool.learning import datasets
+from pool.learning.model_spec import ModelSpec, flatten, unflatten
+
+__all__ = ["DataSource", "build_client_app", "seal_mod"]
+
+DataSource: TypeAlias = Callable[[bytes], tuple[NDArray[np.float32], NDArray[np.int64]] | None]
+"""Rows (x, y) to train on for a job id; None when this miner has none."""
+
+
+def build_client_app(data: DataSource, pool_key: bytes, node_key: Any, node_public: bytes) -> ClientApp:
+    """``pool_key``: the pool's HPKE public key. ``node_key``: this miner's private key object."""
+    app = ClientApp(mods=[seal_mod(pool_key, node_key, node_public)])
+
+    @app.train()
+    def train(message: Message, _: Context) -> Message:
+        update = train_on(decode(Instruction, blobs.unpack(message.content)), data)
+        return Message(blobs.pack(encode(update)), reply_to=message)
+
+    return app
+
+
+def seal_mod(pool_key: bytes, node_key: Any, node_public: bytes) -> Mod:
+    """Replaces the plain update by an Answer sealed to the pool; an error becomes an Answer that says why."""
+
+    def mod(message: Message, app_context: Context, call_next: ClientAppCallable) -> Message:
+        try:
+            update = decode(Update, blobs.unpack(call_next(message, app_context).content))
+            metadata = message.metadata
+            info = context(metadata.run_id, metadata.message_id, node_public, _round(metadata.group_id))
+            answer = seal_update(update, pool_key, info, node_key)
+        except NotFoundError as error:
+            answer = Answer(Outcome.NO_DATA, error.message[:400], b"", b"")
+        except (PoflError, ValueError, RuntimeError) as error:
+            answer = Answer(Outcome.FAILED, str(error)[:400], b"", b"")
+        return Message(blobs.pack(encode(answer)), reply_to=message)
+
+    return mod
+
+
+def train_on(instruction: Instruction, data: DataSource) -> Update:
+    """Raises NotFoundError without rows for the job, MalformedError for bad rows or weights."""
+    # Torch takes seconds to import: only a process that trains pays for it.
+    from pool.learning.training import TrainingPlan, train_locally
+
+    started = time.monotonic()
+    spec = ModelSpec(instruction.features, instruction.classes, instruction.hidden, instruction.activation)
+    rows = data(instruction.job_id)
+    if rows is None:
+        raise NotFoundError(f"no rows for task {instruction.job_id.hex()[:8]}")
+    dataset = datasets.checked(*rows, name="own rows", features=spec.features, classes=spec.classes)
+    weights = unflatten(spec, vector_from_bytes(instruction.vector, spec.parameters))
+    plan = TrainingPlan(
+        instruction.optimizer, instruction.local_epochs, instruction.learning_rate, instruction.batch,
+        instruction.seed, instruction.budget_s,
+    )  # fmt: skip
+    result = train_locally(spec, weights, dataset, plan)
+    milliseconds = int(1000 * (time.monotonic() - started))
+    return Update(result.examples, result.loss, result.steps, milliseconds, 1, vector_to_bytes(flatten(result.delta)))
+
+
+def _round(group_id: str) -> int:
+    return int(group_id) if group_id.isdigit() and len(group_id) < 10 else 0

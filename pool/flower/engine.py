@@ -1,0 +1,367 @@
+"""Flower inside a pool, as the pool's service process sees it. Imports neither flwr nor torch.
+
+    engine = MiningEngine(folder, "0.0.0.0:9092", "pool-1:9092", (cert, key, ca))
+    await engine.start()
+    ticket = await engine.register(node_public_key)     # goes back to the miner in the answer to its Join
+    result = await engine.mine(job, members, on_round)  # one manager process; never later than job.deadline_ms
+    await engine.stop()
+
+Any one process may be killed: a miner, and rounds go on; the manager, and it is started anew from its last round; the
+guard, and it is started anew on its ports with its database, and one round is lost. When this process dies, guard and
+manager see their pipes close and end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.crypto.sealing import SealingKeyPair
+from core.errors import ConfigError, DeadlineError, MalformedError, PoflError, UnavailableError
+from core.ports import SystemRng
+from pool.flower.children import Child, flower_environment
+from pool.flower.jobs import (
+    JoinTicket,
+    MiningJob,
+    MiningResult,
+    RoundReport,
+    job_to_json,
+    load_weights,
+    score_from_json,
+)
+from pool.flower.keys import node_public_pem
+
+__all__ = ["JoinTicket", "MiningEngine", "MiningJob", "MiningResult", "RoundReport"]
+
+START_DEADLINE_S = 60.0
+REQUEST_DEADLINE_S = 15.0
+STOP_GRACE_S = 5.0
+MARGIN_S = 0.3
+"""A manager stops this long before the deadline; the service has the rest to read the result."""
+MAX_STARTS = 5
+"""Managers started for one task before it is given up."""
+
+_log = logging.getLogger(__name__)
+
+
+class MiningEngine:
+    """``tls``: paths of the fleet listener's certificate, its key, and the CA that miners shall trust (PEM)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        fleet_listen: str,
+        fleet_advertise: str,
+        tls: tuple[Path, Path, Path],
+        python: str = sys.executable,
+    ) -> None:
+        self._folder = folder
+        self._host, self._port = _address(fleet_listen, "fleet_listen")
+        self._advertise_host, self._advertise_port = _address(fleet_advertise, "fleet_advertise")
+        if self._advertise_host in ("0.0.0.0", "::"):  # noqa: S104  # refused, not bound
+            raise ConfigError(f"fleet_advertise = {fleet_advertise}: miners cannot dial a wildcard address")
+        self._cert, self._key, self._ca = tls
+        self._python = python
+        self._sealing = SealingKeyPair.generate(SystemRng())
+        self._loopback_port = 0
+        self._guard: Child | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._stopping = False
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._nodes: dict[bytes, int] = {}
+        self._managers: set[Child] = set()
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def hpke_public_key(self) -> bytes:
+        """What updates are sealed to. New with every engine; the Join answer signs it."""
+        return self._sealing.public_key
+
+    @property
+    def superlink_address(self) -> str:
+        host = f"[{self._advertise_host}]" if ":" in self._advertise_host else self._advertise_host
+        return f"{host}:{self._advertise_port or self._port}"
+
+    async def start(self) -> None:
+        """Start the guard and wait until it listens. Raises UnavailableError or DeadlineError."""
+        for path in (self._cert, self._key, self._ca):
+            if not path.is_file():
+                raise ConfigError(f"{path}: no such file; the fleet listener needs certificate, key and CA")
+        shutil.rmtree(self._folder / "guard", ignore_errors=True)
+        (self._folder / "guard").mkdir(parents=True)
+        (self._folder / "runs").mkdir(exist_ok=True)
+        self._stopping = False
+        await self._start_guard()
+        self._watch = asyncio.create_task(self._keep_guard(), name="flower-guard")
+
+    async def register(self, node_public_key: bytes) -> JoinTicket:
+        """Admit a miner's fresh node key (33 bytes, compressed P-256). Idempotent.
+
+        Raises MalformedError for a bad key, UnavailableError for one that was deregistered or when the guard is down.
+        """
+        node_public_pem(node_public_key)
+        answer = await self._ask("register", key=node_public_key.hex())
+        self._nodes[node_public_key] = answer["node_id"]
+        return JoinTicket(self.superlink_address, self._ca.read_bytes(), self._sealing.public_key, node_public_key)
+
+    async def unregister(self, node_public_key: bytes) -> None:
+        """End a miner's membership; Flower never accepts this key again. Idempotent."""
+        self._nodes.pop(node_public_key, None)
+        await self._ask("unregister", key=node_public_key.hex())
+
+    async def mine(self, job: MiningJob, miners: Collection[bytes], on_round: Callable[[RoundReport], None]) -> MiningResult:
+        """Train until the deadline or a reason of the job to stop, and return the best model.
+
+        ``miners``: registered node keys; may be changed by the caller while this runs, and is read again each round.
+        A mapping gives each miner's registered number of examples, which bounds what it may claim; otherwise its first
+        answer does. ``on_round`` is called on the event loop, once a round.
+
+        Raises DeadlineError when no round was accepted in time, UnavailableError when managers keep failing.
+        """
+        if not job.practice.is_file():
+            raise ConfigError(f"{job.practice}: no such file; the practice set must exist before mining")
+        folder = self._folder / "runs" / job.job_id.hex()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        reports: list[RoundReport] = []
+        note = "the deadline had passed"
+        try:
+            async with asyncio.timeout(max(0.0, job.deadline_ms / 1000 - time.time() - MARGIN_S / 3)):
+                for _ in range(MAX_STARTS):
+                    note = await self._manage(job, miners, folder, reports, on_round)
+                    if not note:
+                        break
+                    _log.warning("task %s: the manager ended (%s); starting another", job.job_id.hex()[:8], note)
+        except TimeoutError:
+            note = note or "the deadline came"
+        result = _result(job, folder / "state.npz", reports)
+        if result is None:
+            raise DeadlineError(
+                f"task {job.job_id.hex()[:8]}: no round was accepted ({len(reports)} tried, {len(miners)} miners, "
+                f"quorum {job.quorum}; {note or _why(reports)})",
+                rounds=len(reports),
+            )
+        return result
+
+    async def stop(self) -> None:
+        """End the guard and all managers. No process is left."""
+        self._stopping = True
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
+        guard, self._guard = self._guard, None
+        self._ready.clear()
+        self._fail_requests("the engine stops")
+        children = [*self._managers, *([guard] if guard else [])]
+        await asyncio.gather(*(child.stop(STOP_GRACE_S) for child in children))
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _manage(
+        self,
+        job: MiningJob,
+        miners: Collection[bytes],
+        folder: Path,
+        reports: list[RoundReport],
+        on_round: Callable[[RoundReport], None],
+    ) -> str:
+        """Run one manager to its end. Empty when it finished the job, else why not."""
+        run = await self._ask("start_run")
+        manager: Child | None = None
+        try:
+            members = self._members(miners)
+            manager = await Child.start(
+                self._python, "pool.flower.manager",
+                {
+                    "job": job_to_json(job), "state": str(folder / "state.npz"), "members": members,
+                    "registered": _registered(miners), "address": f"127.0.0.1:{self._loopback_port}",
+                    "run_id": run["run_id"], "token": run["token"], "margin_s": MARGIN_S,
+                    "hpke_private_key": self._sealing.private_key.hex(),
+                },
+                flower_environment(self._folder / "home"), folder / "manager.log",
+            )  # fmt: skip
+            self._managers.add(manager)
+            return await self._follow(manager, members, miners, reports, on_round)
+        finally:
+            if manager is not None:
+                # The job is over or failed: what the manager has is on disk already.
+                manager.kill()
+                await manager.stop(STOP_GRACE_S)
+                self._managers.discard(manager)
+            # Not awaited: the result is due now, and a guard that is down has nothing to clean up.
+            self._later(self._ask("stop_run", run_id=run["run_id"]))
+
+    async def _follow(
+        self,
+        manager: Child,
+        members: dict[str, int],
+        miners: Collection[bytes],
+        reports: list[RoundReport],
+        on_round: Callable[[RoundReport], None],
+    ) -> str:
+        reading: asyncio.Task[dict[str, Any] | None] | None = None
+        try:
+            while True:
+                reading = reading or asyncio.create_task(manager.read())
+                done, _ = await asyncio.wait({reading}, timeout=0.5)
+                current = self._members(miners)
+                if current != members:
+                    members = current
+                    manager.send({"members": members})
+                if not done:
+                    continue
+                event, reading = reading.result(), None
+                if event is None:
+                    await manager.wait()
+                    return manager.end_note()
+                if event.get("event") == "round":
+                    report = RoundReport(**event["report"])
+                    reports.append(report)
+                    on_round(report)
+                elif event.get("event") == "done":
+                    return ""
+                else:
+                    return str(event.get("error", event))
+        except (MalformedError, TypeError, KeyError) as error:
+            return f"bad progress line: {error}"
+        finally:
+            if reading is not None:
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError, MalformedError):
+                    await reading
+
+    def _later(self, request: Coroutine[Any, Any, object]) -> None:
+        async def run() -> None:
+            with contextlib.suppress(PoflError):
+                await request
+
+        task = asyncio.create_task(run())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _members(self, miners: Collection[bytes]) -> dict[str, int]:
+        return {key.hex(): self._nodes[key] for key in list(miners) if key in self._nodes}
+
+    async def _ask(self, operation: str, **values: object) -> dict[str, Any]:
+        """One request to the guard. Waits for a guard that is being started anew."""
+        try:
+            async with asyncio.timeout(REQUEST_DEADLINE_S):
+                await self._ready.wait()
+                guard = self._guard
+                if guard is None:
+                    raise UnavailableError("the engine is not started")
+                number = next(self._numbers)
+                future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+                self._answers[number] = future
+                try:
+                    guard.send({"id": number, "op": operation, **values})
+                    answer = await future
+                finally:
+                    self._answers.pop(number, None)
+        except TimeoutError:
+            raise UnavailableError(f"the guard did not answer {operation!r} in {REQUEST_DEADLINE_S:g} s") from None
+        if "error" in answer:
+            raise UnavailableError(f"the guard refused {operation!r}: {answer['error']}")
+        return answer
+
+    async def _start_guard(self) -> None:
+        folder = self._folder / "guard"
+        settings = {
+            "fleet_host": self._host, "fleet_port": self._port, "loopback_port": self._loopback_port,
+            "database": str(folder / "superlink.db"), "cert": str(self._cert), "key": str(self._key),
+        }  # fmt: skip
+        environment = flower_environment(self._folder / "home")
+        guard = await Child.start(self._python, "pool.flower.guard", settings, environment, folder / "guard.log")
+        try:
+            async with asyncio.timeout(START_DEADLINE_S):
+                first = await guard.read()
+        except TimeoutError:
+            guard.kill()
+            await guard.stop(STOP_GRACE_S)
+            raise DeadlineError(f"the guard did not listen within {START_DEADLINE_S:g} s") from None
+        except asyncio.CancelledError:
+            guard.kill()
+            await guard.stop(STOP_GRACE_S)
+            raise
+        if first is None or not first.get("ready"):
+            await guard.stop(STOP_GRACE_S)
+            reason = first.get("error") if first else guard.end_note()
+            raise UnavailableError(f"the guard did not start: {reason}")
+        # The same ports again after a restart: miners and a running manager find it where it was.
+        self._port, self._loopback_port = first["fleet_port"], first["loopback_port"]
+        self._guard = guard
+        self._ready.set()
+
+    async def _keep_guard(self) -> None:
+        delay = 0.2
+        while not self._stopping:
+            guard = self._guard
+            if guard is not None:
+                try:
+                    while (answer := await guard.read()) is not None:
+                        future = self._answers.get(answer.get("id", 0))
+                        if future is not None and not future.done():
+                            future.set_result(answer)
+                except MalformedError as error:
+                    _log.error("the guard speaks nonsense: %s", error)
+                self._ready.clear()
+                self._guard = None
+                guard.kill()
+                await guard.stop(STOP_GRACE_S)
+                self._fail_requests("the guard ended")
+                _log.warning("the guard ended: %s; starting it anew", guard.end_note())
+            try:
+                await self._start_guard()
+                delay = 0.2
+            except (UnavailableError, DeadlineError) as error:
+                _log.error("%s; next try in %.1f s", error, delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, 10.0)
+
+    def _fail_requests(self, reason: str) -> None:
+        for future in self._answers.values():
+            if not future.done():
+                future.set_result({"error": reason})
+
+
+def _address(value: str, name: str) -> tuple[str, int]:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{name} = {value!r}, expected host:port")
+    return host.strip("[]"), int(port)
+
+
+def _registered(miners: Collection[bytes]) -> dict[str, int]:
+    return {key.hex(): int(count) for key, count in miners.items()} if isinstance(miners, Mapping) else {}
+
+
+def _why(reports: list[RoundReport]) -> str:
+    reasons = {reason for report in reports for reason in report.refused.values()}
+    return f"refused: {'; '.join(sorted(reasons)[:5])}" if reasons else "no miner was online"
+
+
+def _result(job: MiningJob, path: Path, reports: list[RoundReport]) -> MiningResult | None:
+    if not path.exists():
+        return None
+    models, meta = load_weights(path, job.spec, ("best",))
+    best = score_from_json(meta["best_score"])
+    if best is None:
+        return None
+    contributions: dict[str, int] = {}
+    for report in reports:
+        for miner, examples in report.accepted.items():
+            contributions[miner] = contributions.get(miner, 0) + examples
+    return MiningResult(models["best"], meta["accepted_rounds"], contributions, best.correct, best.total, tuple(reports))

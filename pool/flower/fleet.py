@@ -1,0 +1,249 @@
+"""A miner's side of Flower inside its own process: one thread that pulls instructions, trains and answers.
+
+Stock SuperNodes start a process per message and run the code that the server sends; here the ClientApp is this
+program's own, called in the process, run after run. The node key is fresh at every Join, since Flower refuses the key
+of a killed node until it notices, and a deregistered key for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from flwr.app import Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from core.errors import AuthError, DeadlineError, PoflError, UnavailableError
+from pool.flower import blobs
+from pool.flower.client_app import DataSource, build_client_app
+from pool.flower.grid import HoldInterceptor
+from pool.flower.jobs import JoinTicket
+from pool.flower.keys import node_public_pem, private_key_of
+
+__all__ = ["FleetMiner"]
+
+HEARTBEAT_S = 10
+BEAT_EVERY_S = 4.0
+HOLD_MS = 2000
+RETRY_FIRST_S, RETRY_MOST_S = 0.2, 5.0
+OBJECT_WAIT_S = 0.02
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class FleetMiner:
+    """``data``: rows for a job id. ``folder``: reserved for this miner's own files. ``threads``: torch's threads.
+
+    start() returns at once; wait_online() says when the pool may count on it. When the pool no longer accepts the node
+    key, ``failure`` holds an AuthError and the thread has ended: join again with a fresh key.
+    """
+
+    def __init__(
+        self, ticket: JoinTicket, node_private_key: bytes, data: DataSource, folder: Path, *, threads: int = 1
+    ) -> None:
+        self._ticket = ticket
+        self._key = private_key_of(node_private_key)
+        self._folder = folder
+        self._data = data
+        self._threads = threads
+        self._app = build_client_app(data, ticket.hpke_public_key, self._key, ticket.node_public_key)
+        self._stop = threading.Event()
+        self._online = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="fleet-miner", daemon=True)
+        self.failure: PoflError | None = None
+        self.answered = 0
+
+    def start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Flower logs each message at INFO on its own handler; what matters is logged here.
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Leave the fleet and end the thread. Raises DeadlineError when a training step holds it longer."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise DeadlineError(f"the miner's thread did not end within {timeout_s} s")
+
+    def examples(self, job_id: bytes) -> int:
+        """How many rows this miner has for a job: what it registers with the pool."""
+        rows = self._data(job_id)
+        return 0 if rows is None else len(rows[1])
+
+    @property
+    def is_online(self) -> bool:
+        return self._online.is_set() and self._thread.is_alive()
+
+    def wait_online(self, timeout_s: float) -> None:
+        """Raises the failure that ended the thread, or DeadlineError."""
+        if self._online.wait(timeout_s) and self.failure is None:
+            return
+        raise self.failure or DeadlineError(f"not online after {timeout_s} s at {self._ticket.superlink_address}")
+
+    def _main(self) -> None:
+        try:
+            self._warm_up()
+            with FleetHttpClient.from_server_address(
+                self._ticket.superlink_address,
+                False,
+                self._ticket.ca_pem,
+                [NodeAuthHttpInterceptor(self._key, self._key.public_key()), HoldInterceptor(HOLD_MS)],
+            ) as client:
+                node = self._activate(client)
+                if node is None:
+                    return
+                beat = threading.Thread(target=self._beat, args=(client, node), name="fleet-heartbeat", daemon=True)
+                beat.start()
+                self._online.set()
+                try:
+                    self._serve(client, node)
+                finally:
+                    self._stop.set()
+                    beat.join(6.0)
+                    self._deactivate(client, node)
+        except PoflError as error:
+            self.failure = error
+        # A bug here must not look like a miner that is merely slow.
+        except Exception as error:  # noqa: BLE001
+            _log.exception("the miner's thread failed")
+            self.failure = UnavailableError(f"the miner's thread failed: {type(error).__name__}: {error}")
+        finally:
+            self._online.set()
+
+    def _warm_up(self) -> None:
+        import torch
+
+        from pool.learning.training import warm_up
+
+        torch.set_num_threads(self._threads)
+        warm_up()
+
+    def _activate(self, client: FleetHttpClient) -> Node | None:
+        pem = node_public_pem(self._ticket.node_public_key)
+        request = ActivateNodeRequest(public_key=pem, heartbeat_interval=HEARTBEAT_S)
+        response = self._retried("activate", lambda: client.ActivateNode(request))
+        return None if response is None else Node(node_id=response.node_id)
+
+    def _deactivate(self, client: FleetHttpClient, node: Node) -> None:
+        try:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+        except httpx.HTTPError:
+            _log.info("the pool did not hear that this miner leaves; it will notice in %d s", 2 * HEARTBEAT_S)
+
+    def _beat(self, client: FleetHttpClient, node: Node) -> None:
+        request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_S)
+        while not self._stop.wait(BEAT_EVERY_S):
+            try:
+                client.SendNodeHeartbeat(request)
+            except httpx.HTTPError as error:
+                _log.warning("heartbeat failed: %s", error)
+
+    def _serve(self, client: FleetHttpClient, node: Node) -> None:
+        while not self._stop.is_set():
+            started = time.monotonic()
+            response = self._retried("pull", lambda: client.PullMessages(PullMessagesRequest(node=node)))
+            if response is None:
+                return
+            if not response.messages_list:
+                if time.monotonic() - started < 0.1:
+                    # A SuperLink without the guard's hold answers an empty pull at once.
+                    self._stop.wait(0.5)
+                continue
+            instruction = message_from_proto(response.messages_list[0])
+            try:
+                self._answer(client, node, instruction, response.message_object_trees[0])
+                self.answered += 1
+            except (PoflError, httpx.HTTPError) as error:
+                _log.warning("round %s of run %s: %s", instruction.metadata.group_id, instruction.metadata.run_id, error)
+
+    def _answer(self, client: FleetHttpClient, node: Node, head: Message, tree: ObjectTree) -> None:
+        run_id, message_id = head.metadata.run_id, head.metadata.message_id
+        until = time.monotonic() + max(0.0, min(head.metadata.ttl, 3600.0))
+        contents = {i: self._pull(client, node, run_id, i, until) for i in blobs.object_ids(tree)}
+        client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=message_id))
+        message = blobs.inflate(message_id, contents)
+        reply = self._app(message, Context(run_id, node.node_id, {}, RecordDict(), {}))
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with no_object_id_recompute():
+            objects = get_all_nested_objects(reply)
+            response = client.PushMessages(
+                PushMessagesRequest(
+                    node=node,
+                    messages_list=[message_to_proto(remove_content_from_message(reply))],
+                    message_object_trees=[get_object_tree(reply)],
+                    clientapp_runtime_list=[0.0],
+                )
+            )
+            for object_id in response.objects_to_push:
+                client.PushObject(
+                    PushObjectRequest(
+                        node=node,
+                        run_id=run_id,
+                        object_id=object_id,
+                        object_content=objects[object_id].deflate(),
+                        session_id=response.session_id,
+                    )
+                )
+
+    def _pull(self, client: FleetHttpClient, node: Node, run_id: int, object_id: str, until: float) -> bytes:
+        while True:
+            response = client.PullObject(PullObjectRequest(node=node, run_id=run_id, object_id=object_id))
+            if not response.object_found:
+                raise UnavailableError(f"a part of the instruction is gone (object {object_id[:8]})")
+            if response.object_available:
+                return response.object_content
+            if time.monotonic() > until or self._stop.wait(OBJECT_WAIT_S):
+                raise DeadlineError("the instruction did not arrive whole before it expired")
+
+    def _retried(self, what: str, call: Callable[[], T]) -> T | None:
+        """The call's result, tried for ever with jittered backoff; None when told to stop.
+
+        Raises AuthError when the pool does not accept the node key (or this machine's clock).
+        """
+        delay = RETRY_FIRST_S
+        while not self._stop.is_set():
+            try:
+                return call()
+            except httpx.HTTPStatusError as error:
+                status = error.response.status_code
+                if 400 <= status < 500 and status not in (408, 429):
+                    raise AuthError(
+                        f"the pool refused to {what} ({status} {error.response.text[:200]}): the node key is not "
+                        "registered any more, or this clock is more than 5 s ahead or 305 s behind; join again",
+                        status=status,
+                    ) from None
+                reason = f"status {status}"
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+            _log.warning("cannot %s at %s: %s; next try in %.1f s", what, self._ticket.superlink_address, reason, delay)
+            self._stop.wait(delay * random.uniform(0.7, 1.3))
+            delay = min(2 * delay, RETRY_MOST_S)
+        return None

@@ -1,0 +1,169 @@
+"""Flower's HttpGrid with collection that never blocks.
+
+``HttpGrid.pull_messages`` waits up to minutes when a miner dies between a reply's metadata and its content. Here
+each call takes what has arrived and leaves the rest for the next call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import httpx
+from flwr.app import Message, MessageType
+from flwr.app.error import Error
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import message_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import Run
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from core.errors import PoflError, UnavailableError
+from pool.flower import blobs
+from pool.flower.listeners import HOLD_HEADER
+
+__all__ = ["Collected", "HoldInterceptor", "PoolGrid"]
+
+
+class HoldInterceptor:
+    """Asks the guard to keep an empty pull open for a while."""
+
+    def __init__(self, milliseconds: int) -> None:
+        self.milliseconds = milliseconds
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        if context.rpc_method.endswith("/PullMessages"):
+            context.request.headers[HOLD_HEADER.decode()] = str(self.milliseconds)
+        return call_next(context)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The end of one instruction: its answer, or why there is none."""
+
+    instruction_id: str
+    blob: bytes = b""
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _Partial:
+    instruction_id: str
+    missing: list[str]
+    contents: dict[str, bytes] = field(default_factory=dict)
+    size: int = 0
+
+
+class PoolGrid(HttpGrid):
+    """One run's grid. ``size_limit``: bytes of one reply beyond which it is dropped."""
+
+    def __init__(self, address: str, token: str, run_id: int, task_id: int = 0, *, size_limit: int) -> None:
+        super().__init__(address, insecure=True, token=token)
+        self._retry_invoker = make_simple_http_retry_invoker()
+        # The round loop decides how long to try; it looks at its deadline between attempts.
+        self._retry_invoker.max_tries = 2
+        self._size_limit = size_limit
+        self._partials: dict[str, _Partial] = {}
+        self._hold = HoldInterceptor(0)
+        # Process-global in Flower: the reason for one manager process a task.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, task_id
+        self.set_run(Run.create_empty(run_id))
+
+    def _connect(self) -> None:
+        self._client = RuntimeHttpClient.from_server_address(
+            server_address=self._addr,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeTokenHttpInterceptor(token=self._token), self._hold],
+            retry_invoker=self._retry_invoker,
+        )
+
+    @property
+    def run_id(self) -> int:
+        return self.run.run_id
+
+    def online(self) -> set[int]:
+        """Node ids that Flower holds for alive. Raises UnavailableError when the guard does not answer."""
+        try:
+            return {node.node_id for node in self._runtime_client.GetNodes(GetNodesRequest()).nodes}
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"the guard does not answer: {error}") from None
+
+    def instruct(self, blob: bytes, node_ids: list[int], round_number: int, ttl_s: float) -> dict[str, int]:
+        """Send one instruction to each node: instruction id -> node id."""
+        content = blobs.pack(blob)
+        messages = [Message(content, node_id, MessageType.TRAIN, ttl=ttl_s, group_id=str(round_number)) for node_id in node_ids]
+        try:
+            ids = list(self.push_messages(messages))
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"the guard does not take instructions: {error}") from None
+        return {message_id: node_id for message_id, node_id in zip(ids, node_ids, strict=False) if message_id}
+
+    def collect(self, instruction_ids: set[str], hold_s: float) -> list[Collected]:
+        """Answers that are complete now; waits at most ``hold_s`` for news. Never raises for one miner's fault."""
+        done: list[Collected] = []
+        waiting = instruction_ids - {partial.instruction_id for partial in self._partials.values()}
+        try:
+            if waiting:
+                # With parts outstanding, look at once: the rest of them may be there already.
+                self._hold.milliseconds = 20 if self._partials else int(hold_s * 1000)
+                response = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=waiting))
+                for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+                    message = message_from_proto(proto)
+                    reply_to = message.metadata.reply_to_message_id
+                    if message.has_error():
+                        done.append(Collected(reply_to, error=_reason(message.error)))
+                        continue
+                    try:
+                        self._partials[message.metadata.message_id] = _Partial(reply_to, blobs.object_ids(tree))
+                    except PoflError as error:
+                        done.append(Collected(reply_to, error=error.message))
+            done += self._advance()
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"the guard does not answer: {error}") from None
+        return done
+
+    def forget(self, instruction_id: str) -> None:
+        """Drop what has arrived of an answer that nobody waits for any more."""
+        self._partials = {k: p for k, p in self._partials.items() if p.instruction_id != instruction_id}
+
+    def _advance(self) -> list[Collected]:
+        done: list[Collected] = []
+        for message_id, partial in list(self._partials.items()):
+            result = self._fetch(message_id, partial)
+            if result is not None:
+                del self._partials[message_id]
+                done.append(result)
+        return done
+
+    def _fetch(self, message_id: str, partial: _Partial) -> Collected | None:
+        node = Node(node_id=SUPERLINK_NODE_ID)
+        while partial.missing:
+            object_id = partial.missing[-1]
+            response = self._runtime_client.PullObject(PullObjectRequest(node=node, run_id=self.run_id, object_id=object_id))
+            if not response.object_found:
+                return Collected(partial.instruction_id, error="a part of the answer is gone")
+            if not response.object_available:
+                return None
+            partial.size += len(response.object_content)
+            if partial.size > self._size_limit:
+                return Collected(partial.instruction_id, error=f"the answer is larger than {self._size_limit} bytes")
+            partial.contents[object_id] = response.object_content
+            partial.missing.pop()
+        self._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=self.run_id, message_object_id=message_id)
+        )
+        try:
+            return Collected(partial.instruction_id, blobs.unpack(blobs.inflate(message_id, partial.contents).content))
+        except (PoflError, ValueError) as error:
+            return Collected(partial.instruction_id, error=f"malformed answer: {error}")
+
+
+def _reason(error: Error) -> str:
+    return f"{error.reason or 'no reason given'} (Flower error {error.code})"

@@ -1,0 +1,210 @@
+"""The guard process: Flower's SuperLink behind two doors (listeners.py), ruled over a pipe.
+
+It reads JSON lines from standard input, the first one being its settings, and answers on standard output. The pipe is
+the only way to register a node or to start a run, so neither needs a network route or a secret; when the pipe closes,
+because the parent asked or died, the guard ends. With its database on disk a guard started anew goes on where the
+old one was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.main import create_app
+
+from core.errors import MalformedError, PoflError, UnavailableError
+from pool.flower.keys import node_public_pem
+from pool.flower.listeners import FLEET_PATHS, RUNTIME_PATHS, Bell, Door
+
+__all__ = ["main"]
+
+APP_ID = "pofl/mining"
+HEARTBEAT_S = 10
+"""The shortest that Flower allows: a dead node is noticed after twice this."""
+
+
+class _NoLegacyServers:
+    """Stands where Flower starts its gRPC servers and task launcher; this guard has neither."""
+
+    def __init__(self, config: SuperLinkLifespanConfig, state_factory: object) -> None:
+        self.config, self.state_factory = config, state_factory
+
+    def startup(self) -> None:
+        return
+
+    def shutdown(self) -> None:
+        return
+
+
+class Registry:
+    """The guard's few privileged operations on Flower's state."""
+
+    def __init__(self, state: Callable[[], LinkState]) -> None:
+        self._state = state
+
+    def register(self, public: bytes) -> int:
+        """Node id of a fresh key; of a known key its node id again."""
+        state, pem = self._state(), node_public_pem(public)
+        known = state.get_node_id_by_public_key(pem)
+        if known is not None:
+            return known
+        try:
+            return state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, pem, HEARTBEAT_S)
+        except ValueError:
+            raise UnavailableError("this node key was deregistered; join again with a fresh one") from None
+
+    def unregister(self, public: bytes) -> None:
+        state = self._state()
+        node_id = state.get_node_id_by_public_key(node_public_pem(public))
+        if node_id is not None:
+            state.delete_node(NOOP_FLWR_AID, node_id)
+
+    def start_run(self) -> tuple[int, str]:
+        """(run id, task token) of a run that is already claimed and running. There is no app code in it."""
+        state = self._state()
+        run_id = state.create_run(APP_ID, "1.0.0", None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
+        runs = state.get_run_info(run_ids=[run_id]) if run_id else []
+        task_id = runs[0].primary_task_id if runs else None
+        token = state.claim_task(task_id) if task_id is not None else None
+        if task_id is None or token is None or not state.activate_task(task_id):
+            raise UnavailableError(f"Flower did not start a run (run {run_id}, task {task_id})")
+        return run_id, token
+
+    def stop_run(self, run_id: int) -> None:
+        self._state().stop_run(run_id)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    # A guard started anew must get its port back although old connections linger in TIME_WAIT.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise UnavailableError(f"cannot listen on {host}:{port}: {error.strerror}; is the port taken?") from None
+    return sock
+
+
+def _server(app: Any, tls: tuple[Path, Path] | None) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app, lifespan="off", access_log=False, log_level="warning", timeout_graceful_shutdown=1,
+        timeout_keep_alive=30, limit_concurrency=1024, server_header=False,
+        ssl_certfile=str(tls[0]) if tls else None, ssl_keyfile=str(tls[1]) if tls else None,
+    )  # fmt: skip
+    config.load()
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    server = uvicorn.Server(config)
+    # The pipe ends this process; uvicorn's own signal handling would swallow a Ctrl-C meant for the parent.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    return server
+
+
+def _flower_app(database: Path, host: str, port: int) -> Any:
+    config = SuperLinkLifespanConfig(
+        control_address="", health_server_address=None, host=host, port=port, insecure=False, certificates=None,
+        superexec_auth_secret=secrets.token_bytes(32), authn_plugin=NoOpControlAuthnPlugin(), event_log_plugin=None,
+        fleet_event_log_plugin=None, enable_event_log=False, artifact_provider=None, enable_supernode_auth=True,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE, fleet_api_address=None, simulation=False, ssl_ca_certfile=None,
+        ssl_certfile=None, ssl_keyfile=None, database=str(database), isolation="process",
+        runtime_dependency_install=False,
+    )  # fmt: skip
+    return create_app(config, _NoLegacyServers)  # type: ignore[arg-type]
+
+
+def _say(message: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _obey(registry: Registry, request: Mapping[str, Any]) -> dict[str, object]:
+    name = request.get("op")
+    if name == "register":
+        return {"node_id": registry.register(bytes.fromhex(request["key"]))}
+    if name == "unregister":
+        registry.unregister(bytes.fromhex(request["key"]))
+        return {}
+    if name == "start_run":
+        run_id, token = registry.start_run()
+        return {"run_id": run_id, "token": token}
+    if name == "stop_run":
+        registry.stop_run(int(request["run_id"]))
+        return {}
+    raise MalformedError(f"unknown operation {name!r}")
+
+
+def _serve_pipe(registry: Registry, on_end: Callable[[], None]) -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, object] = {"id": request.get("id")}
+        try:
+            answer |= _obey(registry, request)
+        except PoflError as error:
+            answer["error"] = error.message
+        # Whatever Flower raises is one failed request, not the end of the guard.
+        except Exception as error:  # noqa: BLE001
+            answer["error"] = f"{type(error).__name__}: {error}"
+        _say(answer)
+    on_end()
+
+
+async def _run(settings: Mapping[str, Any]) -> None:
+    host, port = settings["fleet_host"], int(settings["fleet_port"])
+    app = _flower_app(Path(settings["database"]), host, port)
+    to_fleet, to_manager = Bell(), Bell()
+    public = _server(
+        Door(app, FLEET_PATHS, listens=to_fleet, rings=to_manager), (Path(settings["cert"]), Path(settings["key"]))
+    )
+    inner = _server(Door(app, RUNTIME_PATHS, listens=to_manager, rings=to_fleet), None)
+    fleet, loopback = _listen(host, port), _listen("127.0.0.1", int(settings["loopback_port"]))
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        public.should_exit = inner.should_exit = True
+        to_fleet.ring()
+        to_manager.ring()
+
+    serving = asyncio.gather(public.serve([fleet]), inner.serve([loopback]))
+    # uvicorn has a flag, no event
+    while not (public.started and inner.started) and not serving.done():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    registry = Registry(app.state.linkstate_factory.state)
+    if not serving.done():
+        pipe = threading.Thread(
+            target=_serve_pipe, args=(registry, lambda: loop.call_soon_threadsafe(end)), name="pipe", daemon=True
+        )
+        pipe.start()
+        _say({"ready": True, "fleet_port": fleet.getsockname()[1], "loopback_port": loopback.getsockname()[1]})
+    await serving
+
+
+def main() -> None:
+    """Entry point of ``python -m pool.flower.guard``."""
+    settings = json.loads(sys.stdin.readline())
+    try:
+        asyncio.run(_run(settings))
+    except PoflError as error:
+        _say({"ready": False, "error": error.message})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The manager process: one task, one Flower run, rounds until the deadline.
+
+Settings come as the first JSON line on standard input (they hold the run's token and the HPKE private key, which so
+never touch a disk or a command line); later lines replace the list of members; when the pipe closes it ends. Each
+round is one JSON line on standard output. After each round the state is written to disk, so that a manager started
+anew goes on from there, and the service has the best model even if this process is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+
+from core.errors import PoflError
+from pool.flower.aggregation import aggregate
+from pool.flower.grid import PoolGrid
+from pool.flower.jobs import (
+    MiningJob,
+    RoundReport,
+    job_from_json,
+    load_weights,
+    save_weights,
+    score_from_json,
+    score_to_json,
+)
+from pool.flower.rounds import LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
+from pool.flower.wire import Answer, Instruction, Update, context, open_update
+from pool.learning.datasets import load_npz
+from pool.learning.model_spec import initial_weights, score
+
+__all__ = ["main"]
+
+STATE_MODELS = ("weights", "best")
+
+
+class Roster:
+    """Members of the pool for this task: node id <-> node public key. Replaced from the pipe's thread."""
+
+    def __init__(self, members: Mapping[str, int]) -> None:
+        self.replace(members)
+
+    def replace(self, members: Mapping[str, int]) -> None:
+        by_node = {node_id: bytes.fromhex(key) for key, node_id in members.items()}
+        self._both = (by_node, {key: node_id for node_id, key in by_node.items()})
+
+    @property
+    def key_of(self) -> Mapping[int, bytes]:
+        return self._both[0]
+
+    @property
+    def node_of(self) -> Mapping[bytes, int]:
+        return self._both[1]
+
+
+class FlowerFleet:
+    """rounds.Fleet over Flower. Node ids stay inside: a dead node's error reply carries the SuperLink's own id."""
+
+    def __init__(self, grid: PoolGrid, roster: Roster, private_key: bytes) -> None:
+        self._grid, self._roster, self._private_key = grid, roster, private_key
+
+    def online(self) -> set[bytes]:
+        known = self._roster.key_of
+        return {known[node_id] for node_id in self._grid.online() if node_id in known}
+
+    def instruct(self, blob: bytes, miners: list[bytes], round_number: int, ttl_s: float) -> dict[str, bytes]:
+        nodes = self._roster.node_of
+        wanted = {nodes[miner]: miner for miner in miners if miner in nodes}
+        sent = self._grid.instruct(blob, list(wanted), round_number, ttl_s)
+        return {instruction_id: wanted[node_id] for instruction_id, node_id in sent.items()}
+
+    def collect(self, instruction_ids: set[str], hold_s: float) -> list[Reply]:
+        return [Reply(c.instruction_id, c.blob, c.error) for c in self._grid.collect(instruction_ids, hold_s)]
+
+    def open(self, answer: Answer, instruction_id: str, miner: bytes, round_number: int) -> Update:
+        return open_update(answer, self._private_key, context(self._grid.run_id, instruction_id, miner, round_number), miner)
+
+
+def template_of(job: MiningJob) -> Instruction:
+    optimizer = "gradient" if job.algorithm == "fedsgd" else job.optimizer
+    return Instruction(
+        job.job_id, 0, job.features, job.classes, job.hidden, job.activation, optimizer, job.local_epochs,
+        job.learning_rate, job.batch, job.seed, 0.0, b"",
+    )  # fmt: skip
+
+
+def _state(job: MiningJob, path: Path, registered: Mapping[str, int]) -> LoopState:
+    counts = {bytes.fromhex(key): count for key, count in registered.items()}
+    if not path.exists():
+        first = initial_weights(job.spec, job.seed)
+        return LoopState(0, first, first, registered=counts)
+    models, meta = load_weights(path, job.spec, STATE_MODELS)
+    return LoopState(
+        meta["round"], models["weights"], models["best"], score_from_json(meta["best_score"]), meta["since_best"],
+        meta["accepted_rounds"], counts,
+    )  # fmt: skip
+
+
+def _save(path: Path, state: LoopState) -> None:
+    meta = {
+        "round": state.round,
+        "best_score": score_to_json(state.best_score),
+        "since_best": state.since_best,
+        "accepted_rounds": state.accepted_rounds,
+    }
+    save_weights(path, {"weights": state.weights, "best": state.best}, meta)
+
+
+def report_of(log: RoundLog) -> RoundReport:
+    return RoundReport(
+        log.number, round(log.seconds, 4), log.participants,
+        {miner.hex(): examples for miner, examples in log.accepted.items()},
+        {miner.hex(): reason for miner, reason in log.refused.items()},
+        log.score.correct, log.score.total, log.score.loss, log.bytes_up, log.bytes_down,
+    )  # fmt: skip
+
+
+def _say(message: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _watch_pipe(roster: Roster) -> None:
+    for line in sys.stdin:
+        roster.replace(json.loads(line)["members"])
+    # The service is gone: nobody reads the results, and the state on disk is complete.
+    os._exit(3)
+
+
+def _mine(settings: Mapping[str, Any]) -> None:
+    job = job_from_json(settings["job"])
+    path = Path(settings["state"])
+    roster = Roster(settings["members"])
+    practice = load_npz(job.practice, features=job.features, classes=job.classes)
+    state = _state(job, path, settings["registered"])
+    threading.Thread(target=_watch_pipe, args=(roster,), name="pipe", daemon=True).start()
+    size_limit = 4 * job.spec.parameters + (1 << 20)
+    grid = PoolGrid(settings["address"], settings["token"], settings["run_id"], size_limit=size_limit)
+    beat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
+    beat.start()
+    left = job.deadline_ms / 1000 - time.time() - settings["margin_s"]
+    loop = RoundLoop(
+        job.spec,
+        Rules(template_of(job), job.round_timeout_s, job.quorum),
+        FlowerFleet(grid, roster, bytes.fromhex(settings["hpke_private_key"])),
+        state,
+        members=lambda: set(roster.node_of),
+        evaluate=lambda weights: score(job.spec, weights, practice.x, practice.y),
+        aggregate=lambda number, updates: aggregate(job.algorithm, number, updates),
+        now=time.monotonic,
+        pause=time.sleep,
+        deadline=time.monotonic() + left,
+    )
+
+    def on_round(log: RoundLog) -> None:
+        _save(path, state)
+        _say({"event": "round", "report": asdict(report_of(log))})
+
+    loop.run(StopWhen(job.target_correct, job.patience, job.max_rounds), on_round)
+    grid.close()
+
+
+def main() -> None:
+    """Entry point of ``python -m pool.flower.manager``."""
+    settings = json.loads(sys.stdin.readline())
+    try:
+        _mine(settings)
+    except PoflError as error:
+        _say({"event": "failed", "error": error.message})
+        _leave(1)
+    _say({"event": "done"})
+    _leave(0)
+
+
+def _leave(status: int) -> None:
+    # The heartbeat and pipe threads block in reads; everything worth keeping is on disk and flushed.
+    sys.stdout.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

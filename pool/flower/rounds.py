@@ -1,0 +1,270 @@
+"""The manager's own round loop: rounds until the deadline, a round never longer than its timeout.
+
+``Strategy.start`` of Flower has no deadline and ``sample_nodes`` waits for ever. A round here ends when everyone
+answered, or when a quorum did and the rest take much longer than those, or at its timeout. A miner that owes an
+answer gets no new instruction; one that dies is dropped when Flower notices.
+
+The loop knows no Flower and no wall clock: it drives a Fleet, so tests run it in memory.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.codec import decode, encode
+from core.errors import PoflError, UnavailableError
+from pool.flower.checks import Accepted, cap_weights, check_update, refuse_outliers
+from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
+from pool.learning.model_spec import ModelSpec, Score, Weights, add, flatten, unflatten
+
+__all__ = ["Fleet", "LoopState", "Reply", "RoundLog", "RoundLoop", "Rules", "StopWhen"]
+
+HOLD_S = 0.25
+TTL_MARGIN_S = 10.0
+TRANSFER_SHARE = 0.15
+"""Part of a round kept back from the miners' training budget, for sending."""
+MIN_ROUND_S = 0.05
+MAX_EXAMPLES = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    instruction_id: str
+    blob: bytes
+    error: str
+
+
+class Fleet(Protocol):
+    """The miners, as the loop sees them. Every call returns soon; UnavailableError means try again."""
+
+    def online(self) -> set[bytes]: ...
+
+    def instruct(self, blob: bytes, miners: list[bytes], round_number: int, ttl_s: float) -> dict[str, bytes]: ...
+
+    def collect(self, instruction_ids: set[str], hold_s: float) -> list[Reply]: ...
+
+    def open(self, answer: Answer, instruction_id: str, miner: bytes, round_number: int) -> Update: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a round is run. ``straggler_factor``: after the quorum, wait until this many medians of its answer times."""
+
+    template: Instruction
+    round_timeout_s: float
+    quorum: int
+    straggler_factor: float = 3.0
+    straggler_floor_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class StopWhen:
+    """Reasons to stop before the deadline; None is never."""
+
+    correct: int | None = None
+    patience: int | None = None
+    rounds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundLog:
+    """One round, for the progress stream. ``refused``: miner -> reason."""
+
+    number: int
+    seconds: float
+    participants: int
+    accepted: Mapping[bytes, int]
+    refused: Mapping[bytes, str]
+    score: Score
+    train_loss: float
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(slots=True)
+class LoopState:
+    """What a manager needs to go on after a restart."""
+
+    round: int
+    weights: Weights
+    best: Weights
+    best_score: Score | None = None
+    since_best: int = 0
+    accepted_rounds: int = 0
+    registered: dict[bytes, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Round:
+    number: int
+    started: float
+    ends: float
+    asked: dict[str, bytes]
+    participants: int
+    bytes_down: int
+    answered_after: list[float] = field(default_factory=list)
+    accepted: list[Accepted] = field(default_factory=list)
+    refused: dict[bytes, str] = field(default_factory=dict)
+    bytes_up: int = 0
+
+
+class RoundLoop:
+    """``now``: monotonic seconds. ``deadline``: on the same clock. ``pause``: sleep, for an unreachable fleet."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        rules: Rules,
+        fleet: Fleet,
+        state: LoopState,
+        *,
+        members: Callable[[], set[bytes]],
+        evaluate: Callable[[Weights], Score],
+        aggregate: Callable[[int, list[Accepted]], NDArray[np.float64]],
+        now: Callable[[], float],
+        pause: Callable[[float], None],
+        deadline: float,
+    ) -> None:
+        self.spec, self.rules, self.fleet, self.state = spec, rules, fleet, state
+        self._members, self._evaluate, self._aggregate = members, evaluate, aggregate
+        self._now, self._pause, self._deadline = now, pause, deadline
+        self._owed: dict[str, tuple[bytes, int]] = {}
+
+    def run(self, stop: StopWhen, on_round: Callable[[RoundLog], None]) -> None:
+        """Rounds until the deadline or a reason to stop. A round without a quorum of accepted updates is repeated."""
+        while self._deadline - self._now() > MIN_ROUND_S:
+            log = self._attempt()
+            if log is None:
+                self._pause(min(0.2, max(0.0, self._deadline - self._now())))
+                continue
+            on_round(log)
+            if self._enough(stop):
+                return
+
+    def _enough(self, stop: StopWhen) -> bool:
+        best = self.state.best_score
+        return (
+            (stop.correct is not None and best is not None and best.correct >= stop.correct)
+            or (stop.patience is not None and self.state.since_best >= stop.patience)
+            or (stop.rounds is not None and self.state.accepted_rounds >= stop.rounds)
+        )
+
+    def _attempt(self) -> RoundLog | None:
+        """One round; None when nobody could be asked."""
+        try:
+            self._settle_debts(0.0)
+            busy = {miner for miner, _ in self._owed.values()}
+            free = sorted((self.fleet.online() & self._members()) - busy)
+            if len(free) < self.rules.quorum:
+                if self._owed:
+                    self._settle_debts(HOLD_S)
+                return None
+            current = self._begin(free)
+        except UnavailableError:
+            return None
+        while self._is_open(current):
+            try:
+                self._gather(current)
+            except UnavailableError:
+                self._pause(0.1)
+        for instruction_id, miner in current.asked.items():
+            self._owed[instruction_id] = (miner, current.number)
+            current.refused.setdefault(miner, "no answer in time")
+        return self._finish(current)
+
+    def _begin(self, free: list[bytes]) -> _Round:
+        started = self._now()
+        ends = min(self._deadline, started + self.rules.round_timeout_s)
+        number = self.state.round + 1
+        blob = encode(
+            replace(
+                self.rules.template,
+                round=number,
+                seed=(self.rules.template.seed + number) % (1 << 63),
+                budget_s=(ends - started) * (1 - TRANSFER_SHARE),
+                vector=vector_to_bytes(flatten(self.state.weights)),
+            )
+        )
+        asked = self.fleet.instruct(blob, free, number, ends - started + TTL_MARGIN_S)
+        if not asked:
+            raise UnavailableError("no instruction was taken")
+        self.state.round = number
+        return _Round(number, started, ends, dict(asked), len(asked), len(blob) * len(asked))
+
+    def _is_open(self, current: _Round) -> bool:
+        if not current.asked or self._now() >= current.ends:
+            return False
+        if len(current.accepted) < self.rules.quorum:
+            return True
+        patience = self.rules.straggler_factor * statistics.median(current.answered_after)
+        return self._now() - current.started < max(self.rules.straggler_floor_s, patience)
+
+    def _gather(self, current: _Round) -> None:
+        left = max(0.0, current.ends - self._now())
+        for reply in self.fleet.collect(set(current.asked) | set(self._owed), min(HOLD_S, left)):
+            if reply.instruction_id in self._owed:
+                # An answer to a round that is over: only the debt is settled.
+                del self._owed[reply.instruction_id]
+                continue
+            miner = current.asked.pop(reply.instruction_id, None)
+            if miner is None:
+                continue
+            current.bytes_up += len(reply.blob)
+            try:
+                current.accepted.append(self._accept(reply, miner, current.number))
+                current.answered_after.append(self._now() - current.started)
+            except PoflError as error:
+                current.refused[miner] = error.message
+
+    def _accept(self, reply: Reply, miner: bytes, number: int) -> Accepted:
+        if reply.error:
+            raise UnavailableError(reply.error)
+        answer = decode(Answer, reply.blob)
+        if answer.outcome is not Outcome.TRAINED:
+            raise UnavailableError(f"{answer.outcome.name.lower()}: {answer.reason}")
+        update = self.fleet.open(answer, reply.instruction_id, miner, number)
+        registered = self.state.registered.get(miner, MAX_EXAMPLES)
+        accepted = check_update(miner, update, self.spec.parameters, registered)
+        # A miner whose count nobody registered is held to the count of its first answer.
+        self.state.registered.setdefault(miner, accepted.examples)
+        return accepted
+
+    def _settle_debts(self, hold_s: float) -> None:
+        if self._owed:
+            for reply in self.fleet.collect(set(self._owed), hold_s):
+                self._owed.pop(reply.instruction_id, None)
+
+    def _finish(self, current: _Round) -> RoundLog:
+        kept, outliers = refuse_outliers(current.accepted)
+        current.refused |= {miner: error.message for miner, error in outliers.items()}
+        state = self.state
+        if len(kept) >= self.rules.quorum:
+            delta = self._aggregate(current.number, cap_weights(kept))
+            state.weights = add(state.weights, unflatten(self.spec, delta))
+            state.accepted_rounds += 1
+        else:
+            current.refused |= {u.miner: f"the round had {len(kept)} of {self.rules.quorum} updates" for u in kept}
+            kept = []
+        score = self._evaluate(state.weights)
+        if kept:
+            better = state.best_score is None or _is_better(score, state.best_score)
+            if better:
+                state.best, state.best_score = state.weights, score
+            state.since_best = 0 if better else state.since_best + 1
+        examples = sum(u.examples for u in kept)
+        return RoundLog(
+            current.number, self._now() - current.started, current.participants,
+            {u.miner: u.examples for u in kept}, current.refused, score,
+            sum(u.loss * u.examples for u in kept) / examples if examples else float("nan"),
+            current.bytes_up, current.bytes_down,
+        )  # fmt: skip
+
+
+def _is_better(score: Score, best: Score) -> bool:
+    return (score.correct, -score.loss) > (best.correct, -best.loss)

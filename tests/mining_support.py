@@ -1,0 +1,137 @@
+"""Certificates, digits and real miner processes for the mining tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from pool.flower.children import Child, flower_environment
+from pool.flower.engine import JoinTicket, MiningEngine
+from pool.flower.keys import new_node_key
+from pool.learning.datasets import Dataset, save_npz
+
+FEATURES, CLASSES = 64, 10
+
+
+def write_certificate(folder: Path) -> tuple[Path, Path, Path]:
+    """(certificate, key, CA): one self-signed certificate for localhost that is its own CA."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    (folder / "cert.pem").write_bytes(pem)
+    (folder / "ca.pem").write_bytes(pem)
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
+
+
+def digits() -> tuple[Dataset, Dataset]:
+    """(training rows, practice rows) of scikit-learn's 1,797 embedded digits, pixels scaled to 0..1."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(7).permutation(len(y))
+    data = Dataset((x[order] / 16).astype(np.float32), y[order].astype(np.int64))
+    rows = np.arange(len(y))
+    return data.take(rows[:1200]), data.take(rows[1200:])
+
+
+@dataclass
+class MinerProcess:
+    """One real miner process, registered with an engine."""
+
+    child: Child
+    ticket: JoinTicket
+
+    @property
+    def key(self) -> bytes:
+        return self.ticket.node_public_key
+
+    async def online(self) -> None:
+        async with asyncio.timeout(60):
+            answer = await self.child.read()
+        assert answer == {"online": True}, (answer, self.child.end_note())
+
+    async def stop(self) -> None:
+        await self.child.stop(5)
+
+
+async def start_miner(engine: MiningEngine, folder: Path, data: Dataset, behaviour: str = "honest") -> MinerProcess:
+    folder.mkdir(parents=True)
+    private, public = new_node_key()
+    ticket = await engine.register(public)
+    save_npz(folder / "rows.npz", data)
+    settings = {
+        "address": ticket.superlink_address,
+        "ca": ticket.ca_pem.decode(),
+        "pool_key": ticket.hpke_public_key.hex(),
+        "public": public.hex(),
+        "private": private.hex(),
+        "rows": str(folder / "rows.npz"),
+        "folder": str(folder),
+        "behaviour": behaviour,
+    }
+    environment = flower_environment(folder / "home")
+    child = await Child.start(sys.executable, "tests.mining_support", settings, environment, folder / "miner.log")
+    return MinerProcess(child, ticket)
+
+
+def _miner_main() -> None:
+    from pool.flower.fleet import FleetMiner
+    from pool.learning.datasets import load_npz
+
+    settings = json.loads(sys.stdin.readline())
+    ticket = JoinTicket(
+        settings["address"], settings["ca"].encode(), bytes.fromhex(settings["pool_key"]),
+        bytes.fromhex(settings["public"]),
+    )  # fmt: skip
+    rows = load_npz(Path(settings["rows"]))
+    miner = FleetMiner(
+        ticket, bytes.fromhex(settings["private"]), lambda job_id: (rows.x, rows.y), Path(settings["folder"])
+    )
+    if settings["behaviour"] != "honest":
+        from tests import mining_attacks
+
+        miner._app = getattr(mining_attacks, settings["behaviour"])(ticket, miner._key)
+    miner.start()
+    miner.wait_online(60)
+    print(json.dumps({"online": True}), flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.stdin.read()
+    miner.stop()
+
+
+if __name__ == "__main__":
+    _miner_main()
