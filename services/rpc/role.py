@@ -1,0 +1,171 @@
+"""What every role does before its own work: read its files, know who it is, open its server, reach the nodes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+from core.crypto.signing import SEED_SIZE, KeyPair
+from core.errors import ConfigError, PoflError
+from core.ids import AccountId
+from core.params import MAX_GENESIS, PROTOCOL_VERSION, Genesis
+from services.rpc.chain_client import ChainClient
+from services.rpc.channel import connect
+from services.rpc.handshake import ChainIdentity, LocalIdentity
+from services.rpc.limits import CallerLimits
+from services.rpc.server import RpcServer
+from services.rpc.tls import TlsFiles
+from services.runtime import config, logging
+from services.runtime.config import CommonConfig
+from services.runtime.lifecycle import Lifecycle, exit_code, run
+from services.runtime.metrics import Exporter
+
+__all__ = ["Role", "RoleConfig", "open_chain", "open_role", "open_server", "read_genesis", "read_key", "role_main", "tls_files"]
+
+MAX_KEY_FILE: Final = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleConfig(CommonConfig):
+    """The common sections, and the key of the account that this process acts for."""
+
+    key: Path = config.required("File with the account's Ed25519 seed, 64 hex digits, readable by its owner only.")
+
+    def check(self) -> None:
+        super().check()
+        self.tls.check()
+        self.peers.check()
+        if self.chain.genesis is None:
+            raise ConfigError("chain.genesis is not set: give the path of the network's genesis file")
+
+
+C = TypeVar("C", bound=RoleConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Role(Generic[C]):
+    """A process with its files read and checked."""
+
+    cfg: C
+    key: KeyPair
+    genesis: Genesis
+    identity: LocalIdentity
+    tls: TlsFiles | None
+
+    @property
+    def account(self) -> AccountId:
+        return AccountId(self.key.public_key)
+
+
+def open_role(cfg: C) -> Role[C]:
+    """Read key, genesis and certificates, before anything is dialled. Raises ConfigError with the file and what to do."""
+    key = read_key(cfg.key)
+    genesis = read_genesis(cfg.chain.genesis)
+    chain = ChainIdentity(genesis.name, genesis.chain_id, PROTOCOL_VERSION)
+    try:
+        cfg.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the data folder {cfg.data_dir}: {error.strerror or error}") from None
+    return Role(cfg, key, genesis, LocalIdentity(cfg.ROLE, cfg.name, chain, key), tls_files(cfg))
+
+
+async def open_server(
+    role: Role[C], life: Lifecycle, rules: Mapping[str, Iterable[str]], *, limits: CallerLimits | None = None
+) -> RpcServer:
+    """The role's server, not started yet, and its metrics exporter; both stop with the process."""
+    server = RpcServer(
+        role.cfg.listen, role.tls, role.cfg.admin_listen, role_rules=rules, identity=role.identity, limits=limits
+    )
+    if role.cfg.metrics_listen:
+        life.on_stop(Exporter(role.cfg.metrics_listen).close)
+    life.on_stop(server.stop)
+    return server
+
+
+def open_chain(role: Role[C], life: Lifecycle) -> ChainClient:
+    """A client over the nodes of ``peers.nodes``; its channels close with the process. Raises ConfigError."""
+    if not role.cfg.peers.nodes:
+        raise ConfigError("peers.nodes is empty: give the address of at least one node")
+    nodes = []
+    for target in role.cfg.peers.nodes:
+        channel = connect(target, role.tls, expect_role="node", caller=role.identity.caller)
+        life.on_stop(lambda channel=channel: channel.close(None))  # type: ignore[misc]
+        nodes.append((target, channel))
+    return ChainClient(nodes)
+
+
+def role_main(
+    cls: type[C], main: Callable[[Role[C], Lifecycle], Awaitable[None]], argv: Sequence[str] | None = None
+) -> int:
+    """``python -m <role> --config FILE [--set KEY=VALUE ...] [--print-config]``; the exit code (see runtime.lifecycle)."""
+    parser = argparse.ArgumentParser(
+        prog=f"pofl-{cls.ROLE}",
+        description=f"Runs a PoFL {cls.ROLE} until it is told to stop.",
+        epilog=f"Every key can also come from the environment, for example POFL_{cls.ROLE.upper()}_LOG__LEVEL=debug.",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with the configuration")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one key; repeatable"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the configuration with all defaults, and end")
+    arguments = parser.parse_args(argv)
+    try:
+        cfg = config.load(cls, arguments.config, os.environ, arguments.overrides)
+        if arguments.print_config:
+            sys.stdout.write(config.dump(cfg))
+            return 0
+        logging.setup(cls.ROLE, cfg.name, cfg.log)
+        role = open_role(cfg)
+    except PoflError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return exit_code(error)
+
+    async def start(life: Lifecycle) -> None:
+        await main(role, life)
+
+    return run(start)
+
+
+def tls_files(cfg: CommonConfig) -> TlsFiles | None:
+    """The three files, or None for plaintext on loopback."""
+    tls = cfg.tls
+    if tls.ca is None or tls.cert is None or tls.key is None:
+        return None
+    return TlsFiles(tls.ca, tls.cert, tls.key)
+
+
+def read_key(path: Path) -> KeyPair:
+    """The key pair of a seed file. Raises ConfigError if it is no seed or others can read it."""
+    try:
+        mode = path.stat().st_mode
+        with path.open("rb") as file:
+            data = file.read(MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the key {path}: {error.strerror or error}") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}): run `chmod 600 {path}`")
+    try:
+        seed = bytes.fromhex(data.decode("ascii").strip())
+    except (UnicodeDecodeError, ValueError):
+        seed = b""
+    if len(seed) != SEED_SIZE:
+        raise ConfigError(f"{path} is no Ed25519 seed: it must be {2 * SEED_SIZE} hex digits")
+    return KeyPair.from_seed(seed)
+
+
+def read_genesis(path: Path | None) -> Genesis:
+    """The checked genesis document of a file. Raises ConfigError."""
+    if path is None:
+        raise ConfigError("chain.genesis is not set: give the path of the network's genesis file")
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_GENESIS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the genesis file {path}: {error}") from None
+    return Genesis.from_json(text)
