@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from core.crypto.homomorphic.modular import centre, mul_const, mul_mod, primes_column
-from core.crypto.homomorphic.ntt import from_ntt, to_ntt
+from core.crypto.homomorphic.modular import canonical, centre, mul_const, mul_mod
+from core.crypto.homomorphic.ntt import from_ntt, reduce, to_ntt
 from core.crypto.homomorphic.params import PARAMS, HeParams, Ints, Residues
 from core.errors import LimitError, MalformedError
 
@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 _SCALAR_BITS, _LIMB_BITS = 17, 25
 _ROWS = 2048
 _COLUMNS = 512
+_UNREDUCED = 4
+"""Products of up to p/2 + 1 each that are added up before a reduction."""
 
 
 def combine(matrix: Ints, residues: Residues, params: HeParams = PARAMS) -> Residues:
@@ -45,8 +47,10 @@ def combine(matrix: Ints, residues: Residues, params: HeParams = PARAMS) -> Resi
             for left in range(0, params.degree, _COLUMNS):
                 columns = slice(left, min(left + _COLUMNS, params.degree))
                 out[:, limb, columns] += _block(part, residues[rows, limb, columns], limbs, prime)
-    primes = primes_column(params)
-    return np.remainder(out, primes).view(np.uint64)
+    for limb, prime in enumerate(params.primes):
+        reduce(out[:, limb], prime)
+        canonical(out[:, limb], prime)
+    return out.view(np.uint64)
 
 
 def _block(weights: Floats, block: Residues, limbs: Floats, prime: int) -> Ints:
@@ -60,8 +64,8 @@ def _block(weights: Floats, block: Residues, limbs: Floats, prime: int) -> Ints:
     total = mul_const(high[:, :width], 1 << _LIMB_BITS, prime) + high[:, width:]
     total = mul_const(total, 1 << _SCALAR_BITS, prime) + low[:, width:]
     total += mul_const(low[:, :width], 1 << _LIMB_BITS, prime)
-    result: Ints = np.remainder(total, prime)
-    return result
+    reduce(total, prime)
+    return total
 
 
 def combine_reference(matrix: Ints, residues: Residues, params: HeParams = PARAMS) -> Residues:
@@ -127,15 +131,22 @@ def linear_form(c0: Residues, c1: Residues, weights: Ints, params: HeParams = PA
         raise MalformedError(f"ciphertexts of {c0.shape} and {c1.shape} do not go with weights of {weights.shape}")
     head = np.zeros(params.limbs, dtype=np.int64)
     total = np.zeros((1, params.limbs, params.degree), dtype=np.int64)
-    primes = primes_column(params)
     for i in range(c0.shape[0]):
         centred = centre(weights[i], params.plain_modulus)
         for limb, prime in enumerate(params.primes):
             products = mul_mod(c0[i, limb].view(np.int64), centred, prime)
             head[limb] = (int(head[limb]) + int(products.sum())) % prime
         poly = to_ntt(centre(dot_weights(weights[i : i + 1], params), params.plain_modulus), params)
-        total = np.remainder(total + multiply_ntt(to_ntt(c1[i : i + 1], params), poly, params), primes)
+        total += multiply_ntt(to_ntt(c1[i : i + 1], params), poly, params)
+        if i % _UNREDUCED == _UNREDUCED - 1:
+            _reduce_limbs(total, params)
+    _reduce_limbs(total, params)
     return head.view(np.uint64), from_ntt(total, params)[0]
+
+
+def _reduce_limbs(values: Ints, params: HeParams) -> None:
+    for limb, prime in enumerate(params.primes):
+        reduce(values[:, limb], prime)
 
 
 def multiply_ntt(left: Ints, right: Ints, params: HeParams) -> Ints:

@@ -55,14 +55,14 @@ def add(left: Residues, right: Residues, params: HeParams = PARAMS) -> Residues:
     """``left + right`` modulo each prime; shapes broadcast."""
     total = left.astype(np.int64) + right.view(np.int64)
     total -= primes_column(params)
-    total += primes_column(params) * (total < 0)
+    total += (total >> 63) & primes_column(params)
     return total.view(np.uint64)
 
 
 def sub(left: Residues, right: Residues, params: HeParams = PARAMS) -> Residues:
     """``left - right`` modulo each prime; shapes broadcast."""
     total = left.astype(np.int64) - right.view(np.int64)
-    total += primes_column(params) * (total < 0)
+    total += (total >> 63) & primes_column(params)
     return total.view(np.uint64)
 
 
@@ -72,15 +72,17 @@ def negate(value: Residues, params: HeParams = PARAMS) -> Residues:
 
 
 def centre(values: Ints, modulus: int) -> Ints:
-    """Representatives in [-m/2, m/2] of integers of any sign below 2^62."""
-    reduced = np.remainder(values, modulus)
-    centred: Ints = reduced - modulus * (reduced > modulus // 2)
+    """Representatives in [-m/2, m/2] of integers of any sign below 2^62, for odd m of at least 2^20."""
+    quotient = np.rint(values.astype(np.float64) * (1.0 / modulus)).astype(np.int64)
+    centred: Ints = values - quotient * modulus
+    centred -= modulus * (centred > modulus // 2)
+    centred += modulus * (centred < -(modulus // 2))
     return centred
 
 
 def canonical(values: Ints, prime: int) -> Ints:
     """[0, p) from (-p, p), in place."""
-    values += prime * (values < 0)
+    values += (values >> 63) & prime
     return values
 
 

@@ -1,11 +1,12 @@
-"""Negacyclic number-theoretic transform modulo primes of 50 bits, in numpy.
+"""Negacyclic number-theoretic transform modulo primes of at most 50 bits, in numpy.
 
-Merged Cooley-Tukey butterflies (Longa, Naehrig 2016) with SEAL's roots: psi is the least primitive 2N-th root of unity, and
-powers stand in bit-reversed order. After half of the stages the array is transposed, so that the inner loop stays long;
-the transform is left in that order, since only products of entries follow. ``SEAL_ORDER`` tells how to read it as SEAL does.
+Cooley-Tukey butterflies with psi merged into the roots (Longa, Naehrig 2016), in the constant geometry of Pease: every stage
+takes the two halves of the array and interleaves the results, so that numpy's inner loop is always N/2 long. psi is the least
+primitive 2N-th root of unity and the result stands in bit-reversed order, both as in SEAL.
 
-Values are kept in a lazy range. With entries |v| <= B p and centred roots, one butterfly gives at most (B + 1/2 + B/8) p, and
-float64 holds integers up to 8 p exactly; the comments below follow B.
+Values are kept in a lazy range. With |v| <= B p and centred roots, a product is at most (1/2 + B/8) p: half a unit of the
+quotient, and the float64 error of its estimate. One stage leads from B to (9 B + 4)/8, and float64 holds integers up to 8 p
+exactly. The comments below follow B.
 """
 
 from __future__ import annotations
@@ -18,49 +19,53 @@ from numpy.typing import NDArray
 
 from core.crypto.homomorphic.params import HeParams, Ints, Residues
 
-__all__ = ["NttTable", "forward", "from_ntt", "inverse", "seal_order", "table", "to_ntt"]
+__all__ = ["NttTable", "forward", "from_ntt", "inverse", "reduce", "table", "to_ntt"]
 
 Floats = NDArray[np.float64]
-_CHUNK = 4
+_CHUNK = 1
 """Polynomials that are transformed together: their working set stays in the processor's cache."""
+_ROW = 512
+"""Least length of a row of roots, so that inner loops are long while the tables stay small."""
+_LAZY_STAGES = 6
+"""From B = 1 six stages lead to B = 6.1, from B = 1/2 seven to 6.2."""
 
 
 @dataclass(frozen=True, slots=True)
 class NttTable:
-    """Roots of one prime, shaped for each stage."""
+    """Roots of one prime, one row for each stage: as integers, and divided by the prime."""
 
     prime: int
     degree: int
-    rows: int
     roots: tuple[tuple[Ints, Floats], ...]
     inverse_roots: tuple[tuple[Ints, Floats], ...]
-    scale: int
 
 
 @cache
 def table(prime: int, degree: int) -> NttTable:
-    """The roots for one prime, ``prime = 1 mod 2 degree``, degree a power of two of at least 4."""
+    """The roots for one prime, ``prime = 1 mod 2 degree``, degree a power of two of at least 4 and at most 2^13."""
     bits = degree.bit_length() - 1
-    if degree != 1 << bits or bits < 2 or prime % (2 * degree) != 1 or prime.bit_length() > 50:
+    if degree != 1 << bits or not 2 <= bits <= 13 or prime % (2 * degree) != 1 or prime.bit_length() > 50:
         raise ValueError(f"no transform of length {degree} modulo {prime}")
     psi = _least_root(prime, 2 * degree)
-    rows = 1 << (bits // 2)
+    scale = pow(degree, -1, prime)
     roots, inverse_roots = [], []
     for stage in range(bits):
         blocks = 1 << stage
         powers = [pow(psi, _reverse(blocks + i, bits), prime) for i in range(blocks)]
-        roots.append(_shape(powers, blocks, rows, prime))
-        inverse_roots.append(_shape([pow(w, -1, prime) for w in powers], blocks, rows, prime))
-    scale = pow(degree, -1, prime)
-    return NttTable(prime, degree, rows, tuple(roots), tuple(inverse_roots), scale - prime if scale > prime // 2 else scale)
+        inverses = [pow(w, -1, prime) for w in powers]
+        if stage == 0:
+            inverses = [w * scale % prime for w in inverses]  # 1/N of the lower half; the upper half gets it alone
+        roots.append(_row(powers, degree, prime))
+        inverse_roots.append(_row(inverses, degree, prime))
+    inverse_roots.append(_row([scale], degree, prime))
+    return NttTable(prime, degree, tuple(roots), tuple(inverse_roots))
 
 
-def _shape(powers: list[int], blocks: int, rows: int, prime: int) -> tuple[Ints, Floats]:
-    """Before the transposition (blocks, 1); after it (blocks / rows, 1, rows)."""
+def _row(powers: list[int], degree: int, prime: int) -> tuple[Ints, Floats]:
+    """Position j m + i of a half belongs to block i of m: the powers repeat with period m, and a row holds a few periods."""
     centred = np.array([w - prime if w > prime // 2 else w for w in powers], dtype=np.int64)
-    early = blocks < rows
-    shaped = centred[:, None] if early else np.ascontiguousarray(centred.reshape(rows, blocks // rows).T[:, None, :])
-    return shaped, shaped.astype(np.float64) / prime
+    tiled = np.tile(centred, max(1, min(_ROW, degree // 2) // len(powers)))
+    return tiled, tiled.astype(np.float64) / prime
 
 
 def _reverse(value: int, bits: int) -> int:
@@ -79,93 +84,81 @@ def _least_root(prime: int, order: int) -> int:
     return best
 
 
-def seal_order(degree: int) -> NDArray[np.intp]:
-    """``ours[..., seal_order(N)]`` is in SEAL's order."""
-    bits = degree.bit_length() - 1
-    rows = 1 << (bits // 2)
-    return np.arange(degree).reshape(degree // rows, rows).T.reshape(-1)
+def reduce(values: Ints, prime: int) -> None:
+    """To [-p/2 - 1, p/2 + 1] in place, for |values| < 2^53."""
+    quotient = values.astype(np.float64)
+    quotient *= 1.0 / prime
+    np.rint(quotient, out=quotient)
+    whole = quotient.astype(np.int64)
+    whole *= prime
+    values -= whole
 
 
-def _reduce(values: Ints, prime: int) -> None:
-    """To [-p/2, p/2], up to a unit, in place; |values| < 2^53."""
-    quotient = np.rint(values.astype(np.float64) * (1.0 / prime)).astype(np.int64)
-    quotient *= prime
-    values -= quotient
+class _Scratch:
+    """Buffers of one transform, so that no stage allocates."""
 
+    def __init__(self, count: int, half: int) -> None:
+        self.ratio = np.empty((count, half), dtype=np.float64)
+        self.whole = np.empty((count, half), dtype=np.int64)
+        self.rooted = np.empty((count, half), dtype=np.int64)
+        self.product = np.empty((count, half), dtype=np.int64)
 
-def _times(values: Ints, root: tuple[Ints, Floats], prime: int) -> Ints:
-    ratio = values.astype(np.float64)
-    ratio *= root[1]
-    np.rint(ratio, out=ratio)
-    quotient = ratio.astype(np.int64)
-    quotient *= prime
-    product: Ints = values * root[0]
-    product -= quotient
-    return product
+    def times(self, values: Ints, root: tuple[Ints, Floats], prime: int, out: Ints) -> None:
+        """``values * root`` modulo p, at most (1/2 + B/8) p. ``out`` may be ``values``."""
+        np.copyto(self.ratio, values)
+        shape = (values.shape[0], -1, root[0].size)
+        rows = self.ratio.reshape(shape)
+        rows *= root[1]
+        np.rint(self.ratio, out=self.ratio)
+        np.copyto(self.whole, self.ratio, casting="unsafe")
+        self.whole *= prime
+        np.multiply(values.reshape(shape), root[0], out=self.rooted.reshape(shape))
+        np.subtract(self.rooted, self.whole, out=out)
 
 
 def forward(values: Ints, roots: NttTable) -> Ints:
-    """Transform (count, N), entries in [-p, p], to entries in (-p, p), in this module's order. Returns a new array."""
-    prime, rows, degree = roots.prime, roots.rows, roots.degree
-    count = values.shape[0]
-    work = values.copy()
-    _reduce(work, prime)  # B = 1/2
-    stages = len(roots.roots)
-    split = rows.bit_length() - 1
-    for stage in range(split):  # at most 6 stages to B = 5.2
-        blocks = work.reshape(count, 1 << stage, 2, -1)
-        _cooley_tukey(blocks[:, :, 0], blocks[:, :, 1], roots.roots[stage], prime)
-    columns = np.ascontiguousarray(work.reshape(count, rows, degree // rows).swapaxes(1, 2))
-    _reduce(columns, prime)
-    for stage in range(split, stages):  # at most 7 stages to B = 6.3
-        blocks = columns.reshape(count, 1 << (stage - split), 2, -1, rows)
-        _cooley_tukey(blocks[:, :, 0], blocks[:, :, 1], roots.roots[stage], prime)
-    _reduce(columns, prime)
-    return columns.reshape(count, degree)
-
-
-def _cooley_tukey(upper: Ints, lower: Ints, root: tuple[Ints, Floats], prime: int) -> None:
-    product = _times(lower, root, prime)
-    np.subtract(upper, product, out=lower)
-    upper += product
+    """Transform (count, N), entries in [-p, p], to entries within p/2 + 1, bit-reversed order. Returns a new array."""
+    prime, half = roots.prime, roots.degree // 2
+    source, target = values.copy(), np.empty_like(values)
+    scratch = _Scratch(values.shape[0], half)
+    for stage, root in enumerate(roots.roots):
+        if stage == _LAZY_STAGES:
+            reduce(source, prime)
+        upper = source[:, :half]
+        scratch.times(source[:, half:], root, prime, scratch.product)
+        np.add(upper, scratch.product, out=target[:, 0::2])
+        np.subtract(upper, scratch.product, out=target[:, 1::2])
+        source, target = target, source
+    reduce(source, prime)
+    return source
 
 
 def inverse(values: Ints, roots: NttTable) -> Ints:
-    """Undo ``forward``: (count, N) with entries in (-p, p) to residues in [0, p). Returns a new array."""
-    prime, rows, degree = roots.prime, roots.rows, roots.degree
-    count = values.shape[0]
-    columns = values.copy()
+    """Undo ``forward``: (count, N) with entries in [-p, p] to residues in [0, p). Returns a new array.
+
+    A stage doubles the sums: after two of them, B = 4, the sums are reduced; products are at most (1/2 + 4/8) p.
+    """
+    prime, half = roots.prime, roots.degree // 2
+    source, target = values.copy(), np.empty_like(values)
+    scratch = _Scratch(values.shape[0], half)
     stages = len(roots.roots)
-    split = rows.bit_length() - 1
-    since = 0
-    for stage in reversed(range(split, stages)):
-        blocks = columns.reshape(count, 1 << (stage - split), 2, -1, rows)
-        since = _gentleman_sande(blocks[:, :, 0], blocks[:, :, 1], roots.inverse_roots[stage], prime, since)
-    work = np.ascontiguousarray(columns.reshape(count, degree // rows, rows).swapaxes(1, 2))
-    for stage in reversed(range(split)):
-        blocks = work.reshape(count, 1 << stage, 2, -1)
-        since = _gentleman_sande(blocks[:, :, 0], blocks[:, :, 1], roots.inverse_roots[stage], prime, since)
-    work = work.reshape(count, degree)
-    _reduce(work, prime)
-    factor = np.array(roots.scale, dtype=np.int64)
-    result = _times(work, (factor, factor.astype(np.float64) / prime), prime)
-    result += prime * (result < 0)
-    result -= prime * (result >= prime)
-    return result
+    for stage in reversed(range(stages)):
+        upper, lower = source[:, 0::2], source[:, 1::2]
+        np.add(upper, lower, out=target[:, :half])
+        np.subtract(upper, lower, out=scratch.product)
+        scratch.times(scratch.product, roots.inverse_roots[stage], prime, target[:, half:])
+        if stage == 0:
+            scratch.times(target[:, :half], roots.inverse_roots[stages], prime, target[:, :half])
+        elif (stages - stage) % 2 == 0:
+            reduce(target[:, :half], prime)
+        source, target = target, source
+    source += (source >> 63) & prime
+    source -= prime
+    source += (source >> 63) & prime
+    return source
 
 
-def _gentleman_sande(upper: Ints, lower: Ints, root: tuple[Ints, Floats], prime: int, since: int) -> int:
-    """Sums double B: from B = 1, two stages lead to sums of 4 p, reduced here, and to products of at most (1/2 + 4/8) p."""
-    difference = upper - lower
-    upper += lower
-    lower[...] = _times(difference, root, prime)
-    if since == 1:
-        _reduce(upper, prime)
-        return 0
-    return 1
-
-
-def to_ntt(values: NDArray[np.int64] | Residues, params: HeParams) -> Ints:
+def to_ntt(values: Ints | Residues, params: HeParams) -> Ints:
     """(count, L, N) residues, or (count, N) small integers common to all limbs, to the transform (count, L, N)."""
     signed = values.view(np.int64)
     out = np.empty((signed.shape[0], params.limbs, params.degree), dtype=np.int64)

@@ -20,7 +20,7 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from core.crypto.homomorphic.modular import check_residues
-from core.crypto.homomorphic.ntt import forward, inverse, seal_order, table
+from core.crypto.homomorphic.ntt import forward, inverse, table
 from core.crypto.homomorphic.params import PARAMS, HeParams, Ints, Residues
 from core.errors import CryptoError, MalformedError
 
@@ -71,9 +71,7 @@ def sample_secret(params: HeParams = PARAMS) -> Ints:
     data = key.data()  # a view without ownership: generator and key have to outlive it
     prime = params.primes[0]
     values = np.fromiter((data.data(i) for i in range(params.degree)), dtype=np.int64, count=params.degree)
-    ours = np.empty_like(values)
-    ours[seal_order(params.degree)] = values
-    secret = inverse(ours[None], table(prime, params.degree))[0]
+    secret = inverse(values[None], table(prime, params.degree))[0]
     secret = np.where(secret == prime - 1, -1, secret)
     if int(np.abs(secret).max()) > 1:
         raise CryptoError("SEAL's secret key is not ternary in the expected order: another version of SEAL?")
@@ -94,10 +92,8 @@ class SealTwin:
     def __init__(self, secret: Ints, params: HeParams = PARAMS) -> None:
         self._params = params
         self._context = _shared_context(params)
-        order = seal_order(params.degree)
         limbs = [
-            forward(secret[None], table(prime, params.degree))[0][order] % prime
-            for prime in (*params.primes, params.special_prime)
+            forward(secret[None], table(prime, params.degree))[0] % prime for prime in (*params.primes, params.special_prime)
         ]
         values = np.concatenate(limbs).astype(np.uint64)
         fields = struct.pack("<4Q", *self._context.key_parms_id()) + struct.pack("<Qd", values.size, 1.0)
