@@ -1,0 +1,66 @@
+"""The pool manager's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from core.errors import ConfigError
+from services.rpc.role import RoleConfig
+from services.runtime import config
+
+__all__ = ["AdmissionConfig", "MarketConfig", "PoolConfig", "TrainingConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the pool learns (design: mining)."""
+
+    algorithm: Literal["fedavg", "fedsgd", "median", "trimmed_mean", "krum", "multikrum", "bulyan"] = config.option(
+        "How updates are aggregated.", default="fedavg"
+    )
+    local_epochs: int = config.option("Passes over its data that a miner makes in a round.", default=5, low=1)
+    learning_rate: float = config.option("Step length, zeta in the paper.", default=0.05, low=1e-9)
+    batch: int = config.option("Rows in a step; 0: all.", default=32, low=0)
+    quorum: int = config.option("Updates that make a round.", default=1, low=1)
+    round_timeout_s: float = config.option("Longest round, seconds.", default=8.0, low=0.5)
+    seed: int = config.option("Seed of initial weights and shuffling.", default=1, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarketConfig:
+    """What bought rows are worth to the pool: its private information in the reverse game, section III."""
+
+    buy: bool = config.option("Buy rows from providers.", default=True)
+    profit: int = config.option("Q, legally expected net profit of one trade.", default=20_000, low=0)
+    leak_alpha_micro: int = config.option("alpha~: profit of leaking per lost reputation.", default=0, low=0)
+    leak_beta_micro: int = config.option("beta~: profit of leaking per sensitivity.", default=0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmissionConfig:
+    """Who may join."""
+
+    mode: Literal["open", "token", "allow"] = config.option("Everybody, holders of the token, or a list.", default="open")
+    token: str = config.option("The token of mode `token`.", default="")
+    allow: tuple[str, ...] = config.option("Accounts (hex) of mode `allow`.", default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig(RoleConfig):
+    """``python -m pool.manager --config FILE``."""
+
+    ROLE: ClassVar[str] = "pool"
+
+    fleet_listen: str = config.required("Address that miners' Flower clients connect to, host:port.")
+    fleet_advertise: str = config.option("Address told to miners; `fleet_listen` if empty.", default="")
+    bond: int = config.option("Bond for a task; 0: the least that it asks.", default=0, low=0)
+    min_miners: int = config.option("Members online before a task is entered.", default=1, low=1)
+    training: TrainingConfig = config.section(TrainingConfig, "Training.")
+    market: MarketConfig = config.section(MarketConfig, "Buying rows.")
+    admission: AdmissionConfig = config.section(AdmissionConfig, "Admission of miners.")
+
+    def check(self) -> None:
+        super().check()
+        if self.admission.mode == "token" and not self.admission.token:
+            raise ConfigError("admission.mode is token, so admission.token must be set")

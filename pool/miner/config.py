@@ -1,0 +1,24 @@
+"""The miner's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from services.rpc.role import RoleConfig
+from services.runtime import config
+
+__all__ = ["MinerConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinerConfig(RoleConfig):
+    """``python -m pool.miner --config FILE``."""
+
+    ROLE: ClassVar[str] = "miner"
+
+    pool: str = config.required("Address of the pool manager, host:port.")
+    data: Path = config.required("Own training data: npz with x (n, M) and y (n).")
+    token: str = config.option("Admission token, where the pool asks for one.", default="")
+    start_delay_ms: int = config.option("Wait before loading torch, so that miners on one host do not all at once.", default=0, low=0)

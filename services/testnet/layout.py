@@ -1,0 +1,300 @@
+"""The files of a testnet: authority, certificates, keys, genesis, data, and one configuration for each process.
+
+::
+
+    <folder>/genesis.json  ca/  testnet.json
+             <process>/config.toml  account.key  tls/  data/
+             data/test.npz  practice.npz  provider.npz  pool0-miner0.npz ...
+             logs/<process>.log
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from core.crypto.signing import KeyPair
+from core.errors import ConfigError
+from core.ids import AccountId, Amount, Milliseconds, NodeId
+from core.params import PROTOCOL_VERSION, ChainParams, Genesis, GenesisAccount, GenesisValidator
+from core.ports import SystemRng
+from services.rpc import tls
+from services.testnet.data import FEATURE_SCALE_MICRO, split_digits
+from services.testnet.supervisor import ProcessSpec
+
+__all__ = ["Layout", "Member", "Shape", "load_layout", "make_layout"]
+
+HOST: Final = "127.0.0.1"
+MANIFEST: Final = "testnet.json"
+MODULES: Final = {
+    "node": "node", "platform": "services.platform", "requester": "requester", "provider": "provider",
+    "pool": "pool.manager", "miner": "pool.miner",
+}  # fmt: skip
+BALANCE: Final = {"node": 10_000_000, "requester": 1_000_000_000, "provider": 1_000_000, "pool": 100_000_000, "miner": 1_000}
+MINER_START_MS: Final = 2_500
+"""Torch costs each miner about five seconds of one core to load: they start one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a testnet is, and what its requester asks for."""
+
+    nodes: int = 4
+    pools: int = 2
+    miners: int = 3
+    """In each pool."""
+    tasks: int = 3
+    """That the requester publishes by itself."""
+    reward: int = 1_000_000
+
+    def check(self) -> None:
+        """Raises ConfigError naming the number and its bounds."""
+        for name, value, low, high in (
+            ("nodes", self.nodes, 1, 64),
+            ("pools", self.pools, 1, 16),
+            ("miners", self.miners, 1, 32),
+            ("tasks", self.tasks, 0, 10_000),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}, it must be from {low} to {high}")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process of the testnet."""
+
+    name: str
+    role: str
+    account: AccountId
+    listen: str
+    admin: str
+    metrics: str
+    fleet: str = ""
+    """Pools only: where Flower's clients connect."""
+    pool: str = ""
+    """Miners only: name of their pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A testnet on disk."""
+
+    folder: Path
+    shape: Shape
+    genesis: Genesis
+    members: tuple[Member, ...]
+
+    def of(self, role: str) -> tuple[Member, ...]:
+        return tuple(m for m in self.members if m.role == role)
+
+    def member(self, name: str) -> Member:
+        return next(m for m in self.members if m.name == name)
+
+    def name_of(self, account: bytes) -> str:
+        """The process of an account, or the account's first digits."""
+        return next((m.name for m in self.members if m.account == account), account.hex()[:8])
+
+    @property
+    def user_tls(self) -> tls.TlsFiles:
+        folder = self.folder / "user" / "tls"
+        return tls.TlsFiles(folder / "ca.pem", folder / "tls.pem", folder / "tls.key")
+
+    @property
+    def user_key(self) -> Path:
+        return self.folder / "user" / "account.key"
+
+    def data(self, name: str) -> Path:
+        return self.folder / "data" / f"{name}.npz"
+
+    def process(self, member: Member) -> ProcessSpec:
+        home = self.folder / member.name
+        return ProcessSpec(
+            member.name, member.role, MODULES[member.role], home / "config.toml", self.folder / "logs" / f"{member.name}.log"
+        )
+
+
+def make_layout(folder: Path, shape: Shape, params: ChainParams | None = None, start_ms: int | None = None) -> Layout:
+    """Write a new testnet into an empty or missing folder. Raises ConfigError."""
+    shape.check()
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty: choose another folder, or remove it")
+    params = _params(shape, params or ChainParams())
+    folder.mkdir(parents=True, exist_ok=True)
+    authority = tls.make_authority(folder / "ca")
+    names = _names(shape)
+    keys = {name: KeyPair.generate(SystemRng()) for name, _, _ in names}
+    keys["user"] = KeyPair.generate(SystemRng())
+    ports = iter(_free_ports(4 * len(names)))
+    members = tuple(
+        Member(
+            name, role, AccountId(keys[name].public_key), f"{HOST}:{next(ports)}", f"{HOST}:{next(ports)}",
+            f"{HOST}:{next(ports)}", f"{HOST}:{next(ports)}" if role == "pool" else "", pool,
+        )
+        for name, role, pool in names
+    )  # fmt: skip
+    genesis = Genesis(
+        name="pofl-testnet",
+        protocol_version=PROTOCOL_VERSION,
+        time_ms=Milliseconds(start_ms if start_ms is not None else time.time_ns() // 1_000_000),
+        validators=tuple(GenesisValidator(NodeId(bytes(m.account)), 1, m.name) for m in members if m.role == "node"),
+        accounts=(
+            *(GenesisAccount(m.account, Amount(BALANCE[m.role]), m.name) for m in members if m.role in BALANCE),
+            GenesisAccount(AccountId(keys["user"].public_key), Amount(1_000_000), "user"),
+        ),
+        params=params,
+    )
+    genesis.check()
+    (folder / "genesis.json").write_text(genesis.to_json(), encoding="utf-8")
+    layout = Layout(folder, shape, genesis, members)
+    _write_data(layout)
+    for name, role in [(m.name, m.role) for m in members] + [("user", "user")]:
+        home = folder / name
+        issued = tls.issue(authority, role, name, [HOST, "localhost"], keys[name].public_key)
+        issued.write(home / "tls")
+        _write_key(home / "account.key", keys[name])
+    for index, member in enumerate(members):
+        (folder / member.name / "config.toml").write_text(_config(layout, member, index), encoding="utf-8")
+    _write_manifest(layout)
+    return layout
+
+
+def load_layout(folder: Path) -> Layout:
+    """A testnet that make_layout wrote. Raises ConfigError."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        genesis = Genesis.from_json((folder / "genesis.json").read_text(encoding="utf-8"))
+        members = tuple(Member(**{**m, "account": AccountId(bytes.fromhex(m["account"]))}) for m in manifest["members"])
+        return Layout(folder, Shape(**manifest["shape"]), genesis, members)
+    except OSError:
+        raise ConfigError(f"{folder} holds no testnet: make one with `pofl testnet init`") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder / MANIFEST} is damaged ({error}): make a new testnet") from None
+
+
+def _params(shape: Shape, params: ChainParams) -> ChainParams:
+    """Windows and audits for this many validators, never shorter than what was asked for."""
+    least = params.min_window_ms(shape.nodes)
+    entry = max(params.entry_ms, least)
+    commit = max(params.commit_ms, entry + max(least, params.commit_ms - params.entry_ms))
+    claim = max(params.claim_ms, commit + max(least, params.claim_ms - params.commit_ms))
+    audit = max(params.audit_ms, 2 * -(-shape.nodes // params.audit_slots) * params.session_ms)
+    max_pools = max(params.max_pools, shape.pools)
+    delivery = max(params.delivery_ms, max_pools * (params.body_ms + audit + params.open_ms))
+    return replace(
+        params, entry_ms=entry, commit_ms=commit, claim_ms=claim, audit_ms=audit, max_pools=max_pools, delivery_ms=delivery
+    )  # fmt: skip
+
+
+def _names(shape: Shape) -> list[tuple[str, str, str]]:
+    """Name, role, pool of each process, in order of start."""
+    names = [(f"node{i}", "node", "") for i in range(shape.nodes)]
+    names += [(f"pool{i}", "pool", "") for i in range(shape.pools)]
+    names += [(f"pool{p}-miner{m}", "miner", f"pool{p}") for m in range(shape.miners) for p in range(shape.pools)]
+    return [*names, ("provider0", "provider", ""), ("platform0", "platform", ""), ("requester0", "requester", "")]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody holds now, outside the range that the system hands out by itself."""
+    ports: list[int] = []
+    held: list[socket.socket] = []
+    candidate = 20_000 + (os.getpid() * 97) % 10_000
+    try:
+        while len(ports) < count:
+            candidate = candidate + 1 if candidate < 32_000 else 20_000
+            probe = socket.socket()
+            try:
+                probe.bind((HOST, candidate))
+            except OSError:
+                probe.close()
+                continue
+            held.append(probe)
+            ports.append(candidate)
+    finally:
+        for probe in held:
+            probe.close()
+    return ports
+
+
+def _write_data(layout: Layout) -> None:
+    miners = layout.of("miner")
+    split = split_digits(len(miners))
+    split.write(
+        {name: layout.data(name) for name in ("test", "practice", "provider")}, [layout.data(m.name) for m in miners]
+    )
+
+
+def _write_key(path: Path, key: KeyPair) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key.seed.hex() + "\n")
+
+
+def _config(layout: Layout, member: Member, index: int) -> str:
+    nodes = [m.listen for m in layout.of("node") if m.name != member.name]
+    lines = _table(
+        None,
+        {
+            "name": member.name, "listen": member.listen, "admin_listen": member.admin, "metrics_listen": member.metrics,
+            "data_dir": "data", "key": "account.key",
+        },
+    )  # fmt: skip
+    sections: dict[str, Mapping[str, object]] = {
+        "tls": {"ca": "tls/ca.pem", "cert": "tls/tls.pem", "key": "tls/tls.key"},
+        "chain": {"genesis": "../genesis.json"},
+        "log": {"level": "info", "format": "console"},
+        "peers": {"nodes": nodes},
+    }
+    data = os.path.relpath(layout.folder / "data", layout.folder / member.name)
+    if member.role == "requester":
+        sections["peers"] = {"nodes": nodes, "platforms": [m.listen for m in layout.of("platform")]}
+        sections["auto"] = {
+            "tasks": layout.shape.tasks, "name": "digits", "test_set": f"{data}/test.npz",
+            "practice_set": f"{data}/practice.npz", "hidden": [16], "feature_scale_micro": FEATURE_SCALE_MICRO,
+            "reward": layout.shape.reward,
+        }  # fmt: skip
+    elif member.role == "provider":
+        sections["data"] = {"path": f"{data}/provider.npz", "name": "digits", "feature_scale_micro": FEATURE_SCALE_MICRO}
+    elif member.role == "pool":
+        lines += _table(None, {"fleet_listen": member.fleet, "min_miners": 1})
+        sections["training"] = {"seed": 1 + index, "quorum": 1}
+    elif member.role == "miner":
+        miners = layout.of("miner")
+        lines += _table(
+            None,
+            {
+                "pool": layout.member(member.pool).listen, "data": f"{data}/{member.name}.npz",
+                "start_delay_ms": MINER_START_MS * (miners.index(member) // 2),
+            },
+        )  # fmt: skip
+    for name, values in sections.items():
+        lines += _table(name, values)
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str | None, values: Mapping[str, object]) -> list[str]:
+    head = [] if name is None else ["", f"[{name}]"]
+    return head + [f"{key} = {_toml(value)}" for key, value in values.items()]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list | tuple):
+        items: Iterable[object] = value
+        return "[" + ", ".join(_toml(item) for item in items) + "]"
+    return json.dumps(value)
+
+
+def _write_manifest(layout: Layout) -> None:
+    shape = {name: getattr(layout.shape, name) for name in Shape.__dataclass_fields__}
+    members = [
+        {name: (getattr(m, name).hex() if name == "account" else getattr(m, name)) for name in Member.__dataclass_fields__}
+        for m in layout.members
+    ]
+    text = json.dumps({"shape": shape, "members": members}, indent=1)
+    (layout.folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
