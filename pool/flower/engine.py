@@ -7,7 +7,7 @@
     await engine.stop()
 
 Any one process may be killed: a miner, and rounds go on; the manager, and it is started anew from its last round; the
-guard, and it is started anew on its ports with its database, and one round is lost. When this process dies, guard and
+guard, and it is started anew on its ports with the same members, and one round is lost. When this process dies, guard and
 manager see their pipes close and end.
 """
 
@@ -281,7 +281,7 @@ class MiningEngine:
         folder = self._folder / "guard"
         settings = {
             "fleet_host": self._host, "fleet_port": self._port, "loopback_port": self._loopback_port,
-            "database": str(folder / "superlink.db"), "cert": str(self._cert), "key": str(self._key),
+            "cert": str(self._cert), "key": str(self._key), "members": [key.hex() for key in self._nodes],
         }  # fmt: skip
         environment = flower_environment(self._folder / "home")
         guard = await Child.start(self._python, "pool.flower.guard", settings, environment, folder / "guard.log")
@@ -302,6 +302,7 @@ class MiningEngine:
             raise UnavailableError(f"the guard did not start: {reason}")
         # The same ports again after a restart: miners and a running manager find it where it was.
         self._port, self._loopback_port = first["fleet_port"], first["loopback_port"]
+        self._nodes = {bytes.fromhex(key): node_id for key, node_id in first["members"].items()}
         self._guard = guard
         self._ready.set()
 

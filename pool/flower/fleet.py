@@ -76,6 +76,7 @@ class FleetMiner:
         self._stop = threading.Event()
         self._online = threading.Event()
         self._thread = threading.Thread(target=self._main, name="fleet-miner", daemon=True)
+        self._node: Node | None = None
         self.failure: PoflError | None = None
         self.answered = 0
 
@@ -117,18 +118,15 @@ class FleetMiner:
                 self._ticket.ca_pem,
                 [NodeAuthHttpInterceptor(self._key, self._key.public_key()), HoldInterceptor(HOLD_MS)],
             ) as client:
-                node = self._activate(client)
-                if node is None:
-                    return
-                beat = threading.Thread(target=self._beat, args=(client, node), name="fleet-heartbeat", daemon=True)
+                beat = threading.Thread(target=self._beat, args=(client,), name="fleet-heartbeat", daemon=True)
                 beat.start()
-                self._online.set()
                 try:
-                    self._serve(client, node)
+                    self._attend(client)
                 finally:
                     self._stop.set()
                     beat.join(6.0)
-                    self._deactivate(client, node)
+                    if self._node is not None:
+                        self._deactivate(client, self._node)
         except PoflError as error:
             self.failure = error
         # A bug here must not look like a miner that is merely slow.
@@ -146,6 +144,17 @@ class FleetMiner:
         torch.set_num_threads(self._threads)
         warm_up()
 
+    def _attend(self, client: FleetHttpClient) -> None:
+        while (node := self._activate(client)) is not None:
+            self._node = node
+            self._online.set()
+            try:
+                self._serve(client, node)
+                return
+            except AuthError as error:
+                # A guard started anew knows this key under another node id; one that does not know it says so below.
+                _log.warning("%s; activating again", error.message)
+
     def _activate(self, client: FleetHttpClient) -> Node | None:
         pem = node_public_pem(self._ticket.node_public_key)
         request = ActivateNodeRequest(public_key=pem, heartbeat_interval=HEARTBEAT_S)
@@ -158,11 +167,12 @@ class FleetMiner:
         except httpx.HTTPError:
             _log.info("the pool did not hear that this miner leaves; it will notice in %d s", 2 * HEARTBEAT_S)
 
-    def _beat(self, client: FleetHttpClient, node: Node) -> None:
-        request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_S)
+    def _beat(self, client: FleetHttpClient) -> None:
         while not self._stop.wait(BEAT_EVERY_S):
+            if self._node is None:
+                continue
             try:
-                client.SendNodeHeartbeat(request)
+                client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S))
             except httpx.HTTPError as error:
                 _log.warning("heartbeat failed: %s", error)
 

@@ -6,6 +6,7 @@ each call takes what has arrived and leaves the rest for the next call.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import httpx
@@ -110,9 +111,12 @@ class PoolGrid(HttpGrid):
         done: list[Collected] = []
         waiting = instruction_ids - {partial.instruction_id for partial in self._partials.values()}
         try:
+            # With parts outstanding, wait for what is new only briefly: the rest of them may be there already.
+            brief = 20 if self._partials else int(hold_s * 1000)
+            if self._partials and not waiting:
+                time.sleep(brief / 1000)
             if waiting:
-                # With parts outstanding, look at once: the rest of them may be there already.
-                self._hold.milliseconds = 20 if self._partials else int(hold_s * 1000)
+                self._hold.milliseconds = brief
                 response = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=waiting))
                 for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
                     message = message_from_proto(proto)

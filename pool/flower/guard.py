@@ -2,8 +2,8 @@
 
 It reads JSON lines from standard input, the first one being its settings, and answers on standard output. The pipe is
 the only way to register a node or to start a run, so neither needs a network route or a secret; when the pipe closes,
-because the parent asked or died, the guard ends. With its database on disk a guard started anew goes on where the
-old one was killed.
+because the parent asked or died, the guard ends. Its state is in memory: after a kill the engine starts a new one on
+the same ports and registers its members again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
 import socket
 import ssl
 import sys
@@ -21,35 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
-from flwr.superlink.config_loader import SuperLinkLifespanConfig
-from flwr.superlink.main import create_app
 
 from core.errors import MalformedError, PoflError, UnavailableError
 from pool.flower.keys import node_public_pem
 from pool.flower.listeners import FLEET_PATHS, RUNTIME_PATHS, Bell, Door
+from pool.flower.superlink import SuperLink
 
 __all__ = ["main"]
 
 APP_ID = "pofl/mining"
 HEARTBEAT_S = 10
 """The shortest that Flower allows: a dead node is noticed after twice this."""
-
-
-class _NoLegacyServers:
-    """Stands where Flower starts its gRPC servers and task launcher; this guard has neither."""
-
-    def __init__(self, config: SuperLinkLifespanConfig, state_factory: object) -> None:
-        self.config, self.state_factory = config, state_factory
-
-    def startup(self) -> None:
-        return
-
-    def shutdown(self) -> None:
-        return
 
 
 class Registry:
@@ -92,7 +76,8 @@ class Registry:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns off Nagle only on sockets that name their protocol; without, each reply waits 40 ms for an ACK.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # A guard started anew must get its port back although old connections linger in TIME_WAIT.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -116,18 +101,6 @@ def _server(app: Any, tls: tuple[Path, Path] | None) -> uvicorn.Server:
     # The pipe ends this process; uvicorn's own signal handling would swallow a Ctrl-C meant for the parent.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     return server
-
-
-def _flower_app(database: Path, host: str, port: int) -> Any:
-    config = SuperLinkLifespanConfig(
-        control_address="", health_server_address=None, host=host, port=port, insecure=False, certificates=None,
-        superexec_auth_secret=secrets.token_bytes(32), authn_plugin=NoOpControlAuthnPlugin(), event_log_plugin=None,
-        fleet_event_log_plugin=None, enable_event_log=False, artifact_provider=None, enable_supernode_auth=True,
-        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE, fleet_api_address=None, simulation=False, ssl_ca_certfile=None,
-        ssl_certfile=None, ssl_keyfile=None, database=str(database), isolation="process",
-        runtime_dependency_install=False,
-    )  # fmt: skip
-    return create_app(config, _NoLegacyServers)  # type: ignore[arg-type]
 
 
 def _say(message: Mapping[str, object]) -> None:
@@ -168,7 +141,7 @@ def _serve_pipe(registry: Registry, on_end: Callable[[], None]) -> None:
 
 async def _run(settings: Mapping[str, Any]) -> None:
     host, port = settings["fleet_host"], int(settings["fleet_port"])
-    app = _flower_app(Path(settings["database"]), host, port)
+    app = SuperLink()
     to_fleet, to_manager = Bell(), Bell()
     public = _server(
         Door(app, FLEET_PATHS, listens=to_fleet, rings=to_manager), (Path(settings["cert"]), Path(settings["key"]))
@@ -186,13 +159,21 @@ async def _run(settings: Mapping[str, Any]) -> None:
     # uvicorn has a flag, no event
     while not (public.started and inner.started) and not serving.done():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    registry = Registry(app.state.linkstate_factory.state)
+    registry = Registry(app.state)
+    members = {key: registry.register(bytes.fromhex(key)) for key in settings["members"]}
     if not serving.done():
         pipe = threading.Thread(
             target=_serve_pipe, args=(registry, lambda: loop.call_soon_threadsafe(end)), name="pipe", daemon=True
         )
         pipe.start()
-        _say({"ready": True, "fleet_port": fleet.getsockname()[1], "loopback_port": loopback.getsockname()[1]})
+        _say(
+            {
+                "ready": True,
+                "fleet_port": fleet.getsockname()[1],
+                "loopback_port": loopback.getsockname()[1],
+                "members": members,
+            }
+        )
     await serving
 
 
