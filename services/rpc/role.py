@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import stat
 import sys
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from core.crypto.signing import SEED_SIZE, KeyPair
-from core.errors import ConfigError, PoflError
+from core.errors import ConfigError, DeadlineError, PoflError, UnavailableError, WrongChainError
 from core.ids import AccountId
 from core.params import MAX_GENESIS, PROTOCOL_VERSION, Genesis
 from services.rpc.chain_client import ChainClient
-from services.rpc.channel import connect
+from services.rpc.channel import backoff, connect
 from services.rpc.handshake import ChainIdentity, LocalIdentity
 from services.rpc.limits import CallerLimits
 from services.rpc.server import RpcServer
@@ -26,8 +27,12 @@ from services.runtime.config import CommonConfig
 from services.runtime.lifecycle import Lifecycle, exit_code, run
 from services.runtime.metrics import Exporter
 
-__all__ = ["Role", "RoleConfig", "open_chain", "open_role", "open_server", "read_genesis", "read_key", "role_main", "tls_files"]
+__all__ = [
+    "Role", "RoleConfig", "open_chain", "open_role", "open_server", "read_genesis", "read_key", "role_main", "tls_files",
+    "wait_for_chain",
+]  # fmt: skip
 
+log = logging.logger(__name__)
 MAX_KEY_FILE: Final = 1024
 
 
@@ -98,6 +103,27 @@ def open_chain(role: Role[C], life: Lifecycle) -> ChainClient:
         life.on_stop(lambda channel=channel: channel.close(None))  # type: ignore[misc]
         nodes.append((target, channel))
     return ChainClient(nodes)
+
+
+async def wait_for_chain(role: Role[C], chain: ChainClient) -> None:
+    """Until a node of our chain answers; asks for ever, and says so. Raises WrongChainError if it is another chain."""
+    attempt = 0
+    while True:
+        try:
+            found = (await chain.genesis()).chain_id
+        except (UnavailableError, DeadlineError) as error:
+            delay = backoff(attempt)
+            attempt += 1
+            log.warning("no node answers, trying again", seconds=round(delay, 1), error=error.message)
+            await asyncio.sleep(delay)
+            continue
+        if found != role.genesis.chain_id:
+            raise WrongChainError(
+                f"the nodes are on chain {found.hex()}, this process on {role.genesis.chain_id.hex()}: "
+                "give both the same genesis file",
+                ours=role.genesis.chain_id, theirs=found,
+            )  # fmt: skip
+        return
 
 
 def role_main(
