@@ -185,7 +185,7 @@ def number_of(bits: Bits) -> int:
     return sum(int(bit) << place for place, bit in enumerate(bits))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)
 def comparison_circuit(samples: int, bits: int) -> Circuit:
     """How many of ``samples`` predicted labels equal the actual ones (paper, Fig. 5 and 6).
 

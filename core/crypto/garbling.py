@@ -32,7 +32,7 @@ from core.errors import CheatingError, LimitError, MalformedError
 from core.ids import Digest
 
 __all__ = [
-    "ROWS_SIZE", "SEED_SIZE", "UNLISTED", "GarbledCircuit", "Garbling", "RawLabels", "evaluate", "garble",
+    "LABEL_SIZE", "ROWS_SIZE", "SEED_SIZE", "UNLISTED", "GarbledCircuit", "Garbling", "RawLabels", "evaluate", "garble",
     "output_key_digest",
 ]  # fmt: skip
 

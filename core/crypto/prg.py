@@ -46,7 +46,7 @@ class TweakHash:
     """TMMO: ``H(x, i) = π(π(x) ⊕ i) ⊕ π(x)``, π = AES-128 under a public key that is fresh for every use.
 
     Tweakable circular correlation robust in the ideal-cipher model (Guo, Katz, Wang, Yu, "Efficient and secure
-    multiparty computation from fixed-key block ciphers", 2020, section 7.4), as half-gates and OT extension need.
+    multiparty computation from fixed-key block ciphers", 2020), as half-gates and OT extension need.
     The tweak is the low word of a block.
     """
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.crypto.bristol import load_bristol
 from core.crypto.circuits import Circuit, CircuitBuilder, Kind, comparison_circuit, evaluate_plain, label_bits, number_of
 from core.crypto.garbling import GarbledCircuit, evaluate, garble
 from core.crypto.garbling_reference import garble_reference
+from core.errors import MalformedError
+from tests.garbling_vectors import CONSTANTS
 
 
 @st.composite
@@ -41,6 +46,18 @@ def test_garbled_is_plain_and_both_twins_agree(circuit: Circuit, seed: bytes, da
     slow = garble_reference(circuit, seed)
     assert made.public.tables.tobytes() == b"".join(slow.tables)
     assert made.public.output_digests.tobytes() == b"".join(low + high for low, high in slow.output_digests)
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_damaged_circuit_text_is_refused_or_is_another_circuit(data: st.DataObject) -> None:
+    text = list(CONSTANTS)
+    for _ in range(data.draw(st.integers(1, 4))):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.sampled_from("0123456789 \nANDXORIVEQWM-.é"))
+    with contextlib.suppress(MalformedError):
+        loaded = load_bristol("".join(text))
+        bits = [np.zeros(count, np.uint8) for count in (loaded.circuit.garbler_inputs, loaded.circuit.evaluator_inputs)]
+        assert len(evaluate_plain(loaded.circuit, *bits)) == sum(loaded.outputs)
 
 
 @settings(deadline=None, max_examples=60)

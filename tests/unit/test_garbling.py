@@ -86,7 +86,13 @@ def _even_offset(circuit: Circuit, seed: bytes) -> tuple[bytes, prg.Labels, prg.
     return key, offset, zeros
 
 
-_start_labels = garbling.start_labels
+_start_labels, _garble_ands = garbling.start_labels, garbling._garble_ands
+
+
+def _halves_exchanged(
+    hash_: prg.TweakHash, offset: prg.Labels, a: prg.Labels, b: prg.Labels, first: int, tables: prg.Labels
+) -> prg.Labels:
+    return _garble_ands(hash_, offset, b, a, first, tables)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +102,9 @@ _start_labels = garbling.start_labels
         (garbling, "_tweaks", _layer_tweaks),
         (prg.TweakHash, "__call__", _no_orientation),
         (garbling, "start_labels", _even_offset),
+        (garbling, "_garble_ands", _halves_exchanged),
     ],
-    ids=["one tweak for all", "tweaks restart in every layer", "π(x⊕i)⊕x⊕i", "offset with lowest bit 0"],
+    ids=["one tweak for all", "tweaks restart in every layer", "π(x⊕i)⊕x⊕i", "offset with lowest bit 0", "halves exchanged"],
 )
 def test_a_weakened_engine_breaks_the_vectors(
     monkeypatch: pytest.MonkeyPatch, target: object, name: str, broken: Callable[..., object]

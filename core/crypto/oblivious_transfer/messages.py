@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from core.codec import U32, Fixed, Var, decode, encode
@@ -34,7 +34,7 @@ class SetupRequest:
     """Sender to receiver: base points ``r_0 ‖ r_1`` of 128 transfers."""
 
     session: Annotated[bytes, Fixed(SESSION_SIZE)]
-    points: Annotated[bytes, Fixed(2 * POINT_SIZE * TRANSFERS)]
+    points: Annotated[bytes, Fixed(2 * POINT_SIZE * TRANSFERS)] = field(repr=False)
 
     def encode(self) -> bytes:
         return encode(self)
@@ -50,9 +50,9 @@ class SetupReply:
     """Receiver to sender: base points ``S``, and sums and checks of the trees."""
 
     session: Annotated[bytes, Fixed(SESSION_SIZE)]
-    points: Annotated[bytes, Fixed(POINT_SIZE * TRANSFERS)]
-    sums: Annotated[bytes, Fixed(SUMS_SIZE * BLOCKS)]
-    checks: Annotated[bytes, Fixed(CHECK_SIZE * BLOCKS)]
+    points: Annotated[bytes, Fixed(POINT_SIZE * TRANSFERS)] = field(repr=False)
+    sums: Annotated[bytes, Fixed(SUMS_SIZE * BLOCKS)] = field(repr=False)
+    checks: Annotated[bytes, Fixed(CHECK_SIZE * BLOCKS)] = field(repr=False)
 
     def encode(self) -> bytes:
         return encode(self)
@@ -73,9 +73,9 @@ class Choices:
     session: Annotated[bytes, Fixed(SESSION_SIZE)]
     batch: Annotated[int, U32]
     count: Annotated[int, U32]
-    corrections: Annotated[bytes, Var(BLOCKS * column_bytes(MAX_TRANSFERS))]
-    choice_hash: Annotated[bytes, Fixed(CHECK_ROWS // 8)]
-    column_hashes: Annotated[bytes, Fixed(TRANSFERS * CHECK_ROWS // 8)]
+    corrections: Annotated[bytes, Var(BLOCKS * column_bytes(MAX_TRANSFERS))] = field(repr=False)
+    choice_hash: Annotated[bytes, Fixed(CHECK_ROWS // 8)] = field(repr=False)
+    column_hashes: Annotated[bytes, Fixed(TRANSFERS * CHECK_ROWS // 8)] = field(repr=False)
 
     def encode(self) -> bytes:
         return encode(self)
@@ -98,7 +98,7 @@ class Ciphertexts:
     batch: Annotated[int, U32]
     count: Annotated[int, U32]
     hash_key: Annotated[bytes, Fixed(16)]
-    pairs: Annotated[bytes, Var(32 * MAX_TRANSFERS)]
+    pairs: Annotated[bytes, Var(32 * MAX_TRANSFERS)] = field(repr=False)
 
     def encode(self) -> bytes:
         return encode(self)
