@@ -43,6 +43,8 @@ class ChainParams:
     claim_ms: Annotated[int, U32] = 31_000
     pending_ms: Annotated[int, U32] = 60_000
     max_pools: Annotated[int, U32] = 4
+    settle_ms: Annotated[int, U32] = 10_000
+    """After a task ended: how long evidence can still burn the bonds of its claimants."""
     # The work height
     body_ms: Annotated[int, U32] = 4_000
     open_ms: Annotated[int, U32] = 4_000
@@ -94,6 +96,7 @@ class ChainParams:
             "entry_ms": self.entry_ms,
             "commit_ms - entry_ms": self.commit_ms - self.entry_ms,
             "claim_ms - commit_ms": self.claim_ms - self.commit_ms,
+            "settle_ms": self.settle_ms,
         }
         for name, window in windows.items():
             if window < least:

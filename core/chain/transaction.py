@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final
 
-from core.chain.block import MAX_TRANSACTION, MAX_VALIDATORS, SignedHeader, Vm
+from core.chain.block import MAX_CLAIMS, MAX_TRANSACTION, MAX_VALIDATORS, SignedHeader, Vm
 from core.chain.vote import SignedVerdict, SignedVote
 from core.codec import DIGEST, I64, PUBLIC_KEY, SIGNATURE, U8, U16, U32, U64, Enum, Record, Seq, Text, Union, Var, decode
 from core.crypto.hashing import digest
@@ -15,11 +15,13 @@ from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, M
 __all__ = [
     "Activation", "Bid", "ChunkReceipt", "Claim", "Commit", "EnterTask", "Equivocation", "JoinValidator", "LeaveValidator",
     "Payload", "PoolFault", "PublishTask", "Refusal", "RegisterProvider", "SignedTransaction", "Stored", "TaskSpec",
-    "Transaction", "Transfer", "Verdicts", "DOMAIN_TASK", "DOMAIN_TRANSACTION", "DOMAIN_TRANSACTION_SIGNATURE", "PAYLOAD",
+    "Transaction", "Transfer", "VerdictEquivocation", "Verdicts",
+    "DOMAIN_CHUNK_RECEIPT", "DOMAIN_TASK", "DOMAIN_TRANSACTION", "DOMAIN_TRANSACTION_SIGNATURE", "PAYLOAD",
 ]  # fmt: skip
 
 DOMAIN_TRANSACTION: Final = b"pofl/transaction/1"
 DOMAIN_TRANSACTION_SIGNATURE: Final = b"pofl/transaction-signature/1"
+DOMAIN_CHUNK_RECEIPT: Final = b"pofl/chunk-receipt/1"
 DOMAIN_TASK: Final = b"pofl/task/1"
 
 ENDPOINT = Text(255)
@@ -36,7 +38,10 @@ class Refusal(StrEnum):
     FEE_TOO_LOW = "fee-too-low"
     INSUFFICIENT_FUNDS = "insufficient-funds"
     UNKNOWN_TASK = "unknown-task"
+    TOO_EARLY = "too-early"
+    """The window is not open yet: the same transaction may be good later."""
     WRONG_PHASE = "wrong-phase"
+    """The window is closed for good."""
     NOT_ENTERED = "not-entered"
     NOT_COMMITTED = "not-committed"
     DUPLICATE = "duplicate"
@@ -50,6 +55,7 @@ class Refusal(StrEnum):
     EXPIRED = "expired"
     BAD_EVIDENCE = "bad-evidence"
     LIMIT = "limit"
+    NOT_SUPPORTED = "not-supported"
 
 
 class Activation(IntEnum):
@@ -180,7 +186,8 @@ class Verdicts:
 
     height: Annotated[Height, U64]
     z_digest: Annotated[Digest, DIGEST]
-    verdicts: Annotated[tuple[SignedVerdict, ...], Seq(Record(SignedVerdict), MAX_VALIDATORS)]
+    verdicts: Annotated[tuple[SignedVerdict, ...], Seq(Record(SignedVerdict), MAX_CLAIMS * MAX_VALIDATORS)]
+    """On the winner, and on higher claims: what refutes those burns their bonds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +207,14 @@ class Equivocation:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictEquivocation:
+    """Two differing verdicts of one validator on one claim, neither of them ``unavailable``."""
+
+    first: SignedVerdict
+    second: SignedVerdict
+
+
+@dataclass(frozen=True, slots=True)
 class JoinValidator:
     bond: Annotated[Amount, I64]
     endpoint: Annotated[str, ENDPOINT]
@@ -213,12 +228,14 @@ class LeaveValidator:
 Payload = (
     Transfer | PublishTask | Stored | EnterTask | Commit | Claim | RegisterProvider | Bid | ChunkReceipt
     | Verdicts | PoolFault | Equivocation | JoinValidator | LeaveValidator
+    | VerdictEquivocation
 )  # fmt: skip
 
 PAYLOAD: Final = Union(
     {
         1: Transfer, 2: PublishTask, 3: Stored, 4: EnterTask, 5: Commit, 6: Claim, 7: RegisterProvider, 8: Bid,
         9: ChunkReceipt, 12: Verdicts, 13: PoolFault, 14: Equivocation, 15: JoinValidator, 16: LeaveValidator,
+        17: VerdictEquivocation,
     }
 )  # fmt: skip
 """Tags 10 and 11 are kept for leak reports and the opening of marks."""
@@ -253,3 +270,8 @@ class SignedTransaction:
 def task_id(chain_id: Digest, requester: AccountId, task_nonce: bytes) -> TaskId:
     """``SHA-256(domain, chain, requester, nonce)``: known before the task is published."""
     return TaskId(digest(DOMAIN_TASK, chain_id, requester, task_nonce))
+
+
+def chunk_receipt_message(chain_id: Digest, trade_id: Digest, chunk: int, miner: AccountId) -> bytes:
+    """What a miner signs under DOMAIN_CHUNK_RECEIPT when a chunk arrived and matched the data set's root."""
+    return chain_id + trade_id + chunk.to_bytes(2, "big") + miner

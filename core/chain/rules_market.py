@@ -1,0 +1,243 @@
+"""Trades on the chain: registration, bids, the draw, delivery receipts, deadlines, credits (design: market, "A trade").
+
+The arithmetic of the reverse game is core.market's; here it is bound to the state: money is locked, reputations and
+recent highs are the parent state's, and the draw is the hash of the block after the bid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from core.chain.ledger import burn, credit, debit, part
+from core.chain.state import High, LastCredit, Provider, Reputation, State, Trade, TradePhase
+from core.chain.transaction import (
+    DOMAIN_CHUNK_RECEIPT,
+    Bid,
+    ChunkReceipt,
+    Refusal,
+    RegisterProvider,
+    Transaction,
+    chunk_receipt_message,
+)
+from core.codec import encode
+from core.crypto import signing
+from core.errors import CryptoError, InputError, MarketError, TransactionError
+from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, PartsPerMillion, short
+from core.market import contract, draw, reputation, rows
+from core.params import ChainParams
+
+__all__ = ["bid", "chunk_receipt", "highs", "register", "reputation_rule", "run_trades"]
+
+EPOCH_TRADES_MS: Final = 60_000
+"""Least length of an epoch of clean-trade credit: a pool gets one per provider and epoch."""
+
+
+def reputation_rule(params: ChainParams) -> reputation.ReputationRule:
+    return reputation.ReputationRule(
+        PartsPerMillion(params.initial_reputation_ppm),
+        PartsPerMillion(params.leak_penalty_ppm),
+        PartsPerMillion(params.clean_trade_ppm),
+        Milliseconds(params.leak_window_ms),
+    )
+
+
+def highs(state: State, provider: AccountId) -> tuple[Amount, Amount] | None:
+    """``(D_bar, m_bar)`` of a provider: second highest of her recent settled trades, one a pool; the highest of one trade;
+    None if nothing was settled yet, when her offers name their own."""
+    known = state.providers.get(provider)
+    if known is None or not known.highs:
+        return None
+    place = min(1, len(known.highs) - 1)
+    markups = sorted((h.markup for h in known.highs), reverse=True)
+    bids = sorted((h.bid for h in known.highs), reverse=True)
+    return markups[place], bids[place]
+
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+def register(state: State, tx: Transaction, payload: RegisterProvider) -> State:
+    """RegisterProvider: the fee burns; again for another data set. Raises TransactionError."""
+    if not 1 <= payload.rows <= contract.MAX_ROWS:
+        raise TransactionError(f"{payload.rows} rows, must be 1 to {contract.MAX_ROWS}", Refusal.OUT_OF_RANGE)
+    state = burn(debit(state, tx.sender, state.params.provider_fee), state.params.provider_fee)
+    known = state.providers.get(tx.sender)
+    provider = Provider(payload.data_root, payload.rows, payload.endpoint, () if known is None else known.highs)
+    return replace(state, providers=state.providers.put(tx.sender, provider))
+
+
+def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Milliseconds) -> State:
+    """Bid: both sides signed; price, probability and highs are recomputed; the price is locked until the draw.
+
+    ``parent`` is the state before the block: reputation and highs are read there, so that the order of transactions
+    inside a block changes no terms.
+
+    Raises:
+        TransactionError: names what does not agree.
+    """
+    try:
+        offer = contract.decode_offer(payload.offer)
+        signing.verify(offer.provider, contract.DOMAIN_OFFER, payload.offer, payload.offer_signature)
+    except (InputError, MarketError, CryptoError) as error:
+        raise TransactionError(f"offer: {error.message}", Refusal.BAD_OFFER) from None
+    provider = state.providers.get(offer.provider)
+    if provider is None:
+        raise TransactionError(f"{short(offer.provider)} is no registered provider", Refusal.UNKNOWN_PROVIDER)
+    stated = (offer.rule.D_bar, offer.rule.m_bar)
+    for ok, reason, problem in (
+        (offer.chain_id == state.chain_id, Refusal.WRONG_CHAIN, f"it is for chain {short(offer.chain_id)}"),
+        (offer.pool == tx.sender, Refusal.BAD_OFFER, f"it is for pool {short(offer.pool)}, not {short(tx.sender)}"),
+        (offer.expiry_ms >= time_ms, Refusal.EXPIRED, f"it expired at {offer.expiry_ms}, block time is {time_ms}"),
+        (
+            (offer.data_root, offer.rows) == (provider.data_root, provider.rows),
+            Refusal.BAD_OFFER,
+            "its data set is not the registered one",
+        ),
+        (
+            offer.reputation_ppm == parent.reputation(tx.sender),
+            Refusal.BAD_OFFER,
+            f"it says reputation {offer.reputation_ppm} ppm, the chain {parent.reputation(tx.sender)}: ask for a new one",
+        ),
+        (
+            (highs(parent, offer.provider) or stated) == stated,
+            Refusal.BAD_OFFER,
+            f"it says D_bar, m_bar = {stated}, the chain {highs(parent, offer.provider)}: ask for a new one",
+        ),
+    ):
+        if not ok:
+            raise TransactionError(f"offer: {problem}", reason)
+    trade = contract.TradeTerms(offer, payload.bid, PartsPerMillion(payload.p_ppm), payload.miners)
+    try:
+        terms = contract.check_trade(trade)
+        signing.verify(offer.provider, contract.DOMAIN_TRADE_SIGNATURE, encode(trade), payload.provider_signature)
+    except (MarketError, CryptoError) as error:
+        raise TransactionError(f"bid: {error.message}", Refusal.BAD_BID) from None
+    trade_id = contract.trade_id(trade)
+    for known_id in state.trading:
+        known = state.trades[known_id]
+        same = (known.pool, known.provider, known.data_root) == (tx.sender, offer.provider, offer.data_root)
+        if known_id == trade_id or (same and time_ms < known.bid_ms + state.params.draw_window_ms):
+            raise TransactionError(
+                f"pool {short(tx.sender)} bid for this data set at {known.bid_ms}; one bid in "
+                f"{state.params.draw_window_ms} ms",
+                Refusal.DUPLICATE,
+            )
+    if trade_id in state.trades:
+        raise TransactionError(f"trade {short(trade_id)} was drawn already", Refusal.DUPLICATE)
+    state = debit(state, tx.sender, terms.price)
+    record = Trade(
+        offer.provider, tx.sender, offer.data_root, offer.rows, payload.miners, payload.bid, terms.price, terms.p_ppm,
+        offer.reputation_ppm, Height(state.height + 1), time_ms, TradePhase.BID, None, None,
+        bytes(-(-len(payload.miners) * contract.CHUNKS // 8)), terms.price, None,
+    )  # fmt: skip
+    return replace(_put(state, trade_id, record), trading=(*state.trading, trade_id))
+
+
+def chunk_receipt(state: State, payload: ChunkReceipt, time_ms: Milliseconds) -> State:
+    """ChunkReceipt: a miner's word releases its chunk's part of the price, 1 % of which burns. Raises TransactionError."""
+    trade = state.trades.get(payload.trade_id)
+    if trade is None:
+        raise TransactionError(f"trade {short(payload.trade_id)} is not on this chain", Refusal.UNKNOWN_TRADE)
+    if trade.phase is not TradePhase.DELIVERY:
+        early = trade.phase is TradePhase.BID
+        raise TransactionError(
+            f"trade {short(payload.trade_id)} is in phase {trade.phase.name.lower()}",
+            Refusal.TOO_EARLY if early else Refusal.WRONG_PHASE,
+        )
+    if payload.miner not in trade.miners or payload.chunk >= contract.CHUNKS:
+        raise TransactionError(
+            f"trade {short(payload.trade_id)} has no chunk {payload.chunk} for miner {short(payload.miner)}",
+            Refusal.OUT_OF_RANGE,
+        )
+    message = chunk_receipt_message(state.chain_id, payload.trade_id, payload.chunk, payload.miner)
+    try:
+        signing.verify(payload.miner, DOMAIN_CHUNK_RECEIPT, message, payload.miner_signature)
+    except CryptoError as error:
+        raise TransactionError(f"chunk receipt: {error.message}", Refusal.BAD_RECEIPT) from None
+    miner = trade.miners.index(payload.miner)
+    bit = miner * contract.CHUNKS + payload.chunk
+    if trade.delivered[bit // 8] >> (bit % 8) & 1:
+        raise TransactionError(f"chunk {payload.chunk} of {short(payload.miner)} is released", Refusal.DUPLICATE)
+    start, stop = rows.chunk_range(trade.rows, len(trade.miners), miner, payload.chunk)
+    amount = contract.range_amount(trade.price, trade.rows, start, stop)
+    burned = part(amount, state.params.market_burn_ppm)
+    delivered = bytearray(trade.delivered)
+    delivered[bit // 8] |= 1 << (bit % 8)
+    trade = replace(trade, delivered=bytes(delivered), held=Amount(trade.held - amount))
+    state = burn(credit(state, trade.provider, amount - burned), burned)
+    if delivered_count(trade) == len(trade.miners) * contract.CHUNKS:
+        state, trade = _settle(state, trade, time_ms)
+    return _put(state, payload.trade_id, trade)
+
+
+def delivered_count(trade: Trade) -> int:
+    return sum(byte.bit_count() for byte in trade.delivered)
+
+
+def _settle(state: State, trade: Trade, time_ms: Milliseconds) -> tuple[State, Trade]:
+    provider = state.providers[trade.provider]
+    others = tuple(h for h in provider.highs if h.pool != trade.pool)
+    kept = (*others, High(trade.pool, trade.bid, trade.markup))[-state.params.highs_window :]
+    state = replace(state, providers=state.providers.put(trade.provider, replace(provider, highs=kept)))
+    credit_ms = Milliseconds(time_ms + state.params.leak_window_ms)
+    return state, replace(trade, phase=TradePhase.SETTLED, credit_ms=credit_ms)
+
+
+# -- what time does ----------------------------------------------------------------------------------------------------
+
+
+def run_trades(state: State, height: Height, block_hash: BlockHash, time_ms: Milliseconds) -> State:
+    """Draws the parent's bids by this block's hash, refunds what was not delivered in time, credits clean trades."""
+    for trade_id in state.trading:
+        trade = state.trades[trade_id]
+        if trade.phase is TradePhase.BID:
+            state = _draw(state, trade_id, trade, height, block_hash, time_ms)
+        elif trade.phase is TradePhase.DELIVERY and trade.deadline_ms is not None and time_ms >= trade.deadline_ms:
+            state = credit(state, trade.pool, trade.held)
+            state = _put(state, trade_id, replace(trade, phase=TradePhase.REFUNDED, held=Amount(0)))
+        elif trade.credit_ms is not None and time_ms >= trade.credit_ms:
+            state = _credit_clean(state, trade, time_ms)
+            state = _put(state, trade_id, replace(trade, credit_ms=None))
+    waiting = tuple(i for i in state.trading if _is_waiting(state.trades[i], time_ms, state.params))
+    return state if waiting == state.trading else replace(state, trading=waiting)
+
+
+def _draw(
+    state: State, trade_id: Digest, trade: Trade, height: Height, block_hash: BlockHash, time_ms: Milliseconds
+) -> State:
+    if draw.is_deal(block_hash, trade_id, trade.p_ppm):
+        deadline = Milliseconds(time_ms + state.params.delivery_ms)
+        return _put(
+            state, trade_id, replace(trade, phase=TradePhase.DELIVERY, draw_height=height, deadline_ms=deadline)
+        )
+    state = credit(state, trade.pool, trade.held)
+    return _put(state, trade_id, replace(trade, phase=TradePhase.NO_DEAL, draw_height=height, held=Amount(0)))
+
+
+def _credit_clean(state: State, trade: Trade, time_ms: Milliseconds) -> State:
+    """One clean trade per provider and epoch counts; an epoch is the leak window, at least a minute."""
+    key = trade.pool + trade.provider
+    epoch = time_ms // max(EPOCH_TRADES_MS, state.params.leak_window_ms)
+    last = state.credits.get(key)
+    if last is not None and epoch <= last.epoch:
+        return state
+    better = reputation.after_clean_trade(reputation_rule(state.params), state.reputation(trade.pool))
+    return replace(
+        state,
+        reputations=state.reputations.put(trade.pool, Reputation(better)),
+        credits=state.credits.put(key, LastCredit(epoch)),
+    )
+
+
+def _is_waiting(trade: Trade, time_ms: Milliseconds, params: ChainParams) -> bool:
+    """Still has something to come, or still forbids another bid."""
+    return (
+        trade.phase in (TradePhase.BID, TradePhase.DELIVERY)
+        or trade.credit_ms is not None
+        or time_ms < trade.bid_ms + params.draw_window_ms
+    )
+
+
+def _put(state: State, trade_id: Digest, trade: Trade) -> State:
+    return replace(state, trades=state.trades.put(trade_id, trade))
