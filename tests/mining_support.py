@@ -50,9 +50,7 @@ def write_certificate(folder: Path) -> tuple[Path, Path, Path]:
     (folder / "cert.pem").write_bytes(pem)
     (folder / "ca.pem").write_bytes(pem)
     (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
 
@@ -89,9 +87,9 @@ class MinerProcess:
 
 
 async def start_miner(engine: MiningEngine, folder: Path, data: Dataset, behaviour: str = "honest") -> MinerProcess:
-    folder.mkdir(parents=True)
     private, public = new_node_key()
     ticket = await engine.register(public)
+    await asyncio.to_thread(folder.mkdir, parents=True)
     save_npz(folder / "rows.npz", data)
     settings = {
         "address": ticket.superlink_address,
@@ -118,9 +116,7 @@ def _miner_main() -> None:
         bytes.fromhex(settings["public"]),
     )  # fmt: skip
     rows = load_npz(Path(settings["rows"]))
-    miner = FleetMiner(
-        ticket, bytes.fromhex(settings["private"]), lambda job_id: (rows.x, rows.y), Path(settings["folder"])
-    )
+    miner = FleetMiner(ticket, bytes.fromhex(settings["private"]), lambda job_id: (rows.x, rows.y), Path(settings["folder"]))
     if settings["behaviour"] != "honest":
         from tests import mining_attacks
 
