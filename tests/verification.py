@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.chain.transaction import Activation, TaskSpec, task_id
 from core.crypto.homomorphic import PARAMS, PublicKey, SecretKey, generate_keys, public_key
 from core.crypto.signing import KeyPair
 from core.errors import BudgetError
-from core.ids import AccountId, Digest
+from core.ids import AccountId, Digest, ModelCommitment
+from core.verification.body import ModelOpening, commitment, make_body
+from core.verification.evaluation_pool import EvaluationPool, EvaluationResult
+from core.verification.evaluation_requester import EvaluationRequester
+from core.verification.messages import Envelope
+from core.verification.scored_model import ScoredModel
+from core.verification.session import Session
 from core.verification.task import TaskContext, key_context
 from core.verification.test_set import EncryptedTestSet, TestSet, encrypt_test_set
 from tests.models import random_features, random_labels
@@ -70,3 +78,78 @@ def make_world(
 def small_world() -> World:
     """Shared by tests that do not change it: 8-4-3, 20 samples."""
     return make_world()
+
+
+class Standing:
+    """A pool that entered and committed."""
+
+    def __init__(self, commitment: ModelCommitment | None = None, entered: bool = True) -> None:
+        self.committed, self.entered = commitment, entered
+
+    def has_entered(self, pool: AccountId) -> bool:
+        return self.entered
+
+    def commitment(self, pool: AccountId) -> ModelCommitment | None:
+        return self.committed
+
+
+def exchange(caller: Session, requester: Session, opening: Sequence[Envelope], log: list[Envelope] | None = None) -> None:
+    """Carries messages to and fro until both sides are silent."""
+    to_requester = list(opening)
+    while to_requester:
+        to_caller: list[Envelope] = []
+        for envelope in to_requester:
+            if log is not None:
+                log.append(envelope)
+            to_caller += requester.step(envelope)
+        to_requester = []
+        for envelope in to_caller:
+            if log is not None:
+                log.append(envelope)
+            to_requester += caller.step(envelope)
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """Both sides of one evaluation."""
+
+    world: World
+    model: ScoredModel
+    pool: EvaluationPool
+    requester: EvaluationRequester
+    standing: Standing
+    marks: Marks
+    body: bytes
+    opening: ModelOpening
+    c_w: ModelCommitment
+
+    def offline(self) -> None:
+        exchange(self.pool, self.requester, self.pool.start())
+
+    def online(self) -> EvaluationResult:
+        self.standing.committed = self.c_w
+        exchange(self.pool, self.requester, self.pool.evaluate(self.model, self.c_w))
+        assert self.pool.result is not None
+        return self.pool.result
+
+
+def make_evaluation(
+    world: World,
+    model: ScoredModel,
+    seed: int = 0,
+    pool: type[EvaluationPool] = EvaluationPool,
+    requester: type[EvaluationRequester] = EvaluationRequester,
+    marks: Marks | None = None,
+    batch: int = 0,
+    plain: TestSet | None = None,
+) -> Evaluation:
+    session = hashlib.sha256(b"session %d" % seed).digest()
+    marks = marks or Marks()
+    standing = Standing()
+    body, opening = make_body(world.pk, model, SeededRng(f"body {seed}"))
+    p = pool(world.task, session, POOL, world.pk, world.encrypted, SeededRng(f"pool {seed}"), batch)
+    r = requester(
+        world.task, session, POOL, world.sk, plain or world.plain, world.signer, standing, marks, SeededRng(f"requester {seed}")
+    )
+    c_w = commitment(world.task.chain_id, world.task.task_id, POOL, body)
+    return Evaluation(world, model, p, r, standing, marks, body, opening, c_w)

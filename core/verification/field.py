@@ -33,9 +33,10 @@ def centred(values: Ints) -> Ints:
     return np.asarray(reduced - T * (reduced > T // 2), dtype=np.int64)
 
 
-def multiply(left: Ints, right: Ints) -> Ints:
+def multiply(left: Ints, right: Ints | int) -> Ints:
     """``left * right mod t`` entry by entry, in [0, t); shapes broadcast."""
-    return np.asarray(np.remainder(mul_mod(np.remainder(left, T), np.remainder(right, T), T), T), dtype=np.int64)
+    factor = np.asarray(right, dtype=np.int64)
+    return np.asarray(np.remainder(mul_mod(np.remainder(left, T), np.remainder(factor, T), T), T), dtype=np.int64)
 
 
 def matmul(left: Ints, right: Ints) -> Ints:

@@ -1,0 +1,241 @@
+"""The pool's side of one evaluation (paper, section IV; design: verification, section 3).
+
+``start`` opens the offline part, which needs no model and runs while training does; ``evaluate`` opens the online part when the
+model is final and its commitment is on chain. ``result`` is N and what the block header needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.chain.block import Vm
+from core.crypto import garbling
+from core.crypto.circuits import comparison_circuit, label_bits
+from core.crypto.homomorphic import PublicKey, combine, mask_for_decryption, pack
+from core.crypto.homomorphic.params import Ints
+from core.crypto.oblivious_transfer import Choices, ExtensionSender, SetupReply
+from core.crypto.prg import LABEL_SIZE
+from core.crypto.zero_check import ZeroCheckVerifier
+from core.errors import CheatingError, CryptoError, MalformedError, SequenceError
+from core.ids import AccountId, Correct, ModelCommitment
+from core.ports import Rng
+from core.verification.evaluation_requester import EVALUATION_RUNS, EXTRA_ROWS, evaluation_limit, keys_digest
+from core.verification.field import T, centred, matmul, pack_values, random_values, unpack_values
+from core.verification.forms import evaluation_form, label_number
+from core.verification.messages import (
+    BaseTransfer,
+    BatchAccepted,
+    Envelope,
+    EvaluationOpen,
+    GarbledLabels,
+    KnowledgeChallenge,
+    KnowledgeOpening,
+    MaskedModel,
+    MaskedRows,
+    Message,
+    OutputKeys,
+    TransferRequest,
+    ZeroCommitments,
+    ZeroNumbers,
+    ZeroOpenings,
+    ZeroQueries,
+)
+from core.verification.receipt import verify_receipt
+from core.verification.scored_model import Labels, ScoredModel
+from core.verification.session import Session, verify_openings
+from core.verification.task import TaskContext
+from core.verification.test_set import EncryptedTestSet
+from core.verification.transcript import Purpose, Side
+
+__all__ = ["EvaluationPool", "EvaluationResult"]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """N of this model, checked against the committed labels, and the header's ``vm``."""
+
+    correct: Correct
+    vm: Vm
+
+
+class EvaluationPool(Session):
+    """Runs one evaluation against the requester."""
+
+    def __init__(
+        self,
+        task: TaskContext,
+        session: bytes,
+        pool: AccountId,
+        pk: PublicKey,
+        test_set: EncryptedTestSet,
+        rng: Rng,
+        batch: int = 0,
+    ) -> None:
+        """``session``: 32 fresh random bytes. ``batch``: 0, or 1 for the spare."""
+        super().__init__(Side.CALLER, Purpose.EVALUATION, task, session, evaluation_limit(task))
+        self._pool, self._pk, self._test_set, self._rng, self._batch = pool, pk, test_set, rng, batch
+        self._circuit = comparison_circuit(task.samples, task.label_bits)
+        self._transfer = ExtensionSender(session, rng)
+        self._masks: Ints | None = None
+        """``H`` and the two extra rows, (K + 2, M); None once used."""
+        self._shares: Ints | None = None
+        """The pool's shares ``m_k``, (K + 2, I): the masked rows decrypt to ``H A^T - m``."""
+        self._setup: SetupReply | None = None
+        self._model: ScoredModel | None = None
+        self._commitment: ModelCommitment | None = None
+        self._z: Ints | None = None
+        self._predictions: Labels | None = None
+        self._garbling: garbling.Garbling | None = None
+        self._verifier: ZeroCheckVerifier | None = None
+        self._pending: EvaluationResult | None = None
+        self._is_prepared = False
+        self._is_started = False
+        self.result: EvaluationResult | None = None
+
+    @property
+    def is_prepared(self) -> bool:
+        """The offline part is done: ``evaluate`` may be called."""
+        return self._is_prepared
+
+    def start(self) -> tuple[Envelope, ...]:
+        """Opens the offline part. Step 1: the masked ciphertexts of ``H A^T`` for uniform H and two extra rows."""
+        if self._is_started:
+            raise SequenceError("the evaluation has been started; a batch is used once")
+        self._is_started = True
+        rows = self.task.first_width + EXTRA_ROWS
+        masks = random_values(self._rng, rows * self.task.features).reshape(rows, self.task.features)
+        halves0, halves1, shares = [], [], []
+        for batch in range(self.task.batches):
+            c0 = combine(masks, np.ascontiguousarray(self._test_set.features0[:, batch]))
+            c1 = combine(masks, np.ascontiguousarray(self._test_set.features1[:, batch]))
+            masked0, masked1, share = mask_for_decryption(self._pk, c0, c1, self._rng)
+            halves0.append(masked0)
+            halves1.append(masked1)
+            shares.append(share)
+        self._masks = masks
+        self._shares = np.remainder(-self.task.gather(np.stack(shares, axis=1)), T)
+        packed = pack(np.stack(halves0, axis=1)) + pack(np.stack(halves1, axis=1))
+        self._expected = (BaseTransfer,)
+        return self._send(
+            (
+                EvaluationOpen(self.task.chain_id, self.task.task_id, self._pool, self._batch),
+                BaseTransfer(self._transfer.request().encode()),
+                MaskedRows(packed),
+            )
+        )
+
+    def evaluate(self, model: ScoredModel, commitment: ModelCommitment) -> tuple[Envelope, ...]:
+        """Opens the online part. Step 3: ``E = W_1^T - H``.
+
+        Raises:
+            SequenceError: the offline part is not done, or a model was sent already.
+            MalformedError: a model of another family than the task's.
+        """
+        if not self._is_prepared or self._masks is None:
+            raise SequenceError("a model is sent once, after the offline part")
+        if model.family != self.task.family:
+            raise MalformedError(f"a model of {model.shape}, the task asks for {self.task.family}")
+        e = np.remainder(model.weights[0].T - self._masks[: self.task.first_width], T)
+        self._model, self._commitment, self._masks = model, commitment, None
+        self._expected = (TransferRequest,)
+        return self._send((MaskedModel(commitment, pack_values(e)),))
+
+    def _handle(self, message: Message) -> Sequence[Message]:
+        match message:
+            case BaseTransfer():
+                self._setup = SetupReply.decode(message.data)
+                self._expected = (KnowledgeChallenge,)
+                return ()
+            case KnowledgeChallenge():
+                return self._show_knowledge(message)
+            case BatchAccepted():
+                self._is_prepared, self._expected = True, ()
+                return ()
+            case TransferRequest():
+                return self._garble(message)
+            case OutputKeys():
+                return self._check(message)
+            case ZeroCommitments():
+                assert self._verifier is not None
+                numbers = tuple(self._verifier.reveal(message.commitments))
+                self._expected = (ZeroOpenings,)
+                return (ZeroNumbers(numbers),)
+            case ZeroOpenings():
+                return self._conclude(message)
+        raise AssertionError(type(message))
+
+    def _show_knowledge(self, message: KnowledgeChallenge) -> Sequence[Message]:
+        """Step 2: ``h = Σ γ_k H_k + H'`` and ``g = Σ γ_k m_k + m'``; after that the extra rows are spent."""
+        assert self._setup is not None
+        assert self._masks is not None
+        assert self._shares is not None
+        width = self.task.first_width
+        gamma = unpack_values(message.gamma, (EXTRA_ROWS, width))
+        self._transfer.finish(self._setup)
+        h = np.remainder(matmul(gamma, self._masks[:width]) + self._masks[width:], T)
+        g = np.remainder(matmul(gamma, self._shares[:width]) + self._shares[width:], T)
+        self._masks, self._shares = self._masks[:width], self._shares[:width]
+        self._expected = (BatchAccepted,)
+        return (KnowledgeOpening(pack_values(h), pack_values(g)),)
+
+    def _garble(self, message: TransferRequest) -> Sequence[Message]:
+        """Step 5: ``z_1 = V + m + b_1``, the rest of the network, and the circuit with the predictions."""
+        assert self._model is not None
+        assert self._shares is not None
+        bits = self.task.label_bits
+        v = unpack_values(message.v, (self.task.first_width, self.task.samples))
+        choices = Choices.decode(message.choices, self.task.samples * bits)
+        z = centred((v + self._shares).T + self._model.biases[0])
+        if int(np.abs(z).max()) > self._model.bounds()[0]:
+            raise CheatingError(f"the requester's answer gives |z_1| up to {np.abs(z).max()}, beyond every model's bound")
+        _, predictions = self._model.forward_from(z)
+        made = garbling.garble(self._circuit, label_bits(predictions, bits), self._rng.bytes(garbling.SEED_SIZE))
+        transfer = self._transfer.send(choices, made.evaluator_labels)
+        self._z, self._predictions, self._garbling, self._shares = z, predictions, made, None
+        self._expected = (OutputKeys,)
+        return (GarbledLabels(made.public.encode(), transfer.encode()),)
+
+    def _check(self, message: OutputKeys) -> Sequence[Message]:
+        """Decodes N, checks the receipt, and asks for the zero check on ``z_1`` and on N."""
+        assert self._garbling is not None
+        assert self._model is not None
+        assert self._commitment is not None
+        assert self._z is not None
+        assert self._predictions is not None
+        expected = LABEL_SIZE * len(self._circuit.outputs)
+        if len(message.keys) != expected:
+            raise MalformedError(f"{len(message.keys)} bytes of output keys, expected {expected}")
+        keys = np.frombuffer(message.keys, dtype=np.uint8).reshape(-1, LABEL_SIZE)
+        correct = Correct(self._garbling.decode(keys))
+        vm = Vm(self._commitment, self._garbling.public.digest, message.receipt)
+        try:
+            verify_receipt(self.task.requester, self.task.chain_id, self.task.task_id, self._pool, vm)
+        except CryptoError as error:
+            raise CheatingError(f"the requester's receipt is wrong: {error.message}") from None
+        if message.receipt.output_keys_digest != keys_digest(message.keys):
+            raise CheatingError("the receipt names other output keys than were returned")
+        labels = label_number(self.task, self._test_set, self._predictions)
+        forms = []
+        for _ in range(EVALUATION_RUNS):
+            coins = random_values(self._rng, self.task.samples + self.task.first_width + 1)
+            forms.append(evaluation_form(self.task, self._test_set, self._model, self._z, labels, correct, coins))
+        self._verifier = ZeroCheckVerifier(self._pk, forms, self._rng, self.transcript.head)
+        self._pending = EvaluationResult(correct, vm)
+        self._expected = (ZeroCommitments,)
+        return (ZeroQueries(tuple(self._verifier.queries())),)
+
+    def _conclude(self, message: ZeroOpenings) -> Sequence[Message]:
+        """Raises CheatingError: the requester lied about ``z_1`` or the labels. The model must not be claimed."""
+        assert self._verifier is not None
+        try:
+            verify_openings(self.task.requester, self._head_before, message)
+        except CryptoError as error:
+            raise CheatingError(f"the openings are not signed by the requester: {error.message}") from None
+        self._verifier.conclude(message.openings)
+        self.result = self._pending
+        self._end("the evaluation is complete")
+        return ()
+
