@@ -27,6 +27,7 @@ from core.crypto.homomorphic import (
     expand_uniform,
     generate_keys,
     linear_form,
+    linear_forms,
     mask_for_decryption,
     measure_noise,
     multiply_poly,
@@ -186,6 +187,11 @@ def test_coefficient_zero_is_the_weighted_sum(sk: SecretKey, numbers: np.random.
     whole[0, :, 0] = head
     want = int((plain.astype(object) * weights.astype(object)).sum()) % T
     assert decrypt(sk, whole, tail[None])[0, 0] == want
+    heads, tails = linear_forms(c0, c1, np.stack([np.zeros_like(weights), weights]))
+    assert np.array_equal(heads[1], head)
+    assert np.array_equal(tails[1], tail)
+    assert not heads[0].any()
+    assert not tails[0].any()
 
 
 def test_addition_and_plaintexts(sk: SecretKey, numbers: np.random.Generator) -> None:

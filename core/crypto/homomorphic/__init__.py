@@ -10,6 +10,7 @@ from core.crypto.homomorphic.combine import (
     combine_reference,
     dot_weights,
     linear_form,
+    linear_forms,
     multiply_poly,
     multiply_poly_reference,
 )
@@ -22,7 +23,7 @@ from core.crypto.homomorphic.encryption import (
     measure_noise,
     rerandomise,
 )
-from core.crypto.homomorphic.keys import KeyPair, PublicKey, SecretKey, generate_keys, public_key
+from core.crypto.homomorphic.keys import PublicKey, SecretKey, generate_keys, public_key
 from core.crypto.homomorphic.modular import add, check_plain, check_residues, negate, sub
 from core.crypto.homomorphic.params import PARAMS, HeParams, Ints, Residues
 from core.crypto.homomorphic.rounding import compose, scale_down, scale_up
@@ -31,9 +32,9 @@ from core.crypto.homomorphic.seal import SealTwin
 from core.crypto.homomorphic.wire import pack, unpack
 
 __all__ = [
-    "HeParams", "Ints", "KeyPair", "PARAMS", "PublicKey", "Residues", "SealTwin", "SecretKey", "add", "add_plain",
+    "HeParams", "Ints", "PARAMS", "PublicKey", "Residues", "SealTwin", "SecretKey", "add", "add_plain",
     "check_plain", "check_residues", "combine", "combine_reference", "compose", "decrypt", "dot_weights",
-    "encrypt_public", "encrypt_symmetric", "expand_uniform", "generate_keys", "linear_form", "mask_for_decryption",
-    "measure_noise", "multiply_poly", "multiply_poly_reference", "negate", "pack", "public_key", "rerandomise",
-    "scale_down", "scale_up", "sub", "unpack",
+    "encrypt_public", "encrypt_symmetric", "expand_uniform", "generate_keys", "linear_form", "linear_forms",
+    "mask_for_decryption", "measure_noise", "multiply_poly", "multiply_poly_reference", "negate", "pack", "public_key",
+    "rerandomise", "scale_down", "scale_up", "sub", "unpack",
 ]  # fmt: skip

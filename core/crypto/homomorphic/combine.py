@@ -15,7 +15,15 @@ from core.crypto.homomorphic.ntt import from_ntt, reduce, to_ntt
 from core.crypto.homomorphic.params import PARAMS, HeParams, Ints, Residues
 from core.errors import LimitError, MalformedError
 
-__all__ = ["combine", "combine_reference", "dot_weights", "linear_form", "multiply_poly", "multiply_poly_reference"]
+__all__ = [
+    "combine",
+    "combine_reference",
+    "dot_weights",
+    "linear_form",
+    "linear_forms",
+    "multiply_poly",
+    "multiply_poly_reference",
+]
 
 Floats = NDArray[np.float64]
 _SCALAR_BITS, _LIMB_BITS = 17, 25
@@ -91,12 +99,9 @@ def _check_shapes(matrix: Ints, residues: Residues, params: HeParams) -> None:
 def dot_weights(weights: Ints, params: HeParams = PARAMS) -> Ints:
     """``w(X^-1) mod X^N + 1``: (..., N) of any integers to (..., N) in [0, t).
 
-    Coefficient 0 of ``m * dot_weights(w)`` is ``sum_n w_n m_n``, because ``X^-n = -X^(N-n)``.
+    Coefficient 0 of ``m * dot_weights(w)`` is ``sum_n w_n m_n``.
     """
-    w = np.remainder(weights, params.plain_modulus)
-    out = np.empty_like(w)
-    out[..., 0] = w[..., 0]
-    out[..., 1:] = np.remainder(-w[..., :0:-1], params.plain_modulus)
+    out: Ints = np.remainder(_reverse(np.remainder(weights, params.plain_modulus)), params.plain_modulus)
     return out
 
 
@@ -117,7 +122,7 @@ def multiply_poly(residues: Residues, poly: Ints, params: HeParams = PARAMS) -> 
 
 
 def linear_form(c0: Residues, c1: Residues, weights: Ints, params: HeParams = PARAMS) -> tuple[Residues, Residues]:
-    """One number out of M ciphertexts: ``sum_m sum_n weights[m, n] slot[m, n]`` (design: verification, section 4).
+    """One number out of M ciphertexts: ``sum_m sum_n weights[m, n] coefficient[m, n]`` (design: verification, section 4).
 
     Args:
         c0, c1: shape (M, L, N).
@@ -127,21 +132,38 @@ def linear_form(c0: Residues, c1: Residues, weights: Ints, params: HeParams = PA
         Coefficient 0 of c0's half, shape (L,), and all of c1's half, shape (L, N), of
         ``sum_m ct_m * dot_weights(weights_m)``. The other coefficients of c0's half are never needed.
     """
-    if c0.shape != c1.shape or c0.ndim != 3 or weights.shape != (c0.shape[0], params.degree):
+    heads, tails = linear_forms(c0, c1, weights[None], params)
+    return heads[0], tails[0]
+
+
+def linear_forms(c0: Residues, c1: Residues, weights: Ints, params: HeParams = PARAMS) -> tuple[Residues, Residues]:
+    """R forms over the same M ciphertexts, each ``c1`` transformed once: weights (R, M, N) to (R, L) and (R, L, N)."""
+    if c0.shape != c1.shape or c0.ndim != 3 or weights.shape[1:] != (c0.shape[0], params.degree):
         raise MalformedError(f"ciphertexts of {c0.shape} and {c1.shape} do not go with weights of {weights.shape}")
-    head = np.zeros(params.limbs, dtype=np.int64)
-    total = np.zeros((1, params.limbs, params.degree), dtype=np.int64)
+    runs = weights.shape[0]
+    heads = np.zeros((runs, params.limbs), dtype=np.int64)
+    total = np.zeros((runs, params.limbs, params.degree), dtype=np.int64)
     for i in range(c0.shape[0]):
-        centred = centre(weights[i], params.plain_modulus)
-        for limb, prime in enumerate(params.primes):
-            products = mul_mod(c0[i, limb].view(np.int64), centred, prime)
-            head[limb] = (int(head[limb]) + int(products.sum())) % prime
-        poly = to_ntt(centre(dot_weights(weights[i : i + 1], params), params.plain_modulus), params)
-        total += multiply_ntt(to_ntt(c1[i : i + 1], params), poly, params)
+        transformed = to_ntt(c1[i : i + 1], params)
+        for run in range(runs):
+            centred = centre(weights[run, i], params.plain_modulus)
+            for limb, prime in enumerate(params.primes):
+                products = mul_mod(c0[i, limb].view(np.int64), centred, prime)
+                heads[run, limb] = (int(heads[run, limb]) + int(products.sum())) % prime
+            poly = to_ntt(_reverse(centred)[None], params)
+            total[run] += multiply_ntt(transformed, poly, params)[0]
         if i % _UNREDUCED == _UNREDUCED - 1:
             _reduce_limbs(total, params)
     _reduce_limbs(total, params)
-    return head.view(np.uint64), from_ntt(total, params)[0]
+    return heads.view(np.uint64), from_ntt(total, params)
+
+
+def _reverse(weights: Ints) -> Ints:
+    """``w(X^-1)``, because ``X^-n = -X^(N-n)``."""
+    out = np.empty_like(weights)
+    out[..., 0] = weights[..., 0]
+    out[..., 1:] = -weights[..., :0:-1]
+    return out
 
 
 def _reduce_limbs(values: Ints, params: HeParams) -> None:

@@ -23,7 +23,7 @@ from core.crypto.homomorphic.wire import pack, unpack
 from core.errors import MalformedError
 from core.ports import Rng, SystemRng
 
-__all__ = ["KeyPair", "PublicKey", "SecretKey", "generate_keys", "public_key", "small_residues"]
+__all__ = ["PublicKey", "SecretKey", "generate_keys", "public_key", "small_residues"]
 
 LABEL_KEY_ERROR = b"pofl/he/key-error/1"
 _CONTEXT_LIMIT = 1024
@@ -96,14 +96,6 @@ class SecretKey:
         if digits.shape != (params.degree,) or int(digits.max()) > 2:
             raise MalformedError(f"a secret key has {params.degree} ternary digits")
         return cls(params, stored.a_context, digits.astype(np.int64) - 1, unpack(stored.b, 1, params)[0])
-
-
-@dataclass(frozen=True, eq=False)
-class KeyPair:
-    """Both halves, for those who generate."""
-
-    secret: SecretKey
-    public: PublicKey
 
 
 def small_residues(values: Ints, params: HeParams) -> Residues:
