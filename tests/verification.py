@@ -7,15 +7,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.chain.block import Vm
 from core.chain.transaction import Activation, TaskSpec, task_id
 from core.crypto.homomorphic import PARAMS, PublicKey, SecretKey, generate_keys, public_key
 from core.crypto.signing import KeyPair
 from core.errors import BudgetError
-from core.ids import AccountId, Digest, ModelCommitment
+from core.ids import AccountId, Correct, Digest, ModelCommitment, NodeId
+from core.verification.audit_node import AuditedClaim, AuditNode, Finding
+from core.verification.audit_requester import AnswerBook, AuditRequester
 from core.verification.body import ModelOpening, commitment, make_body
 from core.verification.evaluation_pool import EvaluationPool, EvaluationResult
 from core.verification.evaluation_requester import EvaluationRequester
 from core.verification.messages import Envelope
+from core.verification.receipt import ReceiptMessage, sign_receipt
 from core.verification.scored_model import ScoredModel
 from core.verification.session import Session
 from core.verification.task import TaskContext, key_context
@@ -153,3 +157,65 @@ def make_evaluation(
     )
     c_w = commitment(world.task.chain_id, world.task.task_id, POOL, body)
     return Evaluation(world, model, p, r, standing, marks, body, opening, c_w)
+
+
+class Claims:
+    """Every claim is on chain, every caller a validator, unless said otherwise."""
+
+    def __init__(self, claimed: bool = True, validator: bool = True) -> None:
+        self.claimed, self.validator = claimed, validator
+
+    def is_claimed(self, pool: AccountId, model_commitment: ModelCommitment) -> bool:
+        return self.claimed
+
+    def is_validator(self, validator: NodeId) -> bool:
+        return self.validator
+
+
+VALIDATOR = KeyPair.generate(SeededRng("validator"))
+
+
+@dataclass(eq=False)
+class Audit:
+    """Both sides of one audit."""
+
+    node: AuditNode
+    requester: AuditRequester
+    book: AnswerBook
+    marks: Marks
+
+    def run(self) -> Finding:
+        exchange(self.node, self.requester, self.node.start())
+        assert self.node.finding is not None
+        return self.node.finding
+
+
+def claim_of(world: World, body: bytes, correct: int, pool: AccountId = POOL) -> AuditedClaim:
+    """A claim with a good receipt, without the evaluation before it."""
+    c_w = commitment(world.task.chain_id, world.task.task_id, pool, body)
+    circuit, keys = Digest(bytes(32)), Digest(b"\x01" * 32)
+    statement = ReceiptMessage(world.task.chain_id, world.task.task_id, pool, c_w, circuit, keys)
+    return AuditedClaim(pool, Correct(correct), Vm(c_w, circuit, sign_receipt(world.signer, statement)), body)
+
+
+def make_audit(
+    world: World,
+    claim: AuditedClaim,
+    seed: int = 0,
+    node: type[AuditNode] = AuditNode,
+    requester: type[AuditRequester] = AuditRequester,
+    marks: Marks | None = None,
+    attempt: int = 0,
+    book: AnswerBook | None = None,
+    plain: TestSet | None = None,
+) -> Audit:
+    session = hashlib.sha256(b"audit %d" % seed).digest()
+    marks = marks or Marks()
+    plain = plain or world.plain
+    book = book or AnswerBook(world.task, world.sk, plain, world.signer)
+    f = node(world.task, session, VALIDATOR, world.pk, world.encrypted, claim, SeededRng(f"node {seed}"), attempt)
+    r = requester(
+        world.task, session, NodeId(VALIDATOR.public_key), world.sk, plain, world.signer, book, Claims(), marks,
+        SeededRng(f"audited {seed}"),
+    )  # fmt: skip
+    return Audit(f, r, book, marks)
