@@ -46,6 +46,8 @@ T = TypeVar("T")
 CALL_TIMEOUT: Final = 10.0
 """Seconds one node has for one answer."""
 POLL: Final = 0.2
+STREAM_SECONDS: Final = 1800.0
+"""A stream is opened anew after this long, where it was: every call has a deadline."""
 
 
 class TaskUpdate:
@@ -137,7 +139,7 @@ class ChainClient:
         following = from_height
 
         async def once(stub: rpc.ChainServiceStub) -> AsyncIterator[BlockView]:
-            call = stub.WatchBlocks(pb.WatchBlocksRequest(from_height=following))
+            call = stub.WatchBlocks(pb.WatchBlocksRequest(from_height=following), timeout=STREAM_SECONDS)
             async for answer in call:
                 yield convert.block_from_proto(answer.block)
 
@@ -151,7 +153,7 @@ class ChainClient:
         height = -1
 
         async def once(stub: rpc.ChainServiceStub) -> AsyncIterator[TaskUpdate]:
-            async for answer in stub.WatchTasks(pb.WatchTasksRequest()):
+            async for answer in stub.WatchTasks(pb.WatchTasksRequest(), timeout=STREAM_SECONDS):
                 tasks = tuple(convert.task_from_proto(task) for task in answer.tasks)
                 yield TaskUpdate(Height(answer.height), Milliseconds(answer.block_time_ms), tasks)
 
@@ -241,7 +243,6 @@ class Wallet:
     @property
     def account(self) -> AccountId:
         return AccountId(self._key.public_key)
-
 
     def make(self, payload: Payload, nonce: int) -> SignedTransaction:
         """A signed transaction."""

@@ -1,0 +1,327 @@
+"""What a node tells its clients: views of a state, of blocks, and why a block won."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Any, Final
+
+from core.chain.block import Block, BlockKind, Certificate, Outcome, OutcomeKind
+from core.chain.claims import ClaimStatus, tally
+from core.chain.rules_market import highs
+from core.chain.state import Entry, Provider, State, Task, Trade, Validator
+from core.chain.state import TaskPhase as StatePhase
+from core.chain.transaction import SignedTransaction
+from core.chain.vote import SignedVerdict, Verdict, VerdictKind
+from core.codec import decode
+from core.errors import NotFoundError
+from core.ids import AccountId, Amount, Digest, ModelCommitment, NodeId, StateRoot, TaskId, short
+from core.params import Genesis
+from services.rpc.views import (
+    AccountView,
+    BlockView,
+    EntryView,
+    Explanation,
+    MarketView,
+    ProviderView,
+    TaskPhase,
+    TaskView,
+    TradePhase,
+    TradeView,
+    TransactionView,
+    VerdictView,
+)
+
+__all__ = [
+    "Names", "account_view", "block_view", "explanation", "market_view", "provider_views", "task_view", "task_views",
+    "trade_view",
+]  # fmt: skip
+
+MAX_DETAILS: Final = 16 * 1024
+KINDS: Final = {
+    VerdictKind.VALID: "valid",
+    VerdictKind.POOL_FAULT: "pool-fault",
+    VerdictKind.UNAVAILABLE: "unavailable",
+    VerdictKind.REQUESTER_FAULT: "requester-fault",
+}
+
+
+class Names:
+    """How the genesis document calls accounts; others are shown by their first eight hex digits."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self._known: dict[bytes, str] = {a.account: a.name for a in genesis.accounts}
+        self._known.update({v.node_id: v.name for v in genesis.validators})
+
+    def find(self, account: bytes) -> str:
+        """The name, or an empty text."""
+        return self._known.get(account, "")
+
+    def __call__(self, account: bytes) -> str:
+        return self._known.get(account) or short(account)
+
+
+# Accounts, tasks, trades
+
+
+def account_view(state: State, names: Names, account: AccountId, pending: int) -> AccountView:
+    """``pending``: transactions of this account that wait in the mempool."""
+    known = state.account(account)
+    return AccountView(
+        known.balance, known.nonce + pending, state.reputation(account), names.find(account), state.height
+    )
+
+
+def phase_of(task: Task) -> TaskPhase:
+    """The phase as clients see it: a current task's window is told apart."""
+    match task.phase:
+        case StatePhase.PENDING:
+            return TaskPhase.PENDING
+        case StatePhase.OPEN:
+            return TaskPhase.OPEN
+        case StatePhase.WON:
+            return TaskPhase.WON
+        case StatePhase.VOID:
+            return TaskPhase.VOID
+        case StatePhase.CURRENT:
+            if task.claim_closed is not None:
+                return TaskPhase.WORK
+            if task.commit_closed is not None:
+                return TaskPhase.EVALUATION
+            return TaskPhase.TRAINING if task.entry_closed is not None else TaskPhase.ENTRY
+
+
+def task_view(state: State, task: Task) -> TaskView:
+    windows = state.windows(task.task_id)
+    entries: Sequence[Entry] = state.entries_of(task.task_id)
+    if task.claim_closed is not None:
+        ranked = state.ranking(task.task_id)
+        entries = (*ranked, *(e for e in entries if e.claim is None))
+    published = task.published
+    return TaskView(
+        task_id=task.task_id,
+        requester=task.requester,
+        spec=published.spec,
+        reward=published.reward,
+        bond=published.bond,
+        min_pool_bond=published.min_pool_bond,
+        task_nonce=published.task_nonce,
+        published_height=task.height,
+        phase=phase_of(task),
+        expires_ms=published.expires_ms,
+        stored_by=task.stored_by,
+        start_ms=None if windows is None else windows.start_ms,
+        entry_close_ms=None if windows is None else windows.entry_close_ms,
+        commit_close_ms=None if windows is None else windows.commit_close_ms,
+        claim_close_ms=None if windows is None else windows.claim_close_ms,
+        entries=tuple(_entry_view(e) for e in entries),
+        ended_height=task.ended_height,
+        winner=task.winner,
+    )
+
+
+def _entry_view(entry: Entry) -> EntryView:
+    claim = entry.claim
+    return EntryView(
+        entry.pool, entry.bond, entry.endpoint, entry.commitment,
+        None if claim is None else claim.correct, None if claim is None else claim.vm,
+    )  # fmt: skip
+
+
+def task_views(state: State, phases: Iterable[TaskPhase], limit: int, after: TaskId | None) -> tuple[TaskView, ...]:
+    """Tasks in order of publication, newest last. Raises NotFoundError for an unknown ``after``."""
+    wanted = frozenset(phases)
+    ordered = sorted(state.tasks.values(), key=lambda t: (t.height, t.index))
+    if after is not None:
+        place = next((i for i, t in enumerate(ordered) if t.task_id == after), None)
+        if place is None:
+            raise NotFoundError(f"no task {short(after)} to continue after", task_id=after)
+        ordered = ordered[place + 1 :]
+    found = [t for t in ordered if not wanted or phase_of(t) in wanted]
+    return tuple(task_view(state, t) for t in found[:limit])
+
+
+def provider_views(state: State) -> tuple[ProviderView, ...]:
+    def view(account: bytes, provider: Provider) -> ProviderView:
+        return ProviderView(AccountId(account), provider.data_root, provider.rows, provider.endpoint)
+
+    return tuple(view(account, provider) for account, provider in state.providers.items())
+
+
+def trade_view(state: State, trade_id: Digest) -> TradeView:
+    """Raises NotFoundError."""
+    trade = state.trades.get(trade_id)
+    if trade is None:
+        raise NotFoundError(f"no trade {short(trade_id)} at height {state.height}", trade_id=trade_id)
+    return TradeView(
+        trade_id=trade_id,
+        provider=trade.provider,
+        pool=trade.pool,
+        data_root=trade.data_root,
+        bid=trade.bid,
+        markup=trade.markup,
+        p_ppm=trade.p_ppm,
+        reputation_ppm=trade.reputation_ppm,
+        phase=TradePhase(trade.phase),
+        bid_height=trade.height,
+        draw_height=trade.draw_height,
+        miners=trade.miners,
+        chunks_total=len(trade.miners) * state.params.chunks,
+        chunks_delivered=_delivered(trade),
+        delivery_deadline_ms=trade.deadline_ms,
+    )
+
+
+def _delivered(trade: Trade) -> int:
+    return sum(byte.bit_count() for byte in trade.delivered)
+
+
+def market_view(state: State, provider: AccountId, pool: AccountId) -> MarketView:
+    """The highs are 0 before the provider's first settled trade."""
+    D_bar, m_bar = highs(state, provider) or (Amount(0), Amount(0))
+    return MarketView(state.height, m_bar, D_bar, state.reputation(pool))
+
+
+# Blocks
+
+
+def transaction_view(encoded: bytes) -> TransactionView:
+    signed = decode(SignedTransaction, encoded)
+    transaction = signed.decoded()
+    details = json.dumps(_plain(transaction.payload))
+    if len(details) > MAX_DETAILS:
+        details = json.dumps({"bytes": len(encoded), "shown": False})
+    return TransactionView(
+        signed.tx_id, transaction.sender, transaction.nonce, transaction.fee, type(transaction.payload).__name__,
+        details, encoded,
+    )  # fmt: skip
+
+
+def _plain(value: object) -> Any:
+    """A record as JSON can hold it: bytes as hex, enumerations by name."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, IntEnum):
+        return value.name.lower()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
+
+
+def block_view(block: Block, certificate: Certificate, state_root: StateRoot) -> BlockView:
+    body = block.decoded_body()
+    return BlockView(
+        block=block,
+        header=block.header.decoded(),
+        payouts=body.payouts,
+        transactions=tuple(transaction_view(t) for t in body.transactions),
+        certificate=certificate,
+        state_root=state_root,
+    )
+
+
+# Why
+
+
+def explanation(
+    block: BlockView,
+    task: TaskView | None,
+    verdicts: Sequence[SignedVerdict],
+    audits: Mapping[ModelCommitment, int],
+    validators: Sequence[Validator],
+    names: Names,
+    own: NodeId,
+) -> Explanation:
+    """Why a block is what it is.
+
+    ``verdicts`` are those that this node, ``own``, has of the block's height, ``audits`` the milliseconds of its own
+    audits, and ``validators`` those of that height.
+    """
+    decoded = [decode(Verdict, signed.verdict) for signed in verdicts]
+    views = tuple(
+        VerdictView(
+            v.validator, v.pool, v.model_commitment, KINDS[v.kind], v.correct, v.reason,
+            audits.get(v.model_commitment, 0) if v.validator == own else 0,
+        )
+        for v in decoded
+    )  # fmt: skip
+    lines = [_headline(block, task, names)]
+    if task is not None:
+        lines += _claim_lines(block, task, decoded, validators, names)
+        lines += [f"{names(p.account)} is paid {p.amount}." for p in block.payouts]
+    signers = [names(s.validator) for s in block.certificate.signatures]
+    lines.append(f"Final in round {block.certificate.round}, by the precommits of {', '.join(signers)}.")
+    return Explanation(block, task, views, tuple(lines))
+
+
+def _headline(block: BlockView, task: TaskView | None, names: Names) -> str:
+    header = block.header
+    author = names(header.author_id)
+    if header.kind is BlockKind.TRANSACTION or task is None:
+        count = len(block.transactions)
+        return f"Block {header.height} is a transaction block by {author} with {count} transaction{'s' * (count != 1)}."
+    name = task.spec.name
+    if header.kind is BlockKind.VOID:
+        return f"Block {header.height} ends task {name!r} without a winner; {author} proposed it."
+    accuracy = header.accuracy
+    score = "" if accuracy is None else f": {accuracy.correct} of {accuracy.total} test rows correct"
+    return f"Block {header.height} was won by {author} for task {name!r}{score}."
+
+
+def _claim_lines(
+    block: BlockView, task: TaskView, verdicts: Sequence[Verdict], validators: Sequence[Validator], names: Names
+) -> list[str]:
+    tallies = tally(verdicts, validators)
+    ends: dict[bytes, Outcome] = {o.model_commitment: o for o in block.header.outcome}
+    total = sum(v.power for v in validators)
+    lines = []
+    for rank, entry in enumerate(task.entries, 1):
+        pool = names(entry.pool)
+        if entry.correct is None or entry.model_commitment is None:
+            done = "did not claim" if entry.model_commitment is not None else "did not commit a model"
+            lines.append(f"{pool} entered with a bond of {entry.bond} and {done}.")
+            continue
+        text = f"Claim {rank}: {pool} claimed {entry.correct} of {task.spec.samples}"
+        if entry.pool == task.winner:
+            text += " and won"
+        elif (end := ends.get(entry.model_commitment)) is not None:
+            text += f" and was {_ENDED[end.kind]}"
+        elif (found := tallies.get(entry.model_commitment)) is not None and found.status is not ClaimStatus.UNDECIDED:
+            text += f" and was {found.status.name.lower()}"
+        else:
+            text += "; a better claim decided the height before this one was looked at"
+        counted = [v for v in verdicts if v.model_commitment == entry.model_commitment]
+        lines.append(f"{text}.")
+        lines += [f"  {names(v.validator)}: {_sentence(v)}" for v in counted]
+        if counted:
+            known = tallies[entry.model_commitment]
+            lines.append(
+                f"  Power: valid {known.valid}, pool at fault {known.pool_fault}, requester at fault "
+                f"{known.requester_fault}, any {known.total_in}, of {total}."
+            )
+    return lines
+
+
+_ENDED: Final = {
+    OutcomeKind.REFUTED: "refuted",
+    OutcomeKind.SKIPPED: "skipped",
+    OutcomeKind.DEAD: "dead: the requester did not let it be audited",
+}
+
+
+def _sentence(verdict: Verdict) -> str:
+    reason = f" ({verdict.reason})" if verdict.reason else ""
+    match verdict.kind:
+        case VerdictKind.VALID:
+            return f"audited, the model scores {verdict.correct} as claimed{reason}."
+        case VerdictKind.POOL_FAULT:
+            return f"the pool is at fault{reason}."
+        case VerdictKind.UNAVAILABLE:
+            return f"its block or model was not to be had in time{reason}."
+        case VerdictKind.REQUESTER_FAULT:
+            return f"the requester did not answer, or not correctly{reason}."
+

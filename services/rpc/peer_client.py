@@ -1,0 +1,108 @@
+"""Calls to PeerService and ClaimService, typed: what nodes ask of one another, and pools and requesters of nodes.
+
+Every function raises the error tree: what the other side refused with, MalformedError or LimitError for an answer that no
+honest one gives, UnavailableError, DeadlineError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from grpc import aio
+from pofl.peer.v1 import peer_pb2 as pb
+from pofl.peer.v1 import peer_pb2_grpc as rpc
+
+from core.chain.block import MAX_VM_BODY, Block, Certificate
+from core.errors import LimitError, MalformedError
+from core.ids import Height, ModelCommitment
+from services.rpc import convert_peer as convert
+from services.rpc.channel import Connection, call
+from services.rpc.convert_peer import Gossip
+from services.rpc.errors import translate
+from services.rpc.limits import CHUNK
+from services.rpc.views import WorkView
+
+__all__ = ["fetch_blocks", "fetch_vm", "fetch_work", "gossip", "offer_work", "watch_work"]
+
+LINK_SECONDS: Final = 6 * 3600.0
+"""A gossip stream is opened anew after this long: every call has a deadline."""
+WATCH_SECONDS: Final = 3600.0
+
+
+async def gossip(connection: Connection, outgoing: AsyncIterator[Gossip]) -> AsyncIterator[Gossip]:
+    """Open a gossip stream to a node: what we say goes in, what it says comes out."""
+
+    async def requests() -> AsyncIterator[pb.GossipRequest]:
+        async for message in outgoing:
+            yield pb.GossipRequest(message=convert.gossip_to_proto(message))
+
+    stream = rpc.PeerServiceStub(connection.channel).Gossip(requests(), timeout=LINK_SECONDS)
+    try:
+        with translate(connection.target):
+            async for response in stream:
+                yield convert.gossip_from_proto(response.message)
+    finally:
+        stream.cancel()
+
+
+async def fetch_blocks(
+    channel: aio.Channel, first: Height, count: int, timeout: float, *, peer: str = ""
+) -> AsyncIterator[tuple[Block, Certificate]]:
+    """Finalised blocks from a height on with the certificates that finalised them, unchecked; at most 512."""
+    stream = rpc.PeerServiceStub(channel).FetchBlocks(pb.FetchBlocksRequest(from_height=first, count=count), timeout=timeout)
+    try:
+        with translate(peer):
+            async for response in stream:
+                yield convert.block_from_bytes(response.block), convert.certificate_from_bytes(response.certificate)
+    finally:
+        stream.cancel()
+
+
+async def offer_work(channel: aio.Channel, block: Block, timeout: float, *, peer: str = "") -> bool:
+    """A pool's work block to a node; whether its claim is the top remaining one there. Idempotent."""
+    method = rpc.PeerServiceStub(channel).OfferWork
+    response = await call(method, pb.OfferWorkRequest(block=block.to_bytes()), timeout, peer=peer, idempotent=True)
+    return response.top_remaining
+
+
+async def watch_work(channel: aio.Channel, *, peer: str = "") -> AsyncIterator[WorkView]:
+    """What a node knows of the height being decided, now and whenever that changes, for at most an hour."""
+    stream = rpc.PeerServiceStub(channel).WatchWork(pb.WatchWorkRequest(), timeout=WATCH_SECONDS)
+    try:
+        with translate(peer):
+            async for response in stream:
+                yield convert.work_from_proto(response)
+    finally:
+        stream.cancel()
+
+
+async def fetch_work(
+    channel: aio.Channel, height: Height, commitment: ModelCommitment, timeout: float, *, peer: str = ""
+) -> Block:
+    """The work block that was offered for a claim, unchecked."""
+    request = pb.FetchWorkRequest(height=height, model_commitment=commitment)
+    response = await call(rpc.ClaimServiceStub(channel).FetchWork, request, timeout, peer=peer, idempotent=True)
+    return convert.block_from_bytes(response.block)
+
+
+async def fetch_vm(channel: aio.Channel, commitment: ModelCommitment, timeout: float, *, peer: str = "") -> bytes:
+    """A claim's Vm body; the caller compares its commitment."""
+    stream = rpc.ClaimServiceStub(channel).FetchVm(pb.FetchVmRequest(model_commitment=commitment), timeout=timeout)
+    total: int | None = None
+    body = bytearray()
+    try:
+        with translate(peer):
+            async for response in stream:
+                if total is None:
+                    total = response.total_bytes
+                    if total > MAX_VM_BODY:
+                        raise LimitError(f"Vm body of {total} bytes, at most {MAX_VM_BODY}", size=total)
+                if not 0 < len(response.chunk) <= CHUNK or len(body) + len(response.chunk) > total:
+                    raise MalformedError(f"Vm body: a chunk of {len(response.chunk)} bytes at {len(body)} of {total}")
+                body += response.chunk
+    finally:
+        stream.cancel()
+    if total is None or len(body) != total:
+        raise MalformedError(f"Vm body ended after {len(body)} of {total or 0} bytes")
+    return bytes(body)
