@@ -24,7 +24,10 @@ def keys(count: int, label: str = "validator") -> tuple[KeyPair, ...]:
 
 
 def make_genesis(
-    validators: Sequence[KeyPair], accounts: Sequence[KeyPair] = (), time_ms: int = GENESIS_MS, params: ChainParams | None = None
+    validators: Sequence[KeyPair],
+    accounts: Sequence[KeyPair] = (),
+    time_ms: int = GENESIS_MS,
+    params: ChainParams | None = None,
 ) -> Genesis:
     return Genesis(
         "pofl-test", PROTOCOL_VERSION, Milliseconds(time_ms),
