@@ -171,12 +171,10 @@ class _Json(_Formatter):
 
 
 class _Console(_Formatter):
-    default_msec_format = "%s.%03d"
-
     def format(self, record: logging.LogRecord) -> str:
         message, fields, trace = self.parts(record)
         shown = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
-        clock = self.formatTime(record, "%H:%M:%S")
+        clock = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
         line = f"{clock} {record.levelname:<7} {self._role}/{self._name} {_one_line(message)}{shown}"
         return line if trace is None else f"{line}\n{trace}"
 

@@ -1,0 +1,112 @@
+"""Log lines: fields, context, and what never appears in one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import ConfigError, PoflError, UnavailableError
+from services.runtime.config import LogConfig
+from services.runtime.logging import logger, scope, setup
+from services.runtime.metrics import Exporter, counter, render
+
+PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2Vw\n-----END PRIVATE KEY-----"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    root = logging.getLogger()
+    level = root.level
+    path = tmp_path / "logs" / "node.log"
+    setup("node", "node-0", LogConfig(level="info", format="json", file=path))
+    yield path
+    from services.runtime import logging as ours
+
+    while ours._installed:
+        handler = ours._installed.pop()
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+
+
+def lines(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def test_fields_come_from_the_call_the_logger_and_the_context(file: Path) -> None:
+    log = logger("pofl.test").bind(pool="p-1")
+
+    async def inner() -> None:
+        log.info("100 % done", correct=342)
+
+    with scope(height=7, task=b"\xab" * 32):
+        await asyncio.create_task(inner())
+    log.info("after")
+    log.debug("unseen")
+    first, second = lines(file)
+    assert first == first | {
+        "level": "info", "role": "node", "name": "node-0", "logger": "pofl.test", "message": "100 % done",
+        "height": 7, "task": "abababab", "pool": "p-1", "correct": 342,
+    }  # fmt: skip
+    assert "height" not in second
+
+
+def test_secrets_have_no_way_in(file: Path) -> None:
+    log = logger("pofl.test")
+    log.info(f"loaded {PEM}", signing_seed="aa" * 32, api_token="tok", blob=b"\x01\x02\x03\x04\x05\x06", text=PEM)
+    try:
+        raise PoflError(f"cannot parse {PEM}")
+    except PoflError as error:
+        log.exception("failed", error=error)
+    written = file.read_text()
+    for secret in ("MC4CAQAwBQYDK2Vw", "aaaaaaaa", "tok\"", "0506"):
+        assert secret not in written
+    assert '"blob": "01020304"' in written
+
+
+def test_a_field_does_not_replace_what_identifies_the_line(file: Path) -> None:
+    logger("pofl.test").info("x", role="miner", level="fatal")
+    (line,) = lines(file)
+    assert (line["role"], line["role_"], line["level"]) == ("node", "miner", "info")
+
+
+def test_lines_for_people_stay_on_one_line(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    setup("node", "node-0", LogConfig(format="console"))
+    logger("pofl.test").info("first\nERROR node/node-0 forged", peer="a b\nERROR forged")
+    written = capsys.readouterr().err
+    assert written.count("\n") == 1
+    assert written.rstrip().endswith('INFO    node/node-0 first\\nERROR node/node-0 forged peer="a b\\\\nERROR forged"')
+
+
+def test_wrong_settings(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write the log file"):
+        setup("node", "node-0", LogConfig(file=tmp_path / "file" / "node.log"))
+    with pytest.raises(ConfigError, match=r"log.level must be"):
+        setup("node", "node-0", LogConfig(level="loud"))  # type: ignore[arg-type]
+
+
+TESTED = counter("tested", "Used by this test only.", ("what",))
+
+
+def test_metrics_are_served_over_http() -> None:
+    import urllib.request
+
+    TESTED.labels("x").inc(3)
+    exporter = Exporter("127.0.0.1:0")
+    try:
+        with urllib.request.urlopen(f"http://{exporter.address}/metrics", timeout=5) as response:
+            text = response.read().decode()
+        with pytest.raises(UnavailableError, match="cannot serve metrics on"):
+            Exporter(exporter.address)
+    finally:
+        exporter.close()
+    assert 'pofl_tested_total{what="x"} 3.0' in text
+    assert 'pofl_tested_total{what="x"} 3.0' in render()
+    with pytest.raises(ConfigError, match="host:port"):
+        Exporter("nowhere")
