@@ -28,7 +28,7 @@ setup: .venv/.installed ## create .venv and install everything, at the versions 
 check: setup ## style, types, import rules, and that the stubs are up to date
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
-	$(BIN)/lint-imports
+	PYTHONPATH=.:proto $(BIN)/lint-imports
 	$(BIN)/python tools/generate_stubs.py --check
 
 test: setup ## every test; say ARGS='-k name' to choose
