@@ -34,7 +34,6 @@ from core.errors import InputError
 T = PARAMS.plain_modulus
 SMALL = HeParams(16, T, PARAMS.primes, PARAMS.special_prime)
 N, L = SMALL.degree, SMALL.limbs
-DELTA = PARAMS.modulus // (2 * T)
 
 scalars = st.one_of(st.integers(0, T - 1), st.sampled_from([0, 1, T // 2, T // 2 + 1, T - 1]))
 
