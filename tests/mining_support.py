@@ -102,7 +102,8 @@ async def start_miner(engine: MiningEngine, folder: Path, data: Dataset, behavio
         "behaviour": behaviour,
     }
     environment = flower_environment(folder / "home")
-    child = await Child.start(sys.executable, "tests.mining_support", settings, environment, folder / "miner.log")
+    child = await Child.start(sys.executable, "tests.mining_support", environment, folder / "miner.log")
+    child.send(settings)
     return MinerProcess(child, ticket)
 
 

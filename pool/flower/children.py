@@ -46,10 +46,8 @@ class Child:
         self._process, self.name, self._log = process, name, log
 
     @classmethod
-    async def start(
-        cls, python: str, module: str, settings: Mapping[str, object], environment: Mapping[str, str], log: Path
-    ) -> Child:
-        """Run ``python -m module`` and give it its settings. Its standard error is appended to ``log``.
+    async def start(cls, python: str, module: str, environment: Mapping[str, str], log: Path) -> Child:
+        """Run ``python -m module``, which waits for its settings. Its standard error is appended to ``log``.
 
         It has a session of its own: a Ctrl-C on the terminal is for the parent, which ends it in order.
         """
@@ -58,9 +56,7 @@ class Child:
                 python, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
                 env=dict(environment), limit=LINE_LIMIT, start_new_session=True,
             )  # fmt: skip
-        child = cls(process, module.rpartition(".")[2], log)
-        child.send(settings)
-        return child
+        return cls(process, module.rpartition(".")[2], log)
 
     @property
     def pid(self) -> int:

@@ -80,6 +80,7 @@ class MiningEngine:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._nodes: dict[bytes, int] = {}
         self._managers: set[Child] = set()
+        self._spare: Child | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -102,6 +103,7 @@ class MiningEngine:
         (self._folder / "runs").mkdir(exist_ok=True)
         self._stopping = False
         await self._start_guard()
+        await self._make_spare()
         self._watch = asyncio.create_task(self._keep_guard(), name="flower-guard")
 
     async def register(self, node_public_key: bytes) -> JoinTicket:
@@ -162,13 +164,17 @@ class MiningEngine:
                 await self._watch
             self._watch = None
         guard, self._guard = self._guard, None
-        self._ready.clear()
         self._fail_requests("the engine stops")
-        children = [*self._managers, *([guard] if guard else [])]
-        await asyncio.gather(*(child.stop(STOP_GRACE_S) for child in children))
-        for task in list(self._background):
-            task.cancel()
+        # Whoever waits for a guard learns that there is none.
+        self._ready.set()
+        # Not cancelled: one of them may be starting a process, which must be known to be ended.
         await asyncio.gather(*self._background, return_exceptions=True)
+        self._ready.clear()
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.kill()
+        children = [*self._managers, *(child for child in (guard, spare) if child is not None)]
+        await asyncio.gather(*(child.stop(STOP_GRACE_S) for child in children))
 
     async def _manage(
         self,
@@ -183,16 +189,20 @@ class MiningEngine:
         manager: Child | None = None
         try:
             members = self._members(miners)
-            manager = await Child.start(
-                self._python, "pool.flower.manager",
+            manager = await self._take_manager()
+            manager.send(
                 {
-                    "job": job_to_json(job), "state": str(folder / "state.npz"), "members": members,
-                    "registered": _registered(miners), "address": f"127.0.0.1:{self._loopback_port}",
-                    "run_id": run["run_id"], "token": run["token"], "margin_s": MARGIN_S,
+                    "job": job_to_json(job),
+                    "state": str(folder / "state.npz"),
+                    "members": members,
+                    "registered": _registered(miners),
+                    "address": f"127.0.0.1:{self._loopback_port}",
+                    "run_id": run["run_id"],
+                    "token": run["token"],
+                    "margin_s": MARGIN_S,
                     "hpke_private_key": self._sealing.private_key.hex(),
-                },
-                flower_environment(self._folder / "home"), folder / "manager.log",
-            )  # fmt: skip
+                }
+            )
             self._managers.add(manager)
             return await self._follow(manager, members, miners, reports, on_round)
         finally:
@@ -203,6 +213,21 @@ class MiningEngine:
                 self._managers.discard(manager)
             # Not awaited: the result is due now, and a guard that is down has nothing to clean up.
             self._later(self._ask("stop_run", run_id=run["run_id"]))
+            self._later(self._make_spare())
+
+    async def _take_manager(self) -> Child:
+        """The spare manager, or a new one. Its imports take seconds that a task's deadline need not pay for."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if spare.is_running:
+                return spare
+            await spare.stop(STOP_GRACE_S)
+        environment = flower_environment(self._folder / "home")
+        return await Child.start(self._python, "pool.flower.manager", environment, self._folder / "manager.log")
+
+    async def _make_spare(self) -> None:
+        if self._spare is None and not self._stopping:
+            self._spare = await self._take_manager()
 
     async def _follow(
         self,
@@ -284,7 +309,8 @@ class MiningEngine:
             "cert": str(self._cert), "key": str(self._key), "members": [key.hex() for key in self._nodes],
         }  # fmt: skip
         environment = flower_environment(self._folder / "home")
-        guard = await Child.start(self._python, "pool.flower.guard", settings, environment, folder / "guard.log")
+        guard = await Child.start(self._python, "pool.flower.guard", environment, folder / "guard.log")
+        guard.send(settings)
         try:
             async with asyncio.timeout(START_DEADLINE_S):
                 first = await guard.read()

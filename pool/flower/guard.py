@@ -179,7 +179,10 @@ async def _run(settings: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of ``python -m pool.flower.guard``."""
-    settings = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        return
+    settings = json.loads(line)
     try:
         asyncio.run(_run(settings))
     except PoflError as error:

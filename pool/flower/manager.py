@@ -170,7 +170,10 @@ def _mine(settings: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of ``python -m pool.flower.manager``."""
-    settings = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        return
+    settings = json.loads(line)
     try:
         _mine(settings)
     except PoflError as error:
