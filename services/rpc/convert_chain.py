@@ -57,10 +57,11 @@ from services.rpc.views import (
 )
 
 __all__ = [
-    "account_from_proto", "account_to_proto", "block_from_proto", "block_to_proto", "exact", "explanation_from_proto",
-    "explanation_to_proto", "market_from_proto", "market_to_proto", "provider_from_proto", "provider_to_proto",
-    "spec_from_proto", "spec_to_proto", "task_from_proto", "task_to_proto", "tip_from_proto", "tip_to_proto",
-    "trade_from_proto", "trade_to_proto", "tx_status_from_proto", "tx_status_to_proto",
+    "account_from_proto", "account_to_proto", "activation_from_proto", "activation_to_proto", "block_from_proto",
+    "block_to_proto", "exact", "explanation_from_proto", "explanation_to_proto", "market_from_proto",
+    "market_to_proto", "phase_to_proto", "provider_from_proto", "provider_to_proto", "spec_from_proto",
+    "spec_to_proto", "task_from_proto", "task_to_proto", "tip_from_proto", "tip_to_proto", "trade_from_proto",
+    "trade_to_proto", "tx_status_from_proto", "tx_status_to_proto",
 ]  # fmt: skip
 
 MAX_CERTIFICATE = 64 * 1024
@@ -249,6 +250,10 @@ def activation_from_proto(value: pb.Activation.ValueType) -> Activation:
         if number == value:
             return activation
     raise MalformedError(f"activation: unknown value {value}", field="activation")
+
+
+def phase_to_proto(value: TaskPhase) -> pb.TaskPhase.ValueType:
+    return pb.TaskPhase.ValueType(value)
 
 
 def activation_to_proto(value: Activation) -> pb.Activation.ValueType:
