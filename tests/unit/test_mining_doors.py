@@ -1,0 +1,212 @@
+"""The guard's two doors: what they serve, what they refuse, how much they read. In memory, without sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message import make_message
+from flwr.app.metadata import Metadata
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, PullMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
+
+from core.errors import LimitError, MalformedError
+from pool.flower import blobs, keys
+from pool.flower.guard import Registry
+from pool.flower.listeners import FLEET_PATHS, LARGE_BODY, RUNTIME_PATHS, SMALL_BODY, Bell, Door
+from pool.flower.superlink import SuperLink
+
+PROTOBUF = {"content-type": "application/protobuf"}
+
+
+class Guard:
+    def __init__(self) -> None:
+        self.superlink = SuperLink()
+        self.registry = Registry(self.superlink.state)
+        self.to_fleet, self.to_manager = Bell(), Bell()
+        public = Door(self.superlink, FLEET_PATHS, listens=self.to_fleet, rings=self.to_manager)
+        inner = Door(self.superlink, RUNTIME_PATHS, listens=self.to_manager, rings=self.to_fleet)
+        self.public = httpx.AsyncClient(transport=httpx.ASGITransport(public), base_url="http://guard")
+        self.inner = httpx.AsyncClient(transport=httpx.ASGITransport(inner), base_url="http://guard")
+
+
+@pytest.fixture
+async def guard() -> AsyncIterator[Guard]:
+    guard = Guard()
+    yield guard
+    await guard.public.aclose()
+    await guard.inner.aclose()
+
+
+def signed(private: bytes) -> dict[str, str]:
+    """The headers Flower's client puts on each call."""
+    from flwr.supercore.protobuf.client import ProtobufRequestContext
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    key = keys.private_key_of(private)
+    request = httpx.Request("POST", "http://guard")
+    context = ProtobufRequestContext("", Node(), request)
+    NodeAuthHttpInterceptor(key, key.public_key()).intercept(context, lambda _: httpx.Response(200))
+    return {**PROTOBUF, **{name: value for name, value in request.headers.items() if name.startswith("flwr-")}}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run", "/v1/control/stop-run", "/v1/control/register-node", "/v1/fleet/register-node",
+        "/v1/fleet/unregister-node", "/v1/fleet/get-run", "/v1/fleet/get-fab", "/v1/runtime/acquire-task",
+        "/v1/runtime/create-task", "/v1/runtime/pull-task-input", "/docs", "/openapi.json", "/", "/v1/fleet/../health",
+    ],
+)  # fmt: skip
+async def test_neither_door_serves_privileged_paths(guard: Guard, path: str) -> None:
+    for client in (guard.public, guard.inner):
+        assert (await client.post(path, headers=PROTOBUF)).status_code == 404
+        assert (await client.get(path)).status_code == 404
+
+
+async def test_each_door_serves_its_own_paths_only(guard: Guard) -> None:
+    for path in RUNTIME_PATHS:
+        assert (await guard.public.post(path, headers=PROTOBUF)).status_code == 404
+        assert (await guard.inner.post(path, headers=PROTOBUF)).status_code in (401, 403)
+        assert (await guard.inner.get(path)).status_code == 404
+    for path in FLEET_PATHS:
+        assert (await guard.inner.post(path, headers=PROTOBUF)).status_code == 404
+        assert (await guard.public.post(path, headers=PROTOBUF)).status_code == 401
+    assert (await guard.public.get("/health")).status_code == 200
+
+
+async def test_a_made_up_token_opens_nothing(guard: Guard) -> None:
+    headers = {**PROTOBUF, "flwr-task-token": "0" * 256}
+    assert (await guard.inner.post("/v1/runtime/get-nodes", headers=headers)).status_code in (401, 403)
+    _, token = guard.registry.start_run()
+    headers["flwr-task-token"] = token
+    assert (await guard.inner.post("/v1/runtime/get-nodes", headers=headers)).status_code == 200
+
+
+async def test_only_registered_keys_come_in_and_only_as_themselves(guard: Guard) -> None:
+    (private, public), (other_private, other_public) = keys.new_node_key(), keys.new_node_key()
+    activate = ActivateNodeRequest(public_key=keys.node_public_pem(public), heartbeat_interval=10)
+    path, body = "/v1/fleet/activate-node", activate.SerializeToString()
+    assert (await guard.public.post(path, content=body, headers=signed(private))).status_code >= 400
+    node_id = guard.registry.register(public)
+    other_id = guard.registry.register(other_public)
+    assert guard.registry.register(public) == node_id
+    response = await guard.public.post(path, content=body, headers=signed(private))
+    assert response.status_code == 200
+    assert ActivateNodeResponse.FromString(response.content).node_id == node_id
+    assert (await guard.public.post(path, content=body, headers=signed(other_private))).status_code == 401
+    pull = PullMessagesRequest(node=Node(node_id=other_id)).SerializeToString()
+    answer = await guard.public.post("/v1/fleet/pull-messages", content=pull, headers=signed(private))
+    assert answer.status_code == 401
+
+
+async def test_bodies_are_cut_off_before_they_are_read(guard: Guard) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(1 << 16)
+
+    path = "/v1/fleet/pull-messages"
+    assert (await guard.public.post(path, content=bytes(SMALL_BODY + 1), headers=PROTOBUF)).status_code == 413
+    assert (await guard.public.post(path, content=endless(), headers=PROTOBUF)).status_code == 413
+    lying = {**PROTOBUF, "content-length": "many"}
+    assert (await guard.public.post(path, content=b"", headers=lying)).status_code == 400
+    path = "/v1/fleet/push-object"
+    assert (await guard.public.post(path, content=bytes(LARGE_BODY + 1), headers=PROTOBUF)).status_code == 413
+    assert (await guard.public.post(path, content=b"\xff\xff\xff", headers=PROTOBUF)).status_code == 400
+
+
+async def test_an_empty_pull_is_held_until_the_bell(guard: Guard) -> None:
+    private, public = keys.new_node_key()
+    node_id = guard.registry.register(public)
+    body = PullMessagesRequest(node=Node(node_id=node_id)).SerializeToString()
+    loop = asyncio.get_running_loop()
+
+    async def pull(hold_ms: int) -> float:
+        started = loop.time()
+        headers = {**signed(private), "x-pofl-hold-ms": str(hold_ms)}
+        response = await guard.public.post("/v1/fleet/pull-messages", content=body, headers=headers)
+        assert (response.status_code, response.content) == (200, b"")
+        return loop.time() - started
+
+    assert await pull(0) < 0.1
+    assert 0.15 <= await pull(150) < 1.0
+    held = asyncio.create_task(pull(300))
+    await asyncio.sleep(0.05)
+    guard.to_fleet.ring()
+    assert await held >= 0.25, "a bell without a message does not end the hold"
+    refused = {**PROTOBUF, "x-pofl-hold-ms": "5000"}
+    started = loop.time()
+    assert (await guard.public.post("/v1/fleet/pull-messages", content=body, headers=refused)).status_code == 401
+    assert loop.time() - started < 0.5, "a stranger is not held"
+
+
+def message_of(content: RecordDict) -> Message:
+    return make_message(Metadata(1, "", 2, 1, "a" * 64, "1", 1.8e9, 60.0, "train"), content=content)
+
+
+@pytest.mark.parametrize("size", [0, 10, blobs.SMALL, blobs.SMALL + 1, 6 << 20])
+def test_blobs_come_back(size: int) -> None:
+    blob = np.random.default_rng(1).bytes(size)
+    message = message_of(blobs.pack(blob))
+    contents = {i: o.deflate() for i, o in get_all_nested_objects(message).items()}
+    assert set(blobs.object_ids(get_object_tree(message))) == set(contents)
+    again = blobs.inflate(message.object_id, contents)
+    assert blobs.unpack(again.content) == blob
+    assert again.metadata.message_id == message.object_id
+
+
+def test_an_array_that_repeats_its_chunk_is_refused() -> None:
+    message = message_of(RecordDict({"blob": ArrayRecord({"blob": Array(np.arange(9, dtype=np.uint8))})}))
+    contents = {i: o.deflate() for i, o in get_all_nested_objects(message).items()}
+    array_id = next(i for i, c in contents.items() if c.startswith(b"Array "))
+    head, _, body = contents[array_id].partition(b"\x00")
+    described = json.loads(body)
+    described["arraychunk_ids"] = [0] * 1_000_000
+    bomb = json.dumps(described).encode()
+    kind, children, _ = head.decode().split(" ")
+    contents[array_id] = f"{kind} {children} {len(bomb)}".encode() + b"\x00" + bomb
+    with pytest.raises(MalformedError, match="each of its chunks once"):
+        blobs.inflate(message.object_id, contents)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict({}),
+        RecordDict({"other": ConfigRecord({"blob": b""})}),
+        RecordDict({"blob": ConfigRecord({"blob": "text"})}),
+        RecordDict({"blob": ConfigRecord({"blob": b"", "more": 1})}),
+        RecordDict({"blob": ArrayRecord({"blob": Array(np.zeros(3))})}),
+        RecordDict({"blob": ArrayRecord({"blob": Array("uint8", (3,), "numpy.ndarray", b"no array")})}),
+        RecordDict({"blob": ArrayRecord({"blob": Array("uint8", (3,), "pickle", b"abc")})}),
+        RecordDict({"blob": ArrayRecord({})}),
+    ],
+)
+def test_other_records_are_no_blob(content: RecordDict) -> None:
+    with pytest.raises(MalformedError):
+        blobs.unpack(content)
+
+
+def test_broken_objects_are_one_malformed_message() -> None:
+    message = message_of(blobs.pack(b"abc"))
+    contents = {i: o.deflate() for i, o in get_all_nested_objects(message).items()}
+    for bad in (b"", b"\x00", b"Message  0\x00", b"Nonsense  3\x00abc", b"Message %s 0\x00" % (b"f" * 64)):
+        with pytest.raises(MalformedError):
+            blobs.inflate(message.object_id, {**contents, message.object_id: bad})
+    with pytest.raises(MalformedError):
+        blobs.inflate(get_object_id(b"absent"), contents)
+
+
+def test_a_tree_with_too_many_objects_is_refused() -> None:
+    tree = ObjectTree(object_id="0" * 64)
+    for number in range(blobs.MAX_OBJECTS):
+        tree.children.append(ObjectTree(object_id=f"{number + 1:064x}"))
+    with pytest.raises(LimitError):
+        blobs.object_ids(tree)

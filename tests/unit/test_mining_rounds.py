@@ -1,0 +1,227 @@
+"""The round loop in memory, with a clock that only moves when someone waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from core.codec import decode, encode
+from core.errors import UnavailableError
+from pool.flower.rounds import LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
+from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
+from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, initial_weights
+
+SPEC = ModelSpec(2, 2)
+TEMPLATE = Instruction(bytes(32), 0, 2, 2, (), "relu", "sgd", 1, 0.1, 8, 5, 0.0, b"")
+
+
+def key(number: int) -> bytes:
+    return bytes([number]) * 33
+
+
+@dataclass
+class Behaviour:
+    """Seconds until the answer (None: never) and the update's value, examples or refusal."""
+
+    after: float | None = 0.1
+    value: float = 1.0
+    examples: int = 10
+    garbage: bool = False
+    error: str = ""
+
+
+@dataclass
+class MemoryFleet:
+    behaviours: dict[bytes, Behaviour]
+    now: float = 0.0
+    sent: list[tuple[float, bytes, int, Instruction]] = field(default_factory=list)
+    pending: dict[str, tuple[float, Reply]] = field(default_factory=dict)
+    down: Callable[[float], bool] = lambda _: False
+    calls: int = 0
+
+    def _check(self) -> None:
+        self.calls += 1
+        assert self.calls < 20_000, "the loop spins"
+        if self.down(self.now):
+            raise UnavailableError("the guard is down")
+
+    def online(self) -> set[bytes]:
+        self._check()
+        return set(self.behaviours)
+
+    def instruct(self, blob: bytes, miners: list[bytes], round_number: int, ttl_s: float) -> dict[str, bytes]:
+        self._check()
+        assert ttl_s > 0
+        asked = {}
+        for miner in miners:
+            behaviour, instruction_id = self.behaviours[miner], f"{round_number}/{miner[0]}"
+            self.sent.append((self.now, miner, round_number, decode(Instruction, blob)))
+            asked[instruction_id] = miner
+            update = Update(behaviour.examples, 0.5, 1, 1, 1, vector_to_bytes(np.full(6, behaviour.value)))
+            answer = b"garbage" if behaviour.garbage else encode(Answer(Outcome.TRAINED, "", encode(update), b""))
+            if behaviour.after is not None:
+                reply = Reply(instruction_id, b"" if behaviour.error else answer, behaviour.error)
+                self.pending[instruction_id] = (self.now + behaviour.after, reply)
+        return asked
+
+    def collect(self, instruction_ids: set[str], hold_s: float) -> list[Reply]:
+        self._check()
+        until = self.now + max(hold_s, 0.001)
+        wanted = {i: self.pending[i] for i in instruction_ids if i in self.pending}
+        due = min((at for at, _ in wanted.values()), default=until)
+        self.now = max(self.now + 0.001, min(until, due))
+        ready = [i for i, (at, _) in wanted.items() if at <= self.now]
+        return [self.pending.pop(i)[1] for i in ready]
+
+    def open(self, answer: Answer, instruction_id: str, miner: bytes, round_number: int) -> Update:
+        assert instruction_id == f"{round_number}/{miner[0]}"
+        return decode(Update, answer.sealed)
+
+    def pause(self, seconds: float) -> None:
+        self.now += max(seconds, 0.001)
+
+
+def total(weights: Weights) -> int:
+    return round(float(flatten(weights)[0]) * 10)
+
+
+def run(
+    fleet: MemoryFleet, *, deadline: float = 10.0, stop: StopWhen | None = None, quorum: int = 1, timeout: float = 2.0,
+    scores: Callable[[Weights], Score] = lambda w: Score(total(w), 1000, 1.0), registered: dict[bytes, int] | None = None,
+) -> tuple[list[RoundLog], LoopState]:  # fmt: skip
+    first = initial_weights(SPEC, 0)
+    state = LoopState(0, first, first, registered=registered or {})
+    logs: list[RoundLog] = []
+    loop = RoundLoop(
+        SPEC, Rules(TEMPLATE, timeout, quorum), fleet, state, members=lambda: set(fleet.behaviours), evaluate=scores,
+        aggregate=lambda _, updates: np.average([u.vector for u in updates], axis=0, weights=[u.weight for u in updates]),
+        now=lambda: fleet.now, pause=fleet.pause, deadline=deadline,
+    )  # fmt: skip
+    loop.run(stop or StopWhen(), logs.append)
+    return logs, state
+
+
+def honest(count: int) -> dict[bytes, Behaviour]:
+    return {key(i): Behaviour() for i in range(1, count + 1)}
+
+
+def test_rounds_follow_one_another_and_add_up() -> None:
+    logs, state = run(MemoryFleet(honest(3)), stop=StopWhen(rounds=4))
+    assert [log.number for log in logs] == [1, 2, 3, 4]
+    assert all(log.accepted == dict.fromkeys(map(key, (1, 2, 3)), 10) for log in logs)
+    np.testing.assert_allclose(flatten(state.weights), 4.0)
+
+
+def test_nothing_happens_after_the_deadline() -> None:
+    fleet = MemoryFleet(honest(2))
+    logs, _ = run(fleet, deadline=1.0)
+    assert 5 < len(logs) < 12
+    assert fleet.now <= 1.0 + 0.3
+    assert all(order.budget_s <= 1.0 - at for at, _, _, order in fleet.sent)
+
+
+def test_a_round_ends_at_its_timeout_without_a_quorum() -> None:
+    fleet = MemoryFleet({key(1): Behaviour(), key(2): Behaviour(after=None)})
+    logs, state = run(fleet, deadline=3.0, quorum=2)
+    assert logs[0].seconds == pytest.approx(2.0, abs=0.3)
+    assert not logs[0].accepted
+    assert "1 of 2" in logs[0].refused[key(1)]
+    assert logs[0].refused[key(2)] == "no answer in time"
+    np.testing.assert_array_equal(flatten(state.weights), 0.0)
+    assert state.best_score is None
+
+
+def test_a_straggler_is_not_waited_for_and_gets_no_second_instruction() -> None:
+    fleet = MemoryFleet({**honest(3), key(9): Behaviour(after=1.5)})
+    logs, _ = run(fleet, deadline=4.0, quorum=2)
+    assert logs[0].seconds < 1.0
+    times = [at for at, miner, _, _ in fleet.sent if miner == key(9)]
+    assert all(later - earlier >= 1.5 for earlier, later in pairwise(times))
+    assert len(times) >= 2, "a miner that paid its debt takes part again"
+
+
+def test_a_dead_miner_stays_out_until_its_instruction_ends_in_an_error() -> None:
+    fleet = MemoryFleet({**honest(2), key(9): Behaviour(after=None)})
+    logs, _ = run(fleet, stop=StopWhen(rounds=5))
+    assert [log.participants for log in logs] == [3, 2, 2, 2, 2]
+
+
+def test_garbage_and_errors_cost_only_their_sender() -> None:
+    fleet = MemoryFleet(
+        {
+            **honest(3),
+            key(6): Behaviour(garbage=True),
+            key(7): Behaviour(error="gone"),
+            key(8): Behaviour(value=float("nan")),
+            key(9): Behaviour(value=500.0),
+        }
+    )
+    logs, state = run(fleet, stop=StopWhen(rounds=1))
+    assert set(logs[0].accepted) == {key(1), key(2), key(3)}
+    reasons = logs[0].refused
+    assert reasons[key(7)] == "gone"
+    assert "not finite" in reasons[key(8)]
+    assert "median" in reasons[key(9)]
+    assert key(6) in reasons
+    np.testing.assert_allclose(flatten(state.weights), 1.0)
+
+
+def test_claims_are_held_to_the_registered_or_first_count() -> None:
+    fleet = MemoryFleet(honest(2))
+    fleet.behaviours[key(1)].examples = 11
+    logs, _ = run(fleet, stop=StopWhen(rounds=1), registered={key(1): 10})
+    assert "registered 10" in logs[0].refused[key(1)]
+
+    fleet = MemoryFleet(honest(2))
+    grown: list[int] = []
+
+    def growing(weights: Weights) -> Score:
+        fleet.behaviours[key(1)].examples += 5
+        grown.append(1)
+        return Score(0, 1000, 1.0)
+
+    logs, _ = run(fleet, stop=StopWhen(rounds=2), scores=growing)
+    assert logs[0].accepted[key(1)] == 10
+    assert "15 examples, registered 10" in logs[1].refused[key(1)]
+
+
+def test_the_best_model_is_kept() -> None:
+    hill = [3, 9, 4, 2]
+    rounds = iter(hill)
+    logs, state = run(MemoryFleet(honest(1)), stop=StopWhen(rounds=4), scores=lambda _: Score(next(rounds), 10, 1.0))
+    assert [log.score.correct for log in logs] == hill
+    assert state.best_score == Score(9, 10, 1.0)
+    np.testing.assert_allclose(flatten(state.best), 2.0)
+    np.testing.assert_allclose(flatten(state.weights), 4.0)
+
+
+def test_reasons_to_stop() -> None:
+    assert len(run(MemoryFleet(honest(1)), stop=StopWhen(correct=30))[0]) == 3
+    flat = run(MemoryFleet(honest(1)), stop=StopWhen(patience=4), scores=lambda _: Score(1, 10, 1.0))[0]
+    assert len(flat) == 5
+
+
+def test_an_unreachable_guard_is_waited_for() -> None:
+    fleet = MemoryFleet(honest(2), down=lambda now: 0.35 < now < 2.0)
+    logs, _ = run(fleet, deadline=5.0)
+    assert len(logs) > 10
+    assert fleet.calls < 1000
+
+
+def test_seeds_differ_by_round_and_weights_are_sent() -> None:
+    fleet = MemoryFleet(honest(1))
+    run(fleet, stop=StopWhen(rounds=3))
+    orders = [order for *_, order in fleet.sent]
+    assert [order.seed for order in orders] == [6, 7, 8]
+    assert orders[1].vector == vector_to_bytes(np.ones(6))
+
+
+def test_nobody_online_is_not_a_round() -> None:
+    fleet = MemoryFleet({})
+    logs, _ = run(fleet, deadline=3.0)
+    assert logs == []
+    assert fleet.calls < 100
