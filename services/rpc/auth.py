@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -50,7 +51,7 @@ def caller(context: aio.ServicerContext[Any, Any]) -> Caller:
     if certificate is None:
         return _claimed(context)
     try:
-        identity = tls.identity_of(certificate)
+        identity = _identity(certificate)
     except ConfigError as error:
         raise AuthError(f"your certificate cannot be used: {error.message}") from error
     return Caller(identity.role, identity.name, identity.account)
@@ -96,6 +97,13 @@ def _certificate(context: aio.ServicerContext[Any, Any]) -> bytes | None:
     return found[0] if found else None
 
 
+# The same few certificates come with every call; reading one takes longer than many calls do.
+@functools.lru_cache(maxsize=256)
+def _identity(pem: bytes) -> tls.Identity:
+    return tls.identity_of(pem)
+
+
+@functools.lru_cache(maxsize=256)
 def _digest(pem: bytes) -> bytes:
     der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
     return hashlib.sha256(der).digest()

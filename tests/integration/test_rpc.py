@@ -52,7 +52,8 @@ class Scripted(blob_pb2_grpc.BlobServiceServicer):
         self.calls += 1
         self.seen.append(auth.caller(context))
         result = self.stat()
-        return await result if asyncio.iscoroutine(result) else result
+        answer: blob_pb2.StatResponse = await result if asyncio.iscoroutine(result) else result
+        return answer
 
     async def Read(self, request: blob_pb2.ReadRequest, context: Any) -> AsyncIterator[blob_pb2.Chunk]:  # noqa: N802
         yield blob_pb2.Chunk(offset=0, data=b"first")
