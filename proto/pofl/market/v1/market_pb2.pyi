@@ -27,11 +27,14 @@ class DataSet(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
+    FEATURE_SCALE_MICRO_FIELD_NUMBER: _builtins.int
     data_root: _builtins.bytes
     name: _builtins.str
     rows: _builtins.int
     features: _builtins.int
     classes: _builtins.int
+    feature_scale_micro: _builtins.int
+    """int8 feature = round(float * this / 10^6), clamped to [-127, 127]"""
     def __init__(
         self,
         *,
@@ -40,10 +43,11 @@ class DataSet(_message.Message):
         rows: _builtins.int = ...,
         features: _builtins.int = ...,
         classes: _builtins.int = ...,
+        feature_scale_micro: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "data_root", b"data_root", "features", b"features", "name", b"name", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "data_root", b"data_root", "feature_scale_micro", b"feature_scale_micro", "features", b"features", "name", b"name", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -145,7 +149,7 @@ class AcceptBidRequest(_message.Message):
     """m"""
     p_ppm: _builtins.int
     pool_signature: _builtins.bytes
-    """over (offer, bid, p_ppm, miners)"""
+    """over core.market.contract.TradeTerms(offer, bid, p_ppm, miners)"""
     @_builtins.property
     def miners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -171,6 +175,7 @@ class AcceptBidResponse(_message.Message):
 
     PROVIDER_SIGNATURE_FIELD_NUMBER: _builtins.int
     provider_signature: _builtins.bytes
+    """over the same TradeTerms: both sides sign"""
     def __init__(
         self,
         *,
@@ -199,7 +204,7 @@ class DeliverOpen(_message.Message):
     hpke_public_key: _builtins.bytes
     from_chunk: _builtins.int
     signature: _builtins.bytes
-    """the miner's, over (trade, hpke key, from_chunk)"""
+    """the miner's, over core.market.delivery.DeliveryOpen"""
     def __init__(
         self,
         *,
@@ -276,7 +281,7 @@ class DeliverResponse(_message.Message):
     chunk: _builtins.int
     chunks: _builtins.int
     sealed: _builtins.bytes
-    """HPKE to the miner's key: encoded rows with their Merkle proofs"""
+    """HPKE to the miner's key, bound to (trade, miner, chunk): encoded core.market.rows.Chunk"""
     def __init__(
         self,
         *,

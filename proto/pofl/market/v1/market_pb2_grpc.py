@@ -68,7 +68,7 @@ class ProviderServiceServicer:
 
     def RequestOffer(self, request, context):
         """A pool: phase 1, the signed game rule D_s*(m) for this pool at its reputation. NOT_FOUND for an unknown root;
-        FAILED_PRECONDITION while a trade of this pool on this root is open.
+        FAILED_PRECONDITION while a trade of this pool is open; PERMISSION_DENIED for another pool's account.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +76,9 @@ class ProviderServiceServicer:
 
     def AcceptBid(self, request, context):
         """A pool: phase 2, its bid under the rule. The provider checks it and signs; the pool then puts the Bid on chain.
-        INVALID_ARGUMENT when m, D_s or p are not what the rule gives; DEADLINE_EXCEEDED after the offer's expiry.
+        INVALID_ARGUMENT when m, D_s or p are not what the rule gives; DEADLINE_EXCEEDED after the offer's expiry;
+        PERMISSION_DENIED unless the offer's pool signed; FAILED_PRECONDITION when the offer is used up or the chain's
+        figures have changed. Idempotent: the same bid is answered with the same signature.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +86,8 @@ class ProviderServiceServicer:
 
     def Deliver(self, request_iterator, context):
         """A miner named in a drawn trade: its rows, chunk by chunk, each sealed to the miner's key. The miner answers each
-        chunk with a signed receipt before the next is sent. Resumes at from_chunk. PERMISSION_DENIED for anyone else.
+        chunk with a signed receipt before the next is sent, so the provider trusts the miner for one chunk and no more.
+        Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,15 +18,18 @@ class ProviderServiceStub:
     """Anyone: the data sets on sale. Changes nothing."""
     RequestOffer: _aio.UnaryUnaryMultiCallable[_market_pb2.RequestOfferRequest, _market_pb2.RequestOfferResponse]
     """A pool: phase 1, the signed game rule D_s*(m) for this pool at its reputation. NOT_FOUND for an unknown root;
-    FAILED_PRECONDITION while a trade of this pool on this root is open.
+    FAILED_PRECONDITION while a trade of this pool is open; PERMISSION_DENIED for another pool's account.
     """
     AcceptBid: _aio.UnaryUnaryMultiCallable[_market_pb2.AcceptBidRequest, _market_pb2.AcceptBidResponse]
     """A pool: phase 2, its bid under the rule. The provider checks it and signs; the pool then puts the Bid on chain.
-    INVALID_ARGUMENT when m, D_s or p are not what the rule gives; DEADLINE_EXCEEDED after the offer's expiry.
+    INVALID_ARGUMENT when m, D_s or p are not what the rule gives; DEADLINE_EXCEEDED after the offer's expiry;
+    PERMISSION_DENIED unless the offer's pool signed; FAILED_PRECONDITION when the offer is used up or the chain's
+    figures have changed. Idempotent: the same bid is answered with the same signature.
     """
     Deliver: _aio.StreamStreamMultiCallable[_market_pb2.DeliverRequest, _market_pb2.DeliverResponse]
     """A miner named in a drawn trade: its rows, chunk by chunk, each sealed to the miner's key. The miner answers each
-    chunk with a signed receipt before the next is sent. Resumes at from_chunk. PERMISSION_DENIED for anyone else.
+    chunk with a signed receipt before the next is sent, so the provider trusts the miner for one chunk and no more.
+    Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else.
     """
 
 class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -45,7 +48,7 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_market_pb2.RequestOfferRequest, _abc.Awaitable[_market_pb2.RequestOfferResponse]],
     ) -> _abc.Awaitable[_market_pb2.RequestOfferResponse]:
         """A pool: phase 1, the signed game rule D_s*(m) for this pool at its reputation. NOT_FOUND for an unknown root;
-        FAILED_PRECONDITION while a trade of this pool on this root is open.
+        FAILED_PRECONDITION while a trade of this pool is open; PERMISSION_DENIED for another pool's account.
         """
 
     @_abc_1.abstractmethod
@@ -55,7 +58,9 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_market_pb2.AcceptBidRequest, _abc.Awaitable[_market_pb2.AcceptBidResponse]],
     ) -> _abc.Awaitable[_market_pb2.AcceptBidResponse]:
         """A pool: phase 2, its bid under the rule. The provider checks it and signs; the pool then puts the Bid on chain.
-        INVALID_ARGUMENT when m, D_s or p are not what the rule gives; DEADLINE_EXCEEDED after the offer's expiry.
+        INVALID_ARGUMENT when m, D_s or p are not what the rule gives; DEADLINE_EXCEEDED after the offer's expiry;
+        PERMISSION_DENIED unless the offer's pool signed; FAILED_PRECONDITION when the offer is used up or the chain's
+        figures have changed. Idempotent: the same bid is answered with the same signature.
         """
 
     @_abc_1.abstractmethod
@@ -65,7 +70,8 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_market_pb2.DeliverRequest], _abc.AsyncIterator[_market_pb2.DeliverResponse]],
     ) -> _abc.AsyncIterator[_market_pb2.DeliverResponse]:
         """A miner named in a drawn trade: its rows, chunk by chunk, each sealed to the miner's key. The miner answers each
-        chunk with a signed receipt before the next is sent. Resumes at from_chunk. PERMISSION_DENIED for anyone else.
+        chunk with a signed receipt before the next is sent, so the provider trusts the miner for one chunk and no more.
+        Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else.
         """
 
 def add_ProviderServiceServicer_to_server(servicer: ProviderServiceServicer, server: _aio.Server) -> None: ...
