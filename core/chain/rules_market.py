@@ -44,14 +44,19 @@ def reputation_rule(params: ChainParams) -> reputation.ReputationRule:
 
 def highs(state: State, provider: AccountId) -> tuple[Amount, Amount] | None:
     """``(D_bar, m_bar)`` of a provider: second highest of her recent settled trades, one a pool; the highest of one trade;
-    None if nothing was settled yet, when her offers name their own."""
+    None if nothing was settled yet, when her offers name their own. In the bounds of a rule (contract.with_highs): after
+    trades without a markup an offer could not name them otherwise."""
     known = state.providers.get(provider)
     if known is None or not known.highs:
         return None
     place = min(1, len(known.highs) - 1)
     markups = sorted((h.markup for h in known.highs), reverse=True)
     bids = sorted((h.bid for h in known.highs), reverse=True)
-    return markups[place], bids[place]
+    return _in_rule(markups[place]), _in_rule(bids[place])
+
+
+def _in_rule(high: Amount) -> Amount:
+    return Amount(max(1, min(high, contract.MAX_RULE_AMOUNT)))
 
 
 # -- transactions ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from core.chain.state import Standing, TaskEnd, TaskPhase, decode_state, encode_
 from core.chain.transaction import EnterTask, Verdicts
 from core.chain.vote import VerdictKind
 from core.errors import BlockError, WrongChainError
-from core.ids import Amount, Milliseconds, ModelCommitment
+from core.ids import Amount, Height, Milliseconds, ModelCommitment
 from tests.chainkit import FUNDS, Chain, account, make_genesis, make_verdict, signed_verdict, some
 
 
@@ -45,7 +45,7 @@ def test_from_publication_to_the_winner_and_the_auditors() -> None:
     audits = [make_verdict(at_work, ranked[0], f"v{i}", VerdictKind.VALID) for i in range(3)]
     wrong = make_verdict(at_work, ranked[0], "v3", VerdictKind.VALID, audited=b"guess")
     signed = tuple(signed_verdict(v, n) for v, n in zip([*audits, wrong], chain.names, strict=True))
-    chain.block(chain.tx("v0", Verdicts(at_work.tip.height + 1, some(b"z".hex()), signed), fee=0))
+    chain.block(chain.tx("v0", Verdicts(Height(at_work.tip.height + 1), some(b"z".hex()), signed), fee=0))
     assert [balance(chain, f"v{i}") for i in range(4)] == [12_500 + 7, 12_500, 12_500, 0]  # v0: fees too
     assert chain.state.burned == 112_500
 
@@ -63,7 +63,7 @@ def test_a_skipped_claim_above_the_winner_costs_a_tenth_and_a_refuted_one_all() 
     assert ranked is not None
     chain.apply(chain.work_block("pool0"))
     lies = tuple(signed_verdict(make_verdict(at_work, ranked[0], v, VerdictKind.POOL_FAULT), v) for v in ("v1", "v2"))
-    chain.block(chain.tx("v0", Verdicts(at_work.tip.height + 1, some(b"z".hex()), lies), fee=0))
+    chain.block(chain.tx("v0", Verdicts(Height(at_work.tip.height + 1), some(b"z".hex()), lies), fee=0))
     assert [e.standing for e in ranked] == [Standing.ADMITTED] * 3
     after = [chain.state.entry(e.task_id, e.pool) for e in ranked]
     assert [(e.standing, e.held) for e in after if e is not None] == [

@@ -1,0 +1,615 @@
+"""Tendermint's algorithm (arXiv 1807.04938, Algorithm 1) with verdicts at work heights, without I/O.
+
+One ``Consensus`` decides one height. Feed it events with ``step``; do the actions it returns, in order. It signs with the
+key it is given. Line numbers in comments are those of Algorithm 1. It differs from the paper in these points
+(design: consensus, "Work height"):
+
+- ``is_valid`` (the paper's valid) is: the block applies to the parent's state and, at a work height, verdicts justify it;
+- a fresh proposal (validRound = -1) must also be *preferred*; until it is, the prevote waits, at most until the timeout;
+- round 0 starts when a block is due, or at a work height when this node can justify an outcome, or when more than 1/3 of
+  the power votes already;
+- a block that 2/3 voted for is asked for by its hash, if its proposal got lost; messages are sent again periodically.
+
+An invalid event raises VoteError, BlockError or WrongChainError and changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from core.chain import build, rules, verify
+from core.chain.block import MAX_BODY, MAX_HEADER, NIL, Block, Certificate
+from core.chain.candidates import Candidates
+from core.chain.claims import ZERO, Adopted, Undecided, Void, tag
+from core.chain.messages import (
+    Action,
+    AuditClaim,
+    AuditDone,
+    BlockAvailable,
+    BlockBuilt,
+    BodyHeld,
+    Broadcast,
+    ConsensusRecord,
+    Event,
+    Faulty,
+    Finalise,
+    NeedBlock,
+    Persist,
+    ReceivedProposal,
+    ReceivedVerdict,
+    ReceivedVote,
+    Relay,
+    RequestBlock,
+    RequestWork,
+    RoundStep,
+    SetTimer,
+    Start,
+    Timeout,
+    Timer,
+    TimerKind,
+    TransactionsWaiting,
+)
+from core.chain.state import Entry, State, Validator
+from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Step, Verdict, VerdictKind, Vote
+from core.chain.vote_book import VoteBook
+from core.chain.work_height import WorkHeight, commitment_of
+from core.codec import decode, encode
+from core.crypto.signing import KeyPair
+from core.errors import InputError, VoteError
+from core.ids import BlockHash, Correct, Digest, Height, Milliseconds, ModelCommitment, NodeId, short
+
+__all__ = ["Consensus", "proposer"]
+
+MAX_BLOCK: Final = MAX_HEADER + MAX_BODY + 128
+MAX_PROPOSAL_AHEAD: Final = 4
+"""Proposals of later rounds are dropped; they are sent again."""
+KEPT_ROUNDS: Final = 3
+RESEND_MS: Final = 1_000
+
+
+class Consensus:
+    """Decides the height after ``state``.
+
+    Args:
+        state: after the parent; its validators vote.
+        certificate: of the parent; None only at height 0. Own proposals are built on it.
+        key: this validator's.
+        record: what the last ``Persist`` of a former life wrote; of another height it is ignored.
+        audited: the z_digest that this node's own audit found for the parent's winner; a Verdicts transaction with another
+            one is not preferred.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        certificate: Certificate | None,
+        key: KeyPair,
+        record: bytes | None = None,
+        audited: Digest | None = None,
+    ) -> None:
+        self.state = state
+        self.height = Height(state.height + 1)
+        self.me = NodeId(key.public_key)
+        self.round = -1
+        self.phase = RoundStep.WAITING
+        self.is_decided = False
+        self._params = state.params
+        self._certificate = certificate
+        self._key = key
+        self._power = verify.powers(state.validators)
+        self._is_validator = bytes(self.me) in self._power
+        self._votes = VoteBook(self._power)
+        self._is_work = rules.is_work_height(state)
+        self.work = WorkHeight(state, self.me)
+        self._blocks = Candidates(state, self.work, audited)
+        self._proposals: dict[int, tuple[Proposal, SignedProposal]] = {}
+        self._own_votes: dict[tuple[int, Step], SignedVote] = {}
+        self._locked: tuple[int, BlockHash] | None = None
+        self._valid: tuple[int, BlockHash] | None = None
+        self._polka: tuple[SignedVote, ...] = ()
+        self._bodies: set[ModelCommitment] = set()
+        self._has_transactions = False
+        self._top: int | None = None
+        self._audit_timers: set[int] = set()
+        self._asked: set[object] = set()
+        self._scheduled: set[Timer] = set()
+        self._wake_at: int | None = None
+        self._now = Milliseconds(0)
+        self._out: list[Action] = []
+        self._dirty = False
+        if record is not None:
+            self._restore(record)
+
+    # -- the one entry -------------------------------------------------------------------------------------------------
+
+    def step(self, event: Event, now_ms: Milliseconds) -> list[Action]:
+        """What ``event`` at ``now_ms`` on this node's clock leads to. After the decision: nothing.
+
+        Raises:
+            VoteError, BlockError, WrongChainError: the event's content breaks a rule; nothing changed.
+        """
+        if self.is_decided:
+            return []
+        self._now = max(self._now, now_ms)
+        self._out, self._dirty = [], False
+        match event:
+            case Start():
+                self._on_start()
+            case Timeout(timer):
+                self._on_timeout(timer)
+            case TransactionsWaiting(waiting):
+                self._has_transactions = waiting
+            case ReceivedVote(signed_vote):
+                self._on_vote(signed_vote)
+            case ReceivedProposal(signed_proposal):
+                self._on_proposal(signed_proposal)
+            case ReceivedVerdict(signed_verdict):
+                self._on_verdict(signed_verdict)
+            case BlockAvailable(block, verdicts):
+                self._take(block, verdicts)
+            case BlockBuilt(round_, block):
+                self._on_built(round_, block)
+            case BodyHeld(commitment):
+                self._bodies.add(commitment)
+            case AuditDone():
+                self._on_audit(event)
+        while not self.is_decided and self._advance():
+            pass
+        persist: list[Action] = [Persist(self.record())] if self._dirty else []
+        return persist + self._out
+
+    def proposer(self, round_: int) -> NodeId:
+        return proposer(self.state.validators, self.height, round_)
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def _on_start(self) -> None:
+        for entry in self.work.claims:
+            if self.work.own_kinds(commitment_of(entry)):
+                self.work.note_given(commitment_of(entry), self._now)
+        self._resend()
+        if self.phase is not RoundStep.WAITING:
+            self._set(TimerKind.PROPOSE, self.round, self._params.propose_ms)
+        self._out.append(SetTimer(Timer(TimerKind.RESEND, 0), RESEND_MS))
+
+    def _on_timeout(self, timer: Timer) -> None:
+        kind, key = timer.kind, timer.key
+        if kind is TimerKind.RESEND:
+            self._asked.clear()
+            self._resend()
+            self._out.append(SetTimer(timer, RESEND_MS))
+        elif kind is TimerKind.PROPOSE and key == self.round and self.phase is RoundStep.PROPOSE:
+            self._prevote(NIL)  # line 57
+        elif kind is TimerKind.PREVOTE and key == self.round and self.phase is RoundStep.PREVOTE:
+            self._precommit(NIL)  # line 61
+        elif kind is TimerKind.PRECOMMIT and key == self.round:
+            self._start_round(self.round + 1)  # line 65
+        elif kind is TimerKind.BODY and key == self._top:
+            entry = self.work.claims[key]
+            if not self._holds(entry) and not self.work.own_kinds(commitment_of(entry)):
+                self._give(entry, VerdictKind.UNAVAILABLE, f"no work block or body within {self._params.body_ms} ms")
+        elif kind is TimerKind.AUDIT:
+            entry = self.work.claims[key]
+            if not self.work.own_kinds(commitment_of(entry)) - {VerdictKind.UNAVAILABLE}:
+                self._give(entry, VerdictKind.REQUESTER_FAULT, f"no right answer within {self._params.audit_ms} ms")
+        elif kind is TimerKind.DUE:
+            self._wake_at = None
+
+    def _on_vote(self, signed: SignedVote) -> None:
+        vote = self._peek(signed)
+        if vote is not None and self._votes.is_known(signed, vote):
+            return
+        vote = verify.check_vote(signed, self.state.chain_id, self.height, self._power)
+        is_new, evidence = self._votes.add(vote, signed, max(self.round, 0))
+        if evidence is not None:
+            self._out.append(Faulty(evidence))
+        if is_new:
+            self._out.append(Relay(signed))
+
+    def _peek(self, signed: SignedVote) -> Vote | None:
+        try:
+            return decode(Vote, signed.vote, 512)
+        except InputError:
+            return None
+
+    def _on_verdict(self, signed: SignedVerdict) -> None:
+        if not self.work.is_known(signed):
+            self._add_verdict(self.work.check(signed), signed, is_relayed=True)
+
+    def _add_verdict(self, verdict: Verdict, signed: SignedVerdict, is_relayed: bool) -> None:
+        is_new, evidence = self.work.add(verdict, signed)
+        if evidence is not None:
+            self._out.append(Faulty(evidence))
+        if is_new and is_relayed:
+            self._out.append(Relay(signed))
+
+    def _on_proposal(self, signed: SignedProposal) -> None:
+        proposal = verify.check_proposal(signed, self.state.chain_id, self.height, self._power)
+        if proposal.validator != self.proposer(proposal.round):
+            raise VoteError(
+                f"a proposal by {short(proposal.validator)}; round {proposal.round} of height {self.height} is "
+                f"{short(self.proposer(proposal.round))}'s"
+            )
+        known = self._proposals.get(proposal.round)
+        if (known is not None and known[0].block_hash in self._blocks) or proposal.round > self.round + MAX_PROPOSAL_AHEAD:
+            return
+        try:
+            block = decode(Block, signed.block, MAX_BLOCK)
+        except InputError as error:
+            raise VoteError(f"proposal: {error.message}") from None
+        if block.block_hash != proposal.block_hash:
+            raise VoteError(f"a proposal for {short(proposal.block_hash)} brings block {short(block.block_hash)}")
+        self._take(block, signed.verdicts)
+        self._proposals[proposal.round] = (proposal, signed)
+        self._out.append(Relay(signed))
+        if self.phase is RoundStep.WAITING and proposal.round == 0 and not self._is_work:
+            self._start_round(0)
+
+    def _take(self, block: Block, verdicts: Iterable[SignedVerdict] = ()) -> None:
+        _, evidence = self._blocks.take(block, verdicts)
+        self._out.extend(Faulty(e) for e in evidence)
+
+    def _on_built(self, round_: int, block: Block) -> None:
+        if round_ == self.round and self.phase is RoundStep.PROPOSE and self._may_propose():
+            self._take(block)
+            self._propose(block.block_hash, -1)
+
+    def _on_audit(self, done: AuditDone) -> None:
+        entry = next((e for e in self.work.claims if commitment_of(e) == done.model_commitment), None)
+        if entry is None or entry.claim is None:
+            raise VoteError(f"an audit of {short(done.model_commitment)}, which is no claim at height {self.height}")
+        if (done.kind is VerdictKind.VALID) and (done.correct != entry.claim.correct or done.z_digest is None):
+            raise VoteError(f"an audit found {done.correct} of a claim of {entry.claim.correct}: that is not 'valid'")
+        given = self.work.own_kinds(done.model_commitment)
+        if done.kind in given or given - {VerdictKind.UNAVAILABLE}:
+            return
+        self._give(entry, done.kind, done.reason, done.correct, done.z_digest)
+
+    # -- verdicts of this node -----------------------------------------------------------------------------------------
+
+    def _holds(self, entry: Entry) -> bool:
+        commitment = commitment_of(entry)
+        return commitment in self._bodies and self._blocks.work_block(commitment) is not None
+
+    def _give(
+        self, entry: Entry, kind: VerdictKind, reason: str, correct: Correct | None = None, z: Digest | None = None
+    ) -> None:
+        if not self._is_validator:
+            return
+        commitment = commitment_of(entry)
+        has_tag = z is not None and kind in (VerdictKind.VALID, VerdictKind.POOL_FAULT)
+        mark = tag(self.state.chain_id, entry.task_id, commitment, z, self.me) if has_tag and z is not None else ZERO
+        verdict = Verdict(
+            self.state.chain_id, self.height, entry.task_id, entry.pool, commitment, kind, correct or Correct(0),
+            reason.encode()[:200].decode(errors="ignore"), mark, self.me,
+        )  # fmt: skip
+        signed = build.make_verdict(self._key, verdict)
+        self._add_verdict(verdict, signed, is_relayed=False)
+        self.work.note_given(commitment, self._now)
+        self._dirty = True
+        self._out.append(Broadcast(signed))
+        self._wake(self._now + self._params.gossip_ms)
+
+    # -- rules that fire whenever they can -----------------------------------------------------------------------------
+
+    def _advance(self) -> bool:
+        """Fires at most one rule; True if one fired."""
+        if self._decide():
+            return True
+        self._follow_claims()
+        if self.phase is RoundStep.WAITING:
+            return self._begin()
+        later = self._votes.busiest_round_after(self.round)
+        if later is not None:
+            self._start_round(later)  # line 55
+            return True
+        if self.phase is RoundStep.PROPOSE:
+            return self._try_propose() or self._try_prevote()
+        return self._after_prevote()
+
+    def _decide(self) -> bool:
+        """Line 49: 2/3 precommits of any round for a valid block."""
+        for round_ in self._votes.rounds():
+            block_hash = self._votes.quorum_block(round_, Step.PRECOMMIT)
+            if block_hash is None or block_hash == NIL:
+                continue
+            known = self._blocks.get(block_hash)
+            if known is not None and self._blocks.is_valid(block_hash):
+                certificate = build.make_certificate(self._votes.votes(round_, Step.PRECOMMIT, block_hash))
+                found = self.work.found if self._is_work else None
+                self.is_decided = True
+                self._out.append(Finalise(known.block, certificate, known.state, found, self.work.all_signed()))
+                return True
+            self._ask(RequestBlock(block_hash))
+        return False
+
+    def _follow_claims(self) -> None:
+        """Names the top remaining claim, and times its body and audit."""
+        if not self._is_work:
+            return
+        found = self.work.found
+        if isinstance(found, Undecided):
+            if found.index != self._top:
+                self._top = found.index
+                if not self.work.own_kinds(commitment_of(found.claim)) - {VerdictKind.UNAVAILABLE}:
+                    self._out.append(AuditClaim(found.index, found.claim))
+                self._set(TimerKind.BODY, found.index, self._params.body_ms, grows=False)
+        elif isinstance(found, Adopted) and self._blocks.work_block(commitment_of(found.claim)) is None:
+            self._ask(RequestWork(found.claim))
+        if self._top is not None and self._top not in self._audit_timers and self._holds(self.work.claims[self._top]):
+            self._audit_timers.add(self._top)
+            self._set(TimerKind.AUDIT, self._top, self._params.audit_ms, grows=False)
+
+    def _begin(self) -> bool:
+        """Whether round 0 starts now; at other heights than work heights, sets a timer for when it may."""
+        if self._votes.has_third():
+            self._start_round(0)
+            return True
+        if self._is_work:
+            if self.work.is_ripe(self._now, self._params.gossip_ms):
+                self._start_round(0)
+                return True
+            return False
+        at = rules.due_ms(self.state, self._has_transactions)
+        if self._now >= at:
+            self._start_round(0)
+            return True
+        self._wake(at)
+        return False
+
+    def _start_round(self, round_: int) -> None:
+        """Line 11."""
+        self.round, self.phase = round_, RoundStep.PROPOSE
+        self._set(TimerKind.PROPOSE, round_, self._params.propose_ms)
+        self._dirty = True
+        self._own_votes = {k: v for k, v in self._own_votes.items() if k[0] > round_ - KEPT_ROUNDS}
+
+    def _may_propose(self) -> bool:
+        return self._is_validator and self.proposer(self.round) == self.me and self.round not in self._proposals
+
+    def _try_propose(self) -> bool:
+        """Lines 14 to 19: the valid block of an earlier round, else a new one."""
+        if not self._may_propose():
+            return False
+        if self._valid is not None:
+            self._propose(self._valid[1], self._valid[0])
+            return True
+        if not self._is_work:
+            self._ask(NeedBlock(self.round))
+            return False
+        if not self.work.is_ripe(self._now, self._params.gossip_ms):
+            return False
+        found = self.work.found
+        if isinstance(found, Adopted):
+            work_block = self._blocks.work_block(commitment_of(found.claim))
+            if work_block is None:
+                return False
+            block_hash = work_block
+        elif isinstance(found, Void) and self._certificate is not None:
+            block = build.build_void_block(self.state, self._key, self._certificate, found.outcomes)
+            self._take(block)
+            block_hash = block.block_hash
+        else:
+            return False
+        if not self._blocks.is_valid(block_hash):
+            return False
+        self._propose(block_hash, -1)
+        return True
+
+    def _propose(self, block_hash: BlockHash, valid_round: int) -> None:
+        proposal = Proposal(self.state.chain_id, self.height, self.round, valid_round, block_hash, self.me)
+        known = self._blocks.get(block_hash)
+        assert known is not None
+        signed = build.make_proposal(self._key, proposal, known.block, self._blocks.verdicts_for(block_hash))
+        self._proposals[self.round] = (proposal, signed)
+        self._dirty = True
+        self._out.append(Broadcast(signed))
+        if valid_round >= 0:
+            self._out.extend(Broadcast(v) for v in self._polka)
+
+    def _try_prevote(self) -> bool:
+        """Lines 22 and 28. A fresh proposal that is not valid or preferred yet waits until the propose timeout."""
+        if self.round not in self._proposals:
+            return False
+        proposal = self._proposals[self.round][0]
+        block_hash, valid_round = proposal.block_hash, proposal.valid_round
+        locked_round, locked = self._locked if self._locked is not None else (-1, NIL)
+        if valid_round < 0:
+            if locked_round >= 0 and locked != block_hash:
+                self._prevote(NIL)
+            elif self._blocks.is_valid(block_hash) and (locked == block_hash or self._is_preferred(block_hash)):
+                self._prevote(block_hash)
+            else:
+                return False
+            return True
+        if not self._votes.has_quorum(valid_round, Step.PREVOTE, block_hash) or not self._blocks.is_valid(block_hash):
+            return False
+        self._prevote(block_hash if locked_round <= valid_round or locked == block_hash else NIL)
+        return True
+
+    def _is_preferred(self, block_hash: BlockHash) -> bool:
+        at = self._blocks.preferred_from(block_hash, self._now)
+        if at is not None and at > self._now:
+            self._wake(at)
+        return at is not None and at <= self._now
+
+    def _after_prevote(self) -> bool:
+        """Lines 34 to 47."""
+        round_ = self.round
+        chosen = self._votes.quorum_block(round_, Step.PREVOTE)
+        if chosen is not None and chosen != NIL:
+            if self._blocks.is_valid(chosen):
+                if self.phase is RoundStep.PREVOTE:
+                    self._locked = (round_, chosen)
+                    self._set_valid(round_, chosen)
+                    self._precommit(chosen)
+                    return True
+                if self._valid is None or self._valid[0] < round_:
+                    self._set_valid(round_, chosen)
+                    return True
+            else:
+                self._ask(RequestBlock(chosen))
+        elif chosen == NIL and self.phase is RoundStep.PREVOTE:
+            self._precommit(NIL)
+            return True
+        if self.phase is RoundStep.PREVOTE and self._votes.has_quorum(round_, Step.PREVOTE):
+            self._set_once(TimerKind.PREVOTE, round_, self._params.prevote_ms)
+        if self._votes.has_quorum(round_, Step.PRECOMMIT):
+            self._set_once(TimerKind.PRECOMMIT, round_, self._params.precommit_ms)
+        return False
+
+    def _set_valid(self, round_: int, block_hash: BlockHash) -> None:
+        self._valid = (round_, block_hash)
+        by_signer = {v.validator: s for v, s in self._votes.votes(round_, Step.PREVOTE, block_hash)}
+        self._polka = tuple(by_signer[v] for v in sorted(by_signer))
+        self._dirty = True
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def _prevote(self, block_hash: BlockHash) -> None:
+        self.phase = RoundStep.PREVOTE
+        self._vote(Step.PREVOTE, block_hash, Milliseconds(0))
+
+    def _precommit(self, block_hash: BlockHash) -> None:
+        self.phase = RoundStep.PRECOMMIT
+        self._vote(Step.PRECOMMIT, block_hash, Milliseconds(max(self._now, self.state.tip.timestamp_ms + 1)))
+
+    def _vote(self, step: Step, block_hash: BlockHash, time_ms: Milliseconds) -> None:
+        self._dirty = True
+        if not self._is_validator or (self.round, step) in self._own_votes:
+            return
+        vote = Vote(self.state.chain_id, self.height, self.round, step, block_hash, time_ms, self.me)
+        signed = build.make_vote(self._key, vote)
+        self._own_votes[(self.round, step)] = signed
+        self._votes.add(vote, signed, self.round)
+        self._out.append(Broadcast(signed))
+
+    def _resend(self) -> None:
+        """What others may lack: of this round all votes and the proposal, own votes before, own verdicts, the polka."""
+        for signed_verdict in self.work.all_signed():
+            self._out.append(Broadcast(signed_verdict))
+        if self.round < 0:
+            return
+        for _, signed in sorted(self._own_votes.items()):
+            self._out.append(Broadcast(signed))
+        own = {s.vote for s in self._own_votes.values()}
+        for step in Step:
+            self._out.extend(Broadcast(s) for _, s in self._votes.votes(self.round, step) if s.vote not in own)
+        if self.round in self._proposals:
+            proposal, signed_proposal = self._proposals[self.round]
+            self._out.append(Broadcast(signed_proposal))
+            if proposal.valid_round >= 0:
+                votes = self._votes.votes(proposal.valid_round, Step.PREVOTE, proposal.block_hash)
+                self._out.extend(Broadcast(s) for _, s in votes)
+
+    def _ask(self, action: NeedBlock | RequestBlock | RequestWork) -> None:
+        """Once, until the next resending."""
+        key: object = action if not isinstance(action, RequestWork) else ("work", action.claim.pool)
+        if key not in self._asked:
+            self._asked.add(key)
+            self._out.append(action)
+
+    def _set(self, kind: TimerKind, key: int, base_ms: int, grows: bool = True) -> None:
+        """Each round's timeouts are longer by delta_ms."""
+        self._out.append(SetTimer(Timer(kind, key), base_ms + (key * self._params.delta_ms if grows else 0)))
+
+    def _set_once(self, kind: TimerKind, round_: int, base_ms: int) -> None:
+        if Timer(kind, round_) not in self._scheduled:
+            self._scheduled.add(Timer(kind, round_))
+            self._set(kind, round_, base_ms)
+
+    def _wake(self, at: int) -> None:
+        """Looks again at the instant ``at``, or before."""
+        if self._wake_at is None or at < self._wake_at:
+            self._wake_at = at
+            self._out.append(SetTimer(Timer(TimerKind.DUE, 0), at - self._now))
+
+    # -- for the node --------------------------------------------------------------------------------------------------
+
+    def block(self, block_hash: BlockHash) -> tuple[Block, tuple[SignedVerdict, ...]] | None:
+        """A block that applies at this height, and what justified it: for peers that ask."""
+        known = self._blocks.get(block_hash)
+        return None if known is None else (known.block, self._blocks.verdicts_for(block_hash))
+
+    def work_block(self, commitment: ModelCommitment) -> Block | None:
+        """The work block that came for a claim: for peers that ask."""
+        block_hash = self._blocks.work_block(commitment)
+        known = None if block_hash is None else self._blocks.get(block_hash)
+        return None if known is None else known.block
+
+    # -- what survives a restart ---------------------------------------------------------------------------------------
+
+    def record(self) -> bytes:
+        """The bytes of ``Persist``."""
+        own = self._proposals.get(self.round)
+        locked, valid = self._pack(self._locked), self._pack(self._valid)
+        return encode(
+            ConsensusRecord(
+                self.state.chain_id, self.height, self.round, int(self.phase),
+                own[1] if own is not None and own[0].validator == self.me else None,
+                tuple(s for _, s in sorted(self._own_votes.items())), self.work.own(), *locked, *valid, self._polka,
+            )
+        )  # fmt: skip
+
+    def _pack(self, place: tuple[int, BlockHash] | None) -> tuple[int, bytes, tuple[SignedVerdict, ...]]:
+        known = None if place is None else self._blocks.get(place[1])
+        if place is None or known is None:
+            return -1, b"", ()
+        return place[0], known.block.to_bytes(), self._blocks.verdicts_for(place[1])
+
+    def _restore(self, data: bytes) -> None:
+        """Goes on where the record was written. Raises MalformedError, or what its parts raise: they were checked then."""
+        old = decode(ConsensusRecord, data)
+        if old.chain_id != self.state.chain_id or old.height != self.height:
+            return
+        self.round, self.phase = old.round, RoundStep(old.step)
+        for signed_verdict in old.verdicts:
+            self.work.add(self.work.check(signed_verdict), signed_verdict)
+        self._locked = self._unpack(old.locked_round, old.locked_block, old.locked_verdicts)
+        self._valid = self._unpack(old.valid_round, old.valid_block, old.valid_verdicts)
+        for signed in (*old.votes, *old.polka):
+            vote = verify.check_vote(signed, self.state.chain_id, self.height, self._power)
+            self._votes.add(vote, signed, self.round)
+            if vote.validator == self.me:
+                self._own_votes[(vote.round, vote.step)] = signed
+        self._polka = old.polka
+        if old.proposal is not None:
+            proposal = verify.check_proposal(old.proposal, self.state.chain_id, self.height, self._power)
+            self._blocks.take(decode(Block, old.proposal.block, MAX_BLOCK), old.proposal.verdicts)
+            self._proposals[proposal.round] = (proposal, old.proposal)
+
+    def _unpack(self, round_: int, block: bytes, verdicts: tuple[SignedVerdict, ...]) -> tuple[int, BlockHash] | None:
+        if round_ < 0:
+            return None
+        known, _ = self._blocks.take(decode(Block, block, MAX_BLOCK), verdicts)
+        return round_, known.block.block_hash
+
+
+def proposer(validators: Sequence[Validator], height: Height, round_: int) -> NodeId:
+    """Whose turn it is: one after another, each as often as its power says, spread evenly; successive rounds differ."""
+    order = _turns(tuple((v.node_id, v.power) for v in validators))
+    return order[(height + round_) % len(order)]
+
+
+MAX_TURNS: Final = 4096
+
+
+@functools.lru_cache(maxsize=16)
+def _turns(powers: tuple[tuple[NodeId, int], ...]) -> tuple[NodeId, ...]:
+    """Smooth weighted round robin over one period; very uneven powers are rounded to keep the period short."""
+    unit = math.gcd(*(power for _, power in powers))
+    weights = [power // unit for _, power in powers]
+    if sum(weights) > MAX_TURNS:
+        total = sum(weights)
+        weights = [max(1, w * MAX_TURNS // total) for w in weights]
+    credit = [0] * len(weights)
+    turns: list[NodeId] = []
+    for _ in range(sum(weights)):
+        credit = [c + w for c, w in zip(credit, weights, strict=True)]
+        first = max(range(len(weights)), key=lambda i: (credit[i], -i))
+        credit[first] -= sum(weights)
+        turns.append(powers[first][0])
+    return tuple(turns)

@@ -1,0 +1,151 @@
+"""Transactions that wait for a block. A value: every change gives a new mempool (design: consensus, "Node").
+
+Per sender they wait in order of their nonces. A transaction that is only too early stays; one that cannot become good is
+refused with its reason. The same account and nonce again replaces, if it pays more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from core.chain import rules
+from core.chain.block import MAX_TRANSACTION
+from core.chain.state import State
+from core.chain.transaction import Refusal, SignedTransaction, Transaction
+from core.errors import TransactionError
+from core.ids import AccountId, Milliseconds, TxId, short
+
+__all__ = ["Mempool", "Waiting", "add", "after_block", "candidates", "has_candidates", "next_nonce"]
+
+MAX_WAITING: Final = 4096
+MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_PER_SENDER: Final = rules.MAX_NONCE_AHEAD
+EXPIRY_MS: Final = 10 * 60 * 1000
+_LATER: Final = (Refusal.TOO_EARLY, Refusal.BAD_NONCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    signed: SignedTransaction
+    transaction: Transaction
+    since_ms: Milliseconds
+    """On this node's clock."""
+
+    @property
+    def size(self) -> int:
+        return len(self.signed.transaction)
+
+
+@dataclass(frozen=True, slots=True)
+class Mempool:
+    """By sender and nonce."""
+
+    waiting: Mapping[tuple[AccountId, int], Waiting] = field(default_factory=dict)
+    size: int = 0
+    """Bytes of all transactions."""
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def __contains__(self, tx_id: object) -> bool:
+        return any(w.signed.tx_id == tx_id for w in self.waiting.values())
+
+    def get(self, tx_id: TxId) -> SignedTransaction | None:
+        return next((w.signed for w in self.waiting.values() if w.signed.tx_id == tx_id), None)
+
+
+def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Milliseconds) -> Mempool:
+    """The pool with this transaction; the same pool if it is in there already.
+
+    Raises:
+        TransactionError: it will not become good, pays no more than the one it would replace, or there is no room.
+    """
+    if len(signed.transaction) > MAX_TRANSACTION:
+        raise TransactionError(f"{len(signed.transaction)} bytes, at most {MAX_TRANSACTION}", Refusal.LIMIT)
+    try:
+        tx = rules.check_transaction(state, signed)
+    except TransactionError as error:
+        if error.reason != Refusal.TOO_EARLY:
+            raise
+        tx = signed.decoded()
+    place = (tx.sender, tx.nonce)
+    known = pool.waiting.get(place)
+    if known is not None:
+        if known.signed == signed:
+            return pool
+        if tx.fee <= known.transaction.fee:
+            raise TransactionError(
+                f"nonce {tx.nonce} of {short(tx.sender)} waits with fee {known.transaction.fee}: pay more to replace it",
+                Refusal.FEE_TOO_LOW, fee=tx.fee, waiting=known.transaction.fee,
+            )  # fmt: skip
+    elif sum(sender == tx.sender for sender, _ in pool.waiting) >= MAX_PER_SENDER:
+        raise TransactionError(f"{MAX_PER_SENDER} transactions of {short(tx.sender)} wait already", Refusal.LIMIT)
+    size = pool.size + len(signed.transaction) - (0 if known is None else known.size)
+    if (known is None and len(pool) >= MAX_WAITING) or size > MAX_BYTES:
+        raise TransactionError(f"the mempool is full: {len(pool)} transactions, {pool.size} bytes", Refusal.LIMIT)
+    return replace(pool, waiting={**pool.waiting, place: Waiting(signed, tx, now_ms)}, size=size)
+
+
+def after_block(pool: Mempool, state: State, now_ms: Milliseconds) -> tuple[Mempool, tuple[tuple[TxId, str], ...]]:
+    """The pool on a new tip: without what is in blocks, expired or no longer good; and what was dropped, with why.
+
+    Transactions that a block has taken are not named.
+    """
+    kept: dict[tuple[AccountId, int], Waiting] = {}
+    dropped: list[tuple[TxId, str]] = []
+    for place, waiting in sorted(pool.waiting.items()):
+        if place[1] < state.account(place[0]).nonce:
+            continue
+        if now_ms > waiting.since_ms + EXPIRY_MS:
+            dropped.append((waiting.signed.tx_id, f"waited longer than {EXPIRY_MS // 1000} s"))
+            continue
+        try:
+            rules.check_transaction(state, waiting.signed)
+        except TransactionError as error:
+            if error.reason not in _LATER:
+                dropped.append((waiting.signed.tx_id, error.message))
+                continue
+        kept[place] = waiting
+    return Mempool(kept, sum(w.size for w in kept.values())), tuple(dropped)
+
+
+def candidates(pool: Mempool, state: State) -> tuple[SignedTransaction, ...]:
+    """What a block on ``state`` may take, best fees first, each sender's in order of nonce and without a gap.
+
+    A sender's row ends at a transaction that does not apply on the tip now.
+    """
+    rows: list[list[Waiting]] = []
+    for sender in {s for s, _ in pool.waiting}:
+        nonce = state.account(sender).nonce
+        row: list[Waiting] = []
+        while (waiting := pool.waiting.get((sender, nonce))) is not None:
+            row.append(waiting)
+            nonce += 1
+        if row and _applies(state, row[0].signed):
+            rows.append(row)
+    rows.sort(key=lambda row: (-row[0].transaction.fee, row[0].since_ms, row[0].transaction.sender))
+    return tuple(w.signed for row in rows for w in row)
+
+
+def has_candidates(pool: Mempool, state: State) -> bool:
+    """Whether a block on ``state`` would take anything: what makes it due."""
+    heads = (pool.waiting.get((sender, state.account(sender).nonce)) for sender in {s for s, _ in pool.waiting})
+    return any(head is not None and _applies(state, head.signed) for head in heads)
+
+
+def next_nonce(pool: Mempool, state: State, account: AccountId) -> int:
+    """The first nonce that neither the chain nor the pool has used."""
+    nonce = state.account(account).nonce
+    while (account, nonce) in pool.waiting:
+        nonce += 1
+    return nonce
+
+
+def _applies(state: State, signed: SignedTransaction) -> bool:
+    try:
+        rules.check_transaction(state, signed)
+    except TransactionError:
+        return False
+    return True
