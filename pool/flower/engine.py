@@ -245,7 +245,7 @@ class MiningEngine:
                 current = self._members(miners)
                 if current != members:
                     members = current
-                    manager.send({"members": members})
+                    manager.send({"members": members, "registered": _registered(miners)})
                 if not done:
                     continue
                 event, reading = reading.result(), None

@@ -40,7 +40,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from core.errors import AuthError, DeadlineError, PoflError, UnavailableError
 from pool.flower import blobs
 from pool.flower.client_app import DataSource, build_client_app
-from pool.flower.grid import HoldInterceptor
+from pool.flower.hold import HoldInterceptor
 from pool.flower.jobs import JoinTicket
 from pool.flower.keys import node_public_pem, private_key_of
 

@@ -18,7 +18,6 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequ
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -27,21 +26,9 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from core.errors import PoflError, UnavailableError
 from pool.flower import blobs
-from pool.flower.listeners import HOLD_HEADER
+from pool.flower.hold import HoldInterceptor
 
-__all__ = ["Collected", "HoldInterceptor", "PoolGrid"]
-
-
-class HoldInterceptor:
-    """Asks the guard to keep an empty pull open for a while."""
-
-    def __init__(self, milliseconds: int) -> None:
-        self.milliseconds = milliseconds
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        if context.rpc_method.endswith("/PullMessages"):
-            context.request.headers[HOLD_HEADER.decode()] = str(self.milliseconds)
-        return call_next(context)
+__all__ = ["Collected", "PoolGrid"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,12 +43,17 @@ STATE_MODELS = ("weights", "best")
 
 
 class Roster:
-    """Members of the pool for this task: node id <-> node public key. Replaced from the pipe's thread."""
+    """Members of the pool for this task: node id <-> node public key. Replaced from the pipe's thread.
 
-    def __init__(self, members: Mapping[str, int]) -> None:
-        self.replace(members)
+    ``registered``: node public key -> number of examples it may claim.
+    """
 
-    def replace(self, members: Mapping[str, int]) -> None:
+    def __init__(self, members: Mapping[str, int], registered: Mapping[str, int]) -> None:
+        self.registered: dict[bytes, int] = {}
+        self.replace(members, registered)
+
+    def replace(self, members: Mapping[str, int], registered: Mapping[str, int]) -> None:
+        self.registered.update({bytes.fromhex(key): count for key, count in registered.items()})
         by_node = {node_id: bytes.fromhex(key) for key, node_id in members.items()}
         self._both = (by_node, {key: node_id for node_id, key in by_node.items()})
 
@@ -92,15 +97,14 @@ def template_of(job: MiningJob) -> Instruction:
     )  # fmt: skip
 
 
-def _state(job: MiningJob, path: Path, registered: Mapping[str, int]) -> LoopState:
-    counts = {bytes.fromhex(key): count for key, count in registered.items()}
+def _state(job: MiningJob, path: Path, registered: dict[bytes, int]) -> LoopState:
     if not path.exists():
         first = initial_weights(job.spec, job.seed)
-        return LoopState(0, first, first, registered=counts)
+        return LoopState(0, first, first, registered=registered)
     models, meta = load_weights(path, job.spec, STATE_MODELS)
     return LoopState(
         meta["round"], models["weights"], models["best"], score_from_json(meta["best_score"]), meta["since_best"],
-        meta["accepted_rounds"], counts,
+        meta["accepted_rounds"], registered,
     )  # fmt: skip
 
 
@@ -130,7 +134,8 @@ def _say(message: Mapping[str, object]) -> None:
 
 def _watch_pipe(roster: Roster) -> None:
     for line in sys.stdin:
-        roster.replace(json.loads(line)["members"])
+        message = json.loads(line)
+        roster.replace(message["members"], message["registered"])
     # The service is gone: nobody reads the results, and the state on disk is complete.
     os._exit(3)
 
@@ -138,9 +143,9 @@ def _watch_pipe(roster: Roster) -> None:
 def _mine(settings: Mapping[str, Any]) -> None:
     job = job_from_json(settings["job"])
     path = Path(settings["state"])
-    roster = Roster(settings["members"])
+    roster = Roster(settings["members"], settings["registered"])
     practice = load_npz(job.practice, features=job.features, classes=job.classes)
-    state = _state(job, path, settings["registered"])
+    state = _state(job, path, roster.registered)
     threading.Thread(target=_watch_pipe, args=(roster,), name="pipe", daemon=True).start()
     size_limit = 4 * job.spec.parameters + (1 << 20)
     grid = PoolGrid(settings["address"], settings["token"], settings["run_id"], size_limit=size_limit)

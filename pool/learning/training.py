@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import nn
 from core.errors import ConfigError
 from pool.learning.datasets import Dataset
 from pool.learning.model_spec import ModelSpec, Weights, initial_weights, subtract
-from pool.learning.models import Model, build, export_weights, import_weights
+from pool.learning.models import build, export_weights, import_weights
 
 __all__ = ["LocalUpdate", "TrainingPlan", "train_locally", "warm_up"]
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ def train_locally(spec: ModelSpec, weights: Weights, data: Dataset, plan: Traini
     full_batch = plan.optimizer == "gradient"
     batch = count if full_batch else min(plan.batch, count)
     epochs = 1 if full_batch else plan.local_epochs
-    optimizer = _optimizer(plan, model)
+    parameters = tuple(model.parameters())
+    step = _stepper(plan, parameters)
     loss_of = nn.CrossEntropyLoss()
     order = torch.Generator().manual_seed(plan.seed)
     total, seen, steps = 0.0, 0, 0
@@ -65,10 +69,8 @@ def train_locally(spec: ModelSpec, weights: Weights, data: Dataset, plan: Traini
             if steps and time.monotonic() - started > plan.budget_s:
                 break
             rows = shuffled[start : start + batch]
-            optimizer.zero_grad(set_to_none=True)
             loss = loss_of(model(x[rows]), y[rows])
-            loss.backward()
-            optimizer.step()
+            step(torch.autograd.grad(loss, parameters))
             total += float(loss.detach()) * len(rows)
             seen += len(rows)
             steps += 1
@@ -84,9 +86,34 @@ def warm_up() -> None:
         train_locally(spec, initial_weights(spec, 0), data, TrainingPlan(name, 1, 0.1, 2, 0, 1.0))
 
 
-def _optimizer(plan: TrainingPlan, model: Model) -> torch.optim.Optimizer:
-    if plan.optimizer in ("gradient", "sgd"):
-        return torch.optim.SGD(model.parameters(), lr=plan.learning_rate)
+def _stepper(plan: TrainingPlan, parameters: tuple[torch.Tensor, ...]) -> Callable[[tuple[torch.Tensor, ...]], None]:
+    """Applies gradients. Written out, because importing torch.optim takes as long as importing the rest of torch."""
     if plan.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
-    raise ConfigError(f"optimizer {plan.optimizer!r} is none of gradient, sgd, adam")
+        return _Adam(parameters, plan.learning_rate).step
+    if plan.optimizer not in ("gradient", "sgd"):
+        raise ConfigError(f"optimizer {plan.optimizer!r} is none of gradient, sgd, adam")
+
+    def descend(gradients: tuple[torch.Tensor, ...]) -> None:
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(gradient, alpha=plan.learning_rate)
+
+    return descend
+
+
+class _Adam:
+    """Kingma and Ba 2015, algorithm 1, with its default constants."""
+
+    def __init__(self, parameters: tuple[torch.Tensor, ...], rate: float) -> None:
+        self._parameters, self._rate, self._t = parameters, rate, 0
+        self._m = [torch.zeros_like(p) for p in parameters]
+        self._v = [torch.zeros_like(p) for p in parameters]
+
+    def step(self, gradients: tuple[torch.Tensor, ...]) -> None:
+        self._t += 1
+        with torch.no_grad():
+            for parameter, gradient, m, v in zip(self._parameters, gradients, self._m, self._v, strict=True):
+                m.mul_(BETA_1).add_(gradient, alpha=1 - BETA_1)
+                v.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+                m_hat, v_hat = m / (1 - BETA_1**self._t), v / (1 - BETA_2**self._t)
+                parameter.addcdiv_(m_hat, v_hat.sqrt().add_(EPSILON), value=-self._rate)

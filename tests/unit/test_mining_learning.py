@@ -80,6 +80,23 @@ def test_fedsgd_is_one_step_along_the_full_gradient() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_steps_are_those_of_torch(optimizer: str) -> None:
+    spec, data, rate = ModelSpec(5, 3, (4,), "sigmoid"), some_rows(), 0.05
+    weights = random_weights(spec)
+    update = train_locally(spec, weights, data, TrainingPlan(optimizer, 7, rate, len(data), 0, 60.0))
+    model = build(spec)
+    import_weights(model, weights)
+    before = flatten(export_weights(model))
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    reference = kinds[optimizer](model.parameters(), lr=rate)
+    for _ in range(7):
+        reference.zero_grad()
+        torch.nn.functional.cross_entropy(model(torch.from_numpy(data.x)), torch.from_numpy(data.y)).backward()  # type: ignore[no-untyped-call]
+        reference.step()
+    np.testing.assert_allclose(flatten(update.delta), flatten(export_weights(model)) - before, atol=2e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_training_is_seeded_and_learns(optimizer: str) -> None:
     spec, (train, practice) = ModelSpec(64, 10, (32,), "relu"), digits()
     rate = 0.2 if optimizer == "sgd" else 0.01
