@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 CALL_TIMEOUT: Final = 10.0
 """Seconds one node has for one answer."""
+STREAM_TIMEOUT: Final = 3600.0
+"""Seconds after which a stream is opened anew: every call has a deadline, and a caller sees no seam."""
 POLL: Final = 0.2
 STREAM_SECONDS: Final = 1800.0
 """A stream is opened anew after this long, where it was: every call has a deadline."""

@@ -509,6 +509,7 @@ def explanation_to_proto(view: Explanation) -> pb.ExplainResponse:
         task=task_to_proto(view.task) if view.task is not None else None,
         verdicts=[verdict_to_proto(v) for v in view.verdicts],
         lines=view.lines,
+        vm_bytes=view.vm_bytes,
     )
 
 
@@ -518,4 +519,5 @@ def explanation_from_proto(message: pb.ExplainResponse) -> Explanation:
         task=task_from_proto(message.task) if message.HasField("task") else None,
         verdicts=tuple(verdict_from_proto(v) for v in message.verdicts),
         lines=tuple(message.lines),
+        vm_bytes=message.vm_bytes,
     )

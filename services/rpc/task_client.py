@@ -25,6 +25,7 @@ from services.rpc.views import TaskPhase, TaskView
 __all__ = ["Activity", "FetchedModel", "OwnTask", "PlatformClient", "Published", "RequesterClient"]
 
 TIMEOUT: Final = 10.0
+STREAM_TIMEOUT: Final = 3600.0
 PUBLISH_TIMEOUT: Final = 300.0
 """Encrypting a large test set takes a while."""
 
@@ -141,9 +142,9 @@ class RequesterClient:
         )
 
     async def watch_activity(self) -> AsyncIterator[Activity]:
-        """Steps of evaluations, audits and checks from now on, until the connection ends."""
+        """Steps of evaluations, audits and checks from now on, for an hour or until the connection ends."""
         with translate(self._name):
-            async for answer in self._stub.WatchActivity(pb.WatchActivityRequest()):
+            async for answer in self._stub.WatchActivity(pb.WatchActivityRequest(), timeout=STREAM_TIMEOUT):
                 yield Activity(
                     answer.kind, TaskId(answer.task_id), answer.peer, answer.step, int(answer.milliseconds)
                 )  # fmt: skip

@@ -219,6 +219,8 @@ class Explanation:
     task: TaskView | None
     verdicts: tuple[VerdictView, ...] = ()
     lines: tuple[str, ...] = ()
+    vm_bytes: int = 0
+    """Size of the winner's Vm body; 0 where this node does not have it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1429,6 +1429,9 @@ class ExplainResponse(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
+    VM_BYTES_FIELD_NUMBER: _builtins.int
+    vm_bytes: _builtins.int
+    """size of the winner's Vm body, where this node has it"""
     @_builtins.property
     def block(self) -> Global___BlockView: ...
     @_builtins.property
@@ -1448,10 +1451,11 @@ class ExplainResponse(_message.Message):
         task: Global___TaskView | None = ...,
         verdicts: _abc.Iterable[Global___VerdictView] | None = ...,
         lines: _abc.Iterable[_builtins.str] | None = ...,
+        vm_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "lines", b"lines", "task", b"task", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "lines", b"lines", "task", b"task", "verdicts", b"verdicts", "vm_bytes", b"vm_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
