@@ -98,7 +98,7 @@ class Standing:
 
 
 def exchange(caller: Session, requester: Session, opening: Sequence[Envelope], log: list[Envelope] | None = None) -> None:
-    """Carries messages to and fro until both sides are silent."""
+    """Carries messages to and fro until both sides are silent, or the caller is done."""
     to_requester = list(opening)
     while to_requester:
         to_caller: list[Envelope] = []
@@ -110,6 +110,8 @@ def exchange(caller: Session, requester: Session, opening: Sequence[Envelope], l
         for envelope in to_caller:
             if log is not None:
                 log.append(envelope)
+            if caller.is_over:
+                return
             to_requester += caller.step(envelope)
 
 
