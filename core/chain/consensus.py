@@ -317,11 +317,12 @@ class Consensus:
             if block_hash is None or block_hash == NIL:
                 continue
             known = self._blocks.get(block_hash)
-            if known is not None and self._blocks.is_valid(block_hash):
+            if known is not None:  # among 2/3 that precommitted more than 1/3 are honest and saw it justified
+                self._blocks.is_valid(block_hash)
                 certificate = build.make_certificate(self._votes.votes(round_, Step.PRECOMMIT, block_hash))
-                found = self.work.found if self._is_work else None
                 self.is_decided = True
-                self._out.append(Finalise(known.block, certificate, known.state, found, self.work.all_signed()))
+                justified = self._blocks.verdicts_for(block_hash)
+                self._out.append(Finalise(known.block, certificate, known.state, justified, self.work.all_signed()))
                 return True
             self._ask(RequestBlock(block_hash))
         return False

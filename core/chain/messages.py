@@ -11,7 +11,6 @@ from enum import IntEnum
 from typing import Annotated
 
 from core.chain.block import MAX_BODY, MAX_HEADER, MAX_VALIDATORS, Block, Certificate
-from core.chain.claims import Found
 from core.chain.state import Entry, State
 from core.chain.transaction import Payload
 from core.chain.vote import SignedProposal, SignedVerdict, SignedVote, VerdictKind
@@ -191,8 +190,8 @@ class Finalise:
     block: Block
     certificate: Certificate
     state: State
-    outcome: Found | None
-    """At a work height, what the verdicts known here decide; else None."""
+    justification: tuple[SignedVerdict, ...]
+    """At a work height, verdicts that lead to this block; empty if this node decided on the votes alone."""
     verdicts: tuple[SignedVerdict, ...]
     """All verdicts of this height known here."""
 

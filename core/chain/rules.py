@@ -7,6 +7,7 @@ An invalid block or transaction raises and changes nothing.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -49,6 +50,8 @@ __all__ = [
 HEADER_VERSION: Final = 1
 MAX_NONCE_AHEAD: Final = 64
 """How far a waiting transaction's nonce may be ahead of its account's."""
+MAX_REMEMBERED: Final = 2048
+"""Bytes of a transaction whose good signature is remembered."""
 _FEE_FREE: Final = (Stored, Verdicts, PoolFault, Equivocation, VerdictEquivocation)
 
 
@@ -302,10 +305,20 @@ def _verified(state: State, signed: SignedTransaction) -> Transaction:
     if tx.fee < least:
         raise TransactionError(f"a fee of {tx.fee}; at least {least} is asked", Refusal.FEE_TOO_LOW, fee=tx.fee, least=least)
     try:
-        signing.verify(tx.sender, DOMAIN_TRANSACTION_SIGNATURE, signed.transaction, signed.signature)
+        if len(signed.transaction) <= MAX_REMEMBERED:
+            _verify_remembered(tx.sender, signed.transaction, signed.signature)
+        else:
+            signing.verify(tx.sender, DOMAIN_TRANSACTION_SIGNATURE, signed.transaction, signed.signature)
     except CryptoError as error:
         raise TransactionError(f"transaction: {error.message}", Refusal.BAD_SIGNATURE) from None
     return tx
+
+
+@functools.lru_cache(maxsize=8192)
+def _verify_remembered(sender: bytes, data: bytes, signature: bytes) -> None:
+    """A transaction is checked for the mempool, for the proposal and for the block: its signature once. Failures raise and
+    are not remembered."""
+    signing.verify(sender, DOMAIN_TRANSACTION_SIGNATURE, data, signature)
 
 
 def _dispatch(state: State, tx: Transaction, context: Context) -> State:
