@@ -109,6 +109,25 @@ async def test_liars_are_refused_and_the_round_goes_on(world: World) -> None:
             await world.engine.unregister(bytes.fromhex(key))
 
 
+async def test_a_member_joins_during_a_task(world: World) -> None:
+    members = {miner.key: 400 for miner in world.miners[:2]}
+    late = world.miners[2].key
+    reports: list[RoundReport] = []
+
+    def on_round(report: RoundReport) -> None:
+        reports.append(report)
+        if report.number == 2:
+            members[late] = 399
+        if report.number == 12:
+            del members[world.miners[0].key]
+
+    await world.engine.mine(world.job(20, max_rounds=25, quorum=1), members, on_round)
+    assert late.hex() not in reports[1].accepted
+    assert "400 examples, registered 399" in reports[-1].refused[late.hex()], "its own count bounds what it may claim"
+    assert world.miners[0].key.hex() in reports[10].accepted
+    assert world.miners[0].key.hex() not in reports[-1].accepted
+
+
 async def test_a_deregistered_key_is_told_to_join_again(world: World) -> None:
     private, public = new_node_key()
     ticket = await world.engine.register(public)
