@@ -1,0 +1,141 @@
+"""``pofl chain`` and ``pofl explain``: read and check the chain."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from core.chain.block import BlockKind
+from core.chain.state import genesis_state
+from core.chain.verify import check_certificate, check_header_signature
+from core.errors import BlockError
+from core.ids import Height, short
+from services.cli.connection import NetOption, NodeOption, TlsOption, network
+from services.cli.errors import runs
+from services.cli.output import JsonOption, console, emit_json, instant, table
+from services.rpc.views import BlockView
+
+__all__ = ["app", "explain"]
+
+app = typer.Typer(help="Read and check the chain.", no_args_is_help=True)
+
+
+@app.command()
+@runs
+async def tip(net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False) -> None:
+    """The last finalised block of a node.
+
+    Example: pofl chain tip --json
+    """
+    async with network(net, node, tls) as connection:
+        found = await connection.chain.tip()
+    if as_json:
+        emit_json(found)
+        return
+    console.print(f"height      {found.height}")
+    console.print(f"block       {found.block_hash.hex()}")
+    console.print(f"state root  {found.state_root.hex()}")
+    console.print(f"task        {found.current_task.hex() if found.current_task else '-'}")
+    console.print(f"supply      {found.supply} (burned {found.burned})")
+    console.print(f"peers       {found.peers}, {found.mempool} transactions waiting")
+
+
+@app.command()
+@runs
+async def show(
+    height: Annotated[int, typer.Argument(min=1, help="Height of the block.")],
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """One finalised block: header (paper, Fig. 3), payouts, transactions.
+
+    Example: pofl chain show 12
+    """
+    async with network(net, node, tls) as connection:
+        block = await connection.chain.block(Height(height))
+        if as_json:
+            emit_json(block)
+            return
+        header = block.header
+        console.print(f"block {header.height} · {header.kind.name.lower()} · {block.block_hash.hex()}")
+        console.print(f"  time          {instant(header.timestamp_ms)}")
+        console.print(f"  previous      {header.prev_hash.hex()}")
+        console.print(f"  merkle root   {header.merkle_root.hex()}")
+        console.print(f"  state before  {header.parent_state_root.hex()}")
+        console.print(f"  author        {connection.name_of(header.author_id)}")
+        if header.task_id is not None:
+            console.print(f"  task          {header.task_id.hex()}")
+        if header.accuracy is not None and header.vm is not None:
+            console.print(f"  accuracy      {header.accuracy.correct} of {header.accuracy.total}")
+            console.print(f"  Vm            c_W {header.vm.model_commitment.hex()}")
+            console.print(f"                garbled circuit {header.vm.garbled_circuit_digest.hex()}")
+        console.print(f"  certificate   round {block.certificate.round}, {len(block.certificate.signatures)} signatures")
+        if block.payouts:
+            rows = [(connection.name_of(p.account), p.amount) for p in block.payouts]
+            console.print(table("payouts", ["account", "amount"], rows, right=[1]))
+        if block.transactions:
+            rows_tx = [(short(t.tx_id), t.kind, connection.name_of(t.sender), t.nonce, t.fee) for t in block.transactions]
+            console.print(table("transactions", ["id", "kind", "sender", "nonce", "fee"], rows_tx, right=[3, 4]))
+
+
+@app.command()
+@runs
+async def verify(
+    first: Annotated[int, typer.Option(min=1, help="First height.")] = 1,
+    last: Annotated[int | None, typer.Option(help="Last height; default: the tip.")] = None,
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Check hashes, links and certificates of finalised blocks against the genesis document.
+
+    Every certificate must hold signatures of 2/3 of the voting power. Exits with 5 at the first block that fails.
+    """
+    async with network(net, node, tls) as connection:
+        genesis = connection.layout.genesis if connection.layout is not None else await connection.chain.genesis()
+        end = last if last is not None else (await connection.chain.tip()).height
+        origin = genesis_state(genesis).tip.block_hash
+        before: BlockView | None = await connection.chain.block(Height(first - 1)) if first > 1 else None
+        for height in range(first, end + 1):
+            block = await connection.chain.block(Height(height))
+            expected = before.block_hash if before is not None else origin
+            check_header_signature(block.block.header)
+            if block.header.height != height or block.header.prev_hash != expected:
+                parent = short(block.header.prev_hash)
+                raise BlockError(f"block {height} does not follow the one before: its parent is {parent}")
+            if block.certificate.block_hash != block.block_hash:
+                raise BlockError(f"the certificate of height {height} is for {block.certificate.block_hash.hex()}")
+            if before is not None and block.header.parent_state_root != before.state_root:
+                raise BlockError(f"block {height} was built on another state than the node shows after block {height - 1}")
+            check_certificate(block.certificate, genesis.chain_id, genesis.validators)
+            before = block
+    if as_json:
+        emit_json({"first": first, "last": end, "chain_id": genesis.chain_id, "verified": end - first + 1})
+    else:
+        console.print(f"blocks {first} to {end}: links, roots and certificates hold")
+
+
+@runs
+async def explain(
+    height: Annotated[int, typer.Argument(min=1, help="Height of a work or void block.")],
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Why this pool won, and why the others did not.
+
+    Shows entries, commits, claims in rank order, the verdicts with their reasons, and the payouts of a height.
+
+    Example: pofl explain 12
+    """
+    async with network(net, node, tls) as connection:
+        found = await connection.chain.explain(Height(height))
+        if as_json:
+            emit_json(found)
+            return
+        for line in found.lines:
+            console.print(line)
+        if found.verdicts:
+            rows = [
+                (connection.name_of(v.validator), connection.name_of(v.pool), v.kind, v.correct, v.audit_ms or "-", v.reason)
+                for v in found.verdicts
+            ]
+            console.print(table("verdicts", ["validator", "pool", "verdict", "N*", "audit ms", "reason"], rows, right=[3, 4]))
+        if found.block.header.kind is BlockKind.TRANSACTION:
+            console.print("a transaction block: nothing was decided here but the order of its transactions")

@@ -1,0 +1,86 @@
+"""How a command reaches a network: a testnet's folder, or addresses and certificates."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from grpc import aio
+
+from core.errors import ConfigError
+from services.rpc.chain_client import ChainClient
+from services.rpc.channel import connect
+from services.rpc.tls import TlsFiles
+from services.testnet.layout import Layout, load_layout
+
+__all__ = ["Connection", "NetOption", "NodeOption", "TlsOption", "network"]
+
+NetOption = Annotated[
+    Path | None,
+    typer.Option("--net", envvar="POFL_NET", metavar="DIR", help="Folder of a testnet; default: the newest one here."),
+]
+NodeOption = Annotated[
+    list[str] | None, typer.Option("--node", metavar="HOST:PORT", help="A node to ask, instead of a testnet's; repeatable.")
+]
+TlsOption = Annotated[
+    Path | None, typer.Option("--tls", metavar="DIR", help="Folder with ca.pem, tls.pem, tls.key of a user certificate.")
+]
+
+TESTNETS = Path("testnet-data")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A way into a network, for one command."""
+
+    chain: ChainClient
+    layout: Layout | None
+    tls: TlsFiles | None
+    stack: AsyncExitStack
+
+    def channel(self, target: str, role: str) -> aio.Channel:
+        """A channel to a process of ``role``; closed with the command."""
+        channel = connect(target, self.tls, expect_role=role)
+        self.stack.push_async_callback(channel.close, None)
+        return channel
+
+    def address(self, role: str, given: str | None) -> str:
+        """``given``, or the first process of the role in the testnet. Raises ConfigError."""
+        if given:
+            return given
+        members = self.layout.of(role) if self.layout is not None else ()
+        if not members:
+            raise ConfigError(f"no {role} is known: give its address with --{role} HOST:PORT, or a testnet with --net DIR")
+        return members[0].listen
+
+    def name_of(self, account: bytes) -> str:
+        return self.layout.name_of(account) if self.layout is not None else account.hex()[:8]
+
+
+@asynccontextmanager
+async def network(net: Path | None, node: list[str] | None, tls: Path | None) -> AsyncIterator[Connection]:
+    """A connection for one command. Raises ConfigError when it is not clear to which network."""
+    layout = None if node else load_layout(net or newest_testnet())
+    files = TlsFiles(tls / "ca.pem", tls / "tls.pem", tls / "tls.key") if tls is not None else None
+    if files is None and layout is not None:
+        files = layout.user_tls
+    targets = list(node or []) or [m.listen for m in layout.of("node")] if layout is not None else list(node or [])
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for target in targets:
+            channel = connect(target, files, expect_role="node" if files is not None else None)
+            stack.push_async_callback(channel.close, None)
+            nodes.append((target, channel))
+        yield Connection(ChainClient(nodes), layout, files, stack)
+
+
+def newest_testnet() -> Path:
+    """The testnet in the working directory that was made last. Raises ConfigError if there is none."""
+    found = [path.parent for path in TESTNETS.glob("*/testnet.json")]
+    if not found:
+        raise ConfigError("no testnet here: make one with `pofl testnet up`, or name one with --net DIR, or a node with --node")
+    return max(found, key=lambda path: path.stat().st_mtime)

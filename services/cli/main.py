@@ -1,0 +1,69 @@
+"""``pofl``: one command for everything."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+import typer
+
+from core.errors import PoflError
+from services.cli import chain, keys, models, run, tasks, testnet
+from services.runtime.lifecycle import exit_code
+
+__all__ = ["app", "main"]
+
+EPILOG = (
+    "Exit codes: 0 done; 1 a defect; 2 wrong input, flags or files; 3 something cannot be reached or is taken; 4 stored data "
+    "are damaged; 5 a check failed; 130 stopped by Ctrl-C."
+)
+
+app = typer.Typer(
+    name="pofl",
+    help="Proof of Federated Learning: a blockchain whose proof of work is a trained model.\n\n"
+    "Begin with `pofl testnet up --blocks 1`: a network of real processes that mines a block on this machine.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(testnet.app, name="testnet")
+app.add_typer(tasks.app, name="task")
+app.add_typer(chain.app, name="chain")
+app.add_typer(models.app, name="model")
+app.add_typer(keys.app, name="keys")
+app.add_typer(run.config_app, name="config")
+app.command("explain")(chain.explain)
+app.command("run")(run.run_role)
+
+
+@app.command("version")
+def show_version() -> None:
+    """The installed release."""
+    try:
+        typer.echo(version("pofl"))
+    except PackageNotFoundError:
+        typer.echo("not installed")
+
+
+def main() -> int:
+    """Entry point of the ``pofl`` script."""
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        sys.stderr.write(f"error: {error.format_message()}\n")
+        return 2
+    except PoflError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""``pofl task``: publish learning tasks and follow them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from core.chain.transaction import Activation
+from core.errors import ConfigError
+from core.ids import Amount, TaskId, short
+from services.cli.connection import Connection, NetOption, NodeOption, TlsOption, network
+from services.cli.errors import runs
+from services.cli.output import JsonOption, console, emit_json, instant, table
+from services.rpc.task_client import RequesterClient
+from services.rpc.views import TaskPhase, TaskView
+
+__all__ = ["app", "parse_task_id"]
+
+app = typer.Typer(help="Publish learning tasks and follow them.", no_args_is_help=True)
+
+RequesterOption = Annotated[
+    str | None, typer.Option("--requester", metavar="HOST:PORT", help="The requester's process; default: the testnet's.")
+]
+
+
+def parse_task_id(text: str) -> TaskId:
+    """A task id from its hex digits. Raises ConfigError."""
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise ConfigError(f"{text!r} is no task id: 64 hex digits, as `pofl task list --json` prints them")
+    return TaskId(value)
+
+
+@app.command()
+@runs
+async def submit(
+    test_set: Annotated[Path, typer.Option("--test", help="Secret test set on the requester's machine: npz with x and y.")],
+    practice_set: Annotated[Path, typer.Option("--practice", help="Public practice set, same form.")],
+    reward: Annotated[int, typer.Option(min=1, help="Reward for the winning pool, in the smallest unit.")],
+    name: Annotated[str, typer.Option(help="Name of the task.")] = "task",
+    hidden: Annotated[str, typer.Option(help="Widths of the hidden layers, for example 16,16; empty: softmax.")] = "16",
+    activation: Annotated[str, typer.Option(help="sigmoid, relu or identity.")] = "sigmoid",
+    bond: Annotated[int, typer.Option(min=0, help="Bond, at least the reward; 0: the reward.")] = 0,
+    weight_bits: Annotated[int, typer.Option(min=0, max=12, help="Bits of a scored weight; 0: 10.")] = 0,
+    requester: RequesterOption = None, net: NetOption = None, node: NodeOption = None, tls: TlsOption = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Have the requester encrypt a test set and publish a task for it.
+
+    The test set never leaves the requester's machine in the clear. What pools can learn of it is printed in bits.
+
+    Example: pofl task submit --test test.npz --practice practice.npz --reward 1000000
+    """
+    try:
+        kind = Activation[activation.upper()]
+        widths = [int(width) for width in hidden.split(",") if width.strip()]
+    except KeyError:
+        raise ConfigError(f"--activation is {activation!r}: it must be sigmoid, relu or identity") from None
+    except ValueError:
+        raise ConfigError(f"--hidden is {hidden!r}: it must be whole numbers between commas") from None
+    async with network(net, node, tls) as connection:
+        address = connection.address("requester", requester)
+        client = RequesterClient(connection.channel(address, "requester"), address)
+        published = await client.publish(
+            name, test_set.resolve(), practice_set.resolve(), widths, kind, Amount(reward), Amount(bond or reward), weight_bits
+        )
+    if as_json:
+        emit_json(published)
+        return
+    console.print(f"task {published.task_id.hex()} is published")
+    console.print(f"leak_bits {published.leak_bits}: what the pools together may learn of one test row")
+    for warning in published.warnings:
+        console.print(f"warning: {warning}")
+
+
+@app.command("list")
+@runs
+async def list_tasks(
+    phase: Annotated[list[str] | None, typer.Option(help="Only tasks of this phase; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Tasks on the chain, oldest first.
+
+    Example: pofl task list --phase won
+    """
+    phases = [_phase(word) for word in phase or ()]
+    async with network(net, node, tls) as connection:
+        tasks = await connection.chain.tasks(phases, limit)
+        if as_json:
+            emit_json(tasks)
+        else:
+            console.print(_table(tasks, connection))
+
+
+@app.command()
+@runs
+async def show(
+    task: Annotated[str, typer.Argument(help="Task id, 64 hex digits.")],
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """One task: its family, windows, and every pool's entry, commit and claim."""
+    async with network(net, node, tls) as connection:
+        found = await connection.chain.task(parse_task_id(task))
+        if as_json:
+            emit_json(found)
+            return
+        spec = found.spec
+        widths = "-".join(str(width) for width in (spec.features, *spec.hidden, spec.classes))
+        console.print(f"{spec.name} · {found.phase.name.lower()} · {found.task_id.hex()}")
+        console.print(f"  family     {widths}, {spec.activation.name.lower()}, {spec.weight_bits}-bit weights")
+        console.print(f"  test set   {spec.samples} rows, secret")
+        console.print(f"  reward     {found.reward}, bond {found.bond}, pools lock at least {found.min_pool_bond}")
+        console.print(f"  leak_bits  {spec.leak_bits}")
+        if found.start_ms and found.entry_close_ms and found.commit_close_ms and found.claim_close_ms:
+            closes = (found.entry_close_ms, found.commit_close_ms, found.claim_close_ms)
+            console.print(f"  windows    from {instant(found.start_ms)} on")
+            console.print(f"             entry, commits, claims until {', '.join(map(instant, closes))}")
+        rows = [
+            (
+                connection.name_of(e.pool), e.bond, e.model_commitment.hex()[:8] if e.model_commitment else "-",
+                "-" if e.correct is None else f"{e.correct}/{spec.samples}",
+            )
+            for e in found.entries
+        ]  # fmt: skip
+        console.print(table("pools", ["pool", "bond", "commit", "claim"], rows, right=[1, 3]))
+
+
+@app.command()
+@runs
+async def watch(
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False
+) -> None:  # fmt: skip
+    """Unfinished tasks, again after every block that changes one, until Ctrl-C."""
+    async with network(net, node, tls) as connection:
+        async for update in connection.chain.watch_tasks():
+            if as_json:
+                emit_json({"height": update.height, "block_time_ms": update.block_time_ms, "tasks": update.tasks})
+                continue
+            console.print(f"height {update.height}")
+            for task in update.tasks:
+                entered = ", ".join(connection.name_of(e.pool) for e in task.entries) or "nobody yet"
+                console.print(f"  {short(task.task_id)} {task.spec.name:<12} {task.phase.name.lower():<10} {entered}")
+
+
+def _phase(word: str) -> TaskPhase:
+    try:
+        return TaskPhase[word.upper()]
+    except KeyError:
+        known = ", ".join(phase.name.lower() for phase in TaskPhase)
+        raise ConfigError(f"--phase is {word!r}: it must be one of {known}") from None
+
+
+def _table(tasks: tuple[TaskView, ...], connection: Connection) -> object:
+    rows = [
+        (
+            short(t.task_id), t.spec.name, t.phase.name.lower(), t.reward, len(t.entries),
+            connection.name_of(t.winner) if t.winner else "-", t.ended_height or "-",
+        )
+        for t in tasks
+    ]  # fmt: skip
+    return table("tasks", ["task", "name", "phase", "reward", "pools", "winner", "height"], rows, right=[3, 4, 6])

@@ -1,0 +1,187 @@
+"""``pofl testnet``: a whole network on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from core.errors import ConfigError, DeadlineError, UnavailableError
+from services.cli.connection import TESTNETS, NetOption, newest_testnet
+from services.cli.errors import runs
+from services.cli.output import JsonOption, console, emit_json, table
+from services.testnet.layout import Layout, Shape, load_layout, make_layout
+from services.testnet.runner import Report, connected, run_testnet
+from services.testnet.view import LiveView, PlainView, report_table
+
+__all__ = ["app"]
+
+app = typer.Typer(help="A whole network on this machine: real processes, real blocks.", no_args_is_help=True)
+
+PID_FILE: Final = "supervisor.pid"
+START_SECONDS: Final = 90.0
+BLOCK_SECONDS: Final = 150.0
+
+NodesOption = Annotated[int, typer.Option(help="Full nodes, all validators.")]
+PoolsOption = Annotated[int, typer.Option(help="Mining pools.")]
+MinersOption = Annotated[int, typer.Option(help="Miners in each pool.")]
+RewardOption = Annotated[int, typer.Option(min=1, help="Reward of each task.")]
+
+
+@app.command()
+@runs
+async def init(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; must be empty or missing.")],
+    nodes: NodesOption = 4, pools: PoolsOption = 2, miners: MinersOption = 3, reward: RewardOption = 1_000_000,
+    tasks: Annotated[int, typer.Option(help="Tasks that the requester publishes by itself.")] = 3,
+) -> None:  # fmt: skip
+    """Write the files of a testnet and start nothing: authority, certificates, keys, genesis, data, configurations.
+
+    Example: pofl testnet init --out net && pofl run node --config net/node0/config.toml
+    """
+    layout = make_layout(out, Shape(nodes, pools, miners, tasks, reward))
+    console.print(f"{out}: {len(layout.members)} processes, chain {layout.genesis.chain_id.hex()[:16]}")
+    console.print(f"start all of them: pofl testnet up --dir {out}")
+    console.print(f"or one:            pofl run node --config {out}/node0/config.toml")
+
+
+@app.command()
+@runs
+async def up(
+    blocks: Annotated[int, typer.Option(min=0, help="Stop after so many work blocks; 0: run until Ctrl-C.")] = 0,
+    nodes: NodesOption = 4, pools: PoolsOption = 2, miners: MinersOption = 3, reward: RewardOption = 1_000_000,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="A testnet from `init`, or where to make one.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Give up after so many seconds; 0: 90 and 150 for each block.")
+    ] = 0.0,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Run a testnet in the foreground, show what happens, and check it.
+
+    Exits with 0 only if the work blocks are final on all nodes with equal hashes and state roots, and every winning model
+    scores what its block header says. Ctrl-C and SIGTERM stop every process.
+
+    Example: pofl testnet up --blocks 3
+    """
+    layout = _layout(folder, Shape(nodes, pools, miners, tasks=blocks + 3 if blocks else 1000, reward=reward))
+    limit = timeout or START_SECONDS + BLOCK_SECONDS * blocks
+    quiet = as_json
+    view = LiveView(console) if console.is_terminal and not quiet else PlainView(console)
+    if not quiet:
+        console.print(f"{len(layout.members)} processes; data and logs in {layout.folder}", highlight=False)
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with _pid_file(layout):
+        try:
+            with view:
+                report = await run_testnet(layout, blocks, _Silent() if quiet else view, limit)
+        except asyncio.CancelledError:
+            if not quiet:
+                console.print("stopped; no process is left", highlight=False)
+            raise SystemExit(130 if blocks else 0) from None
+    _tell(report, layout, as_json)
+    if report.problems:
+        raise SystemExit(5)
+
+
+@app.command()
+@runs
+async def status(net: NetOption = None, as_json: JsonOption = False) -> None:
+    """Which processes of a testnet answer, and how far its nodes are."""
+    layout = load_layout(net or newest_testnet())
+    rows: list[tuple[str, str, int, str, int]] = []
+    async with connected(layout) as clients:
+        for name, node in clients.nodes.items():
+            try:
+                tip = await node.tip()
+                rows.append((name, "up", tip.height, tip.block_hash.hex()[:8], tip.peers))
+            except (UnavailableError, DeadlineError):
+                rows.append((name, "down", 0, "-", 0))
+    if as_json:
+        emit_json([dict(zip(("name", "state", "height", "block", "peers"), row, strict=True)) for row in rows])
+    else:
+        console.print(table(str(layout.folder), ["node", "state", "height", "block", "peers"], rows, right=[2, 4]))
+
+
+@app.command()
+@runs
+async def down(net: NetOption = None) -> None:
+    """Stop a testnet that `pofl testnet up` runs in another terminal."""
+    layout = load_layout(net or newest_testnet())
+    path = layout.folder / PID_FILE
+    try:
+        pid = int(path.read_text())
+        os.kill(pid, signal.SIGTERM)
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        raise ConfigError(f"no testnet runs from {layout.folder}") from None
+    end = time.monotonic() + 30
+    while path.exists():
+        if time.monotonic() > end:
+            raise DeadlineError(f"process {pid} has not stopped the testnet within 30 s")
+        await asyncio.sleep(0.1)
+    console.print(f"{layout.folder}: stopped")
+
+
+class _Silent:
+    def state(self, name: str, role: str, text: str) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
+def _layout(folder: Path | None, shape: Shape) -> Layout:
+    if folder is not None and (folder / "testnet.json").exists():
+        return load_layout(folder)
+    return make_layout(folder or TESTNETS / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S"), shape)
+
+
+@contextlib.contextmanager
+def _pid_file(layout: Layout) -> Iterator[None]:
+    """Lets `down` find us, and keeps a second `up` from the same folder. Raises ConfigError."""
+    path = layout.folder / PID_FILE
+    if path.exists():
+        try:
+            os.kill(int(path.read_text()), 0)
+        except (ValueError, ProcessLookupError):
+            path.unlink(missing_ok=True)
+        else:
+            raise ConfigError(f"a testnet already runs from {layout.folder}: stop it with `pofl testnet down`")
+    path.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _tell(report: Report, layout: Layout, as_json: bool) -> None:
+    if as_json:
+        emit_json(report)
+        return
+    console.print(report_table(report))
+    nodes = len(layout.of("node"))
+    for problem in report.problems:
+        console.print(f"problem: {problem}", highlight=False)
+    if not report.problems:
+        console.print(
+            f"{len(report.blocks)} work blocks are final on all {nodes} nodes with equal hashes and state roots, and every "
+            f"model scores what its header says",
+            highlight=False,
+        )
+    console.print(
+        f"nodes ready after {report.ready_seconds:.1f} s, first work block after {report.first_block_seconds:.1f} s, "
+        f"{report.seconds:.1f} s in all; {report.void_tasks} void tasks; supply {report.supply}, burned {report.burned}",
+        highlight=False,
+    )
+    console.print(f"data and logs: {layout.folder}", highlight=False)

@@ -1,0 +1,355 @@
+"""Runs a testnet until a number of work blocks are final, and checks what it did.
+
+Everything is learnt over gRPC, as any user would; nothing is read from the processes' folders but the requester's test
+set, to score the models she was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+import numpy as np
+from grpc import aio
+
+from core.chain.block import BlockKind
+from core.errors import DeadlineError, PoflError, UnavailableError
+from core.ids import Height, TaskId, short
+from core.verification.quantise import quantise_features
+from core.verification.scored_model import ScoredModel
+from services.rpc.chain_client import ChainClient
+from services.rpc.channel import connect
+from services.rpc.pool_client import PoolObserver
+from services.rpc.task_client import RequesterClient
+from services.rpc.views import BlockView, TaskPhase
+from services.testnet.data import FEATURE_SCALE_MICRO
+from services.testnet.layout import Layout, Member
+from services.testnet.supervisor import Supervisor
+
+__all__ = ["Observer", "Report", "WorkBlock", "connected", "run_testnet"]
+
+T = TypeVar("T")
+POLL: Final = 0.5
+AGREE_TIMEOUT: Final = 20.0
+"""Seconds that the slowest node has to reach the last work block."""
+
+
+class Observer(Protocol):
+    """Who watches: the live view or the plain lines."""
+
+    def state(self, name: str, role: str, text: str) -> None:
+        """What a process is doing now."""
+
+    def say(self, line: str) -> None:
+        """Something happened that is worth a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkBlock:
+    """One block that a pool won."""
+
+    height: int
+    block_hash: str
+    state_root: str
+    task_id: str
+    pool: str
+    correct: int
+    total: int
+    model_correct: int
+    """Of the fetched model, on the requester's test set."""
+    audit_ms: float
+    """Median over the nodes' own audits."""
+    vm_bytes: int
+    reward: int
+    seconds: float
+    """Since the testnet was started."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did. It is good if ``problems`` is empty."""
+
+    folder: str
+    blocks: list[WorkBlock] = field(default_factory=list)
+    height: int = 0
+    ready_seconds: float = 0.0
+    first_block_seconds: float = 0.0
+    seconds: float = 0.0
+    void_tasks: int = 0
+    supply: int = 0
+    burned: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """A client for every process of a testnet that people may talk to."""
+
+    nodes: dict[str, ChainClient]
+    chain: ChainClient
+    requester: RequesterClient
+    pools: dict[str, PoolObserver]
+
+
+@asynccontextmanager
+async def connected(layout: Layout) -> AsyncIterator[Clients]:
+    """Channels with the user's certificate to all of them; nothing is sent yet."""
+    async with AsyncExitStack() as stack:
+
+        def channel(member: Member) -> aio.Channel:
+            made = connect(member.listen, layout.user_tls, expect_role=member.role, expect_name=member.name)
+            stack.push_async_callback(made.close, None)
+            return made
+
+        channels = {m.name: channel(m) for m in layout.of("node")}
+        requester = layout.of("requester")[0]
+        yield Clients(
+            {name: ChainClient([(name, made)]) for name, made in channels.items()},
+            ChainClient(list(channels.items())),
+            RequesterClient(channel(requester), requester.name),
+            {m.name: PoolObserver(channel(m), m.name) for m in layout.of("pool")},
+        )
+
+
+async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: float) -> Report:
+    """Start every process, wait until ``blocks`` work blocks are final, check them, stop everything.
+
+    With ``blocks`` 0 it runs until it is cancelled. Raises PoflError when a process ends by itself, DeadlineError after
+    ``timeout`` seconds.
+    """
+    started = time.monotonic()
+    report = Report(str(layout.folder))
+    async with Supervisor() as supervisor, connected(layout) as clients, _Watchers() as watchers:
+        for member in layout.members:
+            await supervisor.start(layout.process(member))
+            observer.state(member.name, member.role, "starting")
+        assert supervisor.failed is not None
+        for member in layout.of("node"):
+            watchers.add(_watch_node(member, clients.nodes[member.name], observer))
+        for name, pool in clients.pools.items():
+            watchers.add(_watch_pool(name, pool, observer))
+        watchers.add(_watch_requester(layout.of("requester")[0].name, clients, layout, observer))
+        work = _collect(layout, blocks, clients, observer, report, started)
+        try:
+            async with asyncio.timeout(timeout if blocks else None):
+                await _first(work, supervisor.failed)
+        except TimeoutError:
+            raise DeadlineError(
+                f"after {timeout:.0f} s only {len(report.blocks)} of {blocks} work blocks are final; the logs are in "
+                f"{layout.folder / 'logs'}",
+                folder=str(layout.folder),
+            ) from None
+        supervisor.check()
+        await _check(layout, clients, report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+async def _collect(
+    layout: Layout, blocks: int, clients: Clients, observer: Observer, report: Report, started: float
+) -> None:
+    """Every block from the first one on; ends with the last work block that was asked for."""
+    await _when_ready(clients)
+    report.ready_seconds = time.monotonic() - started
+    observer.say(f"{len(clients.nodes)} nodes answer after {report.ready_seconds:.1f} s")
+    async for view in clients.chain.watch_blocks(Height(1)):
+        report.height = view.header.height
+        observer.say(_line(layout, view))
+        if view.header.kind is BlockKind.VOID:
+            report.void_tasks += 1
+        if view.header.kind is not BlockKind.WORK:
+            continue
+        block = await _work_block(layout, clients, view, time.monotonic() - started)
+        if not report.blocks:
+            report.first_block_seconds = block.seconds
+        report.blocks.append(block)
+        if blocks and len(report.blocks) >= blocks:
+            return
+
+
+async def _work_block(layout: Layout, clients: Clients, view: BlockView, seconds: float) -> WorkBlock:
+    header = view.header
+    assert header.task_id is not None
+    assert header.accuracy is not None
+    model = await _fetch_model(clients, header.task_id)
+    audits: list[int] = []
+    vm_bytes = 0
+    for node in clients.nodes.values():
+        explanation = await _eventually(lambda node=node: node.explain(header.height), AGREE_TIMEOUT)  # type: ignore[misc]
+        audits += [v.audit_ms for v in explanation.verdicts if v.audit_ms and v.pool == header.author_id]
+        vm_bytes = max(vm_bytes, explanation.vm_bytes)
+    task = await clients.chain.task(header.task_id)
+    return WorkBlock(
+        height=header.height,
+        block_hash=view.block_hash.hex(),
+        state_root=view.state_root.hex(),
+        task_id=header.task_id.hex(),
+        pool=layout.name_of(header.author_id),
+        correct=header.accuracy.correct,
+        total=header.accuracy.total,
+        model_correct=_score(layout, model),
+        audit_ms=statistics.median(audits) if audits else 0.0,
+        vm_bytes=vm_bytes,
+        reward=task.reward,
+        seconds=seconds,
+    )
+
+
+async def _check(layout: Layout, clients: Clients, report: Report) -> None:
+    """What makes the run good: the same blocks and states everywhere, and models that score what the headers say."""
+    for block in report.blocks:
+        if block.model_correct != block.correct:
+            report.problems.append(
+                f"block {block.height} says {block.correct} of {block.total}, its model scores {block.model_correct}"
+            )
+        for name, node in clients.nodes.items():
+            try:
+                found = await _eventually(lambda node=node, height=block.height: node.block(Height(height)), AGREE_TIMEOUT)  # type: ignore[misc]
+            except PoflError as error:
+                report.problems.append(f"{name} does not have block {block.height}: {error.message}")
+                continue
+            if (found.block_hash.hex(), found.state_root.hex()) != (block.block_hash, block.state_root):
+                report.problems.append(
+                    f"{name} has another block {block.height}: {short(found.block_hash)} with state {short(found.state_root)}"
+                )
+    tip = await clients.chain.tip()
+    report.supply, report.burned = tip.supply, tip.burned
+    genesis_supply = sum(a.balance for a in layout.genesis.accounts)
+    if tip.supply != genesis_supply - tip.burned:
+        report.problems.append(f"the supply is {tip.supply}, it should be {genesis_supply} - {tip.burned} burned")
+
+
+def _score(layout: Layout, model: ScoredModel) -> int:
+    with np.load(layout.data("test"), allow_pickle=False) as stored:
+        features = quantise_features(np.asarray(stored["x"], dtype=np.float64), FEATURE_SCALE_MICRO / 1_000_000)
+        return int(model.count(features, np.asarray(stored["y"], dtype=np.int64)))
+
+
+async def _fetch_model(clients: Clients, task_id: TaskId) -> ScoredModel:
+    fetched = await _eventually(lambda: clients.requester.fetch_model(task_id), AGREE_TIMEOUT)
+    return fetched.model
+
+
+async def _eventually(call: Callable[[], Awaitable[T]], timeout: float) -> T:
+    """The answer, once there is one: what is final on one node takes a moment to be so on another."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return await call()
+        except PoflError:
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(POLL)
+
+
+async def _when_ready(clients: Clients) -> None:
+    for node in clients.nodes.values():
+        while True:
+            try:
+                await node.tip()
+                break
+            except (UnavailableError, DeadlineError):
+                await asyncio.sleep(POLL / 2)
+
+
+async def _first(work: Coroutine[Any, Any, None], failed: asyncio.Future[str]) -> None:
+    """``work`` to its end, or until a process has ended by itself."""
+    task = asyncio.ensure_future(work)
+    waits: set[asyncio.Future[Any]] = {task, failed}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+
+
+class _Watchers:
+    """Background tasks that only inform: an error in one is retried, and never ends the run."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> _Watchers:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def add(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+
+async def _watch_node(member: Member, node: ChainClient, observer: Observer) -> None:
+    while True:
+        try:
+            tip = await node.tip()
+            text = f"height {tip.height} · {tip.peers} peers · {tip.mempool} waiting"
+            observer.state(member.name, "node", text + (" · audits" if tip.work_height else ""))
+        except (UnavailableError, DeadlineError):
+            observer.state(member.name, "node", "starting")
+        await asyncio.sleep(POLL)
+
+
+async def _watch_pool(name: str, pool: PoolObserver, observer: Observer) -> None:
+    last = ""
+    while True:
+        try:
+            async for progress in pool.watch_progress():
+                text = progress.phase
+                if progress.phase == "training" and progress.round is not None and progress.round.number:
+                    r = progress.round
+                    text += f" · round {r.number} · practice {r.practice_correct}/{r.practice_total} · {r.seconds:.1f} s"
+                    if r.accepted < r.participants:
+                        text += f" · {r.participants - r.accepted} refused"
+                if progress.detail:
+                    text += f" · {progress.detail}"
+                observer.state(name, "pool", text)
+                if progress.phase != last:
+                    last = progress.phase
+                    observer.say(f"{name}: {text}")
+        except PoflError:
+            observer.state(name, "pool", "starting")
+        await asyncio.sleep(POLL)
+
+
+async def _watch_requester(name: str, clients: Clients, layout: Layout, observer: Observer) -> None:
+    async def activity() -> None:
+        while True:
+            try:
+                async for step in clients.requester.watch_activity():
+                    peer = layout.name_of(step.peer)
+                    observer.state(name, "requester", f"{step.kind} with {peer} · {step.step} · {step.milliseconds} ms")
+            except PoflError:
+                observer.state(name, "requester", "starting")
+            await asyncio.sleep(POLL)
+
+    async def tasks() -> None:
+        known: dict[bytes, TaskPhase] = {}
+        async for update in clients.chain.watch_tasks():
+            for task in update.tasks:
+                if known.get(task.task_id) is not task.phase:
+                    known[task.task_id] = task.phase
+                    observer.say(f"task {short(task.task_id)} {task.spec.name}: {task.phase.name.lower()}")
+                    observer.state("tasks", "chain", f"{task.spec.name} · {task.phase.name.lower()}")
+
+    await asyncio.gather(activity(), tasks())
+
+
+def _line(layout: Layout, view: BlockView) -> str:
+    header = view.header
+    who = layout.name_of(header.author_id)
+    if header.kind is BlockKind.WORK and header.accuracy is not None:
+        return f"block {header.height}: work by {who}, {header.accuracy.correct} of {header.accuracy.total} correct"
+    if header.kind is BlockKind.VOID:
+        ends = ", ".join(o.kind.name.lower() for o in header.outcome)
+        return f"block {header.height}: void, no claim was adopted ({ends})"
+    kinds = ", ".join(t.kind for t in view.transactions)
+    return f"block {header.height}: {kinds or 'empty'}"

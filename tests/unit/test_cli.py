@@ -1,0 +1,121 @@
+"""The command line: help that teaches, and one clear sentence with a documented exit code for every mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.chain.transaction import Activation
+from core.verification.model_file import dump_model
+from core.verification.scored_model import ModelShape, ScoredModel
+from services.cli.main import main
+
+
+def pofl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["pofl", *arguments])
+    try:
+        return main()
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("testnet", "up", "--blok", "2"), "No such option '--blok'"),
+        (("testnet", "up", "--nodes", "four"), "'four' is not a valid int"),
+        (("testnet", "init", "--out", "{tmp}/net", "--nodes", "0"), "nodes is 0, it must be from 1 to 64"),
+        (("testnet", "init", "--out", "{tmp}"), "is not empty: choose another folder"),
+        (("testnet", "status", "--net", "{tmp}/nothing"), "holds no testnet"),
+        (("testnet", "down", "--net", "{tmp}/nothing"), "holds no testnet"),
+        (("chain", "tip"), "no testnet here: make one with `pofl testnet up`"),
+        (("chain", "show", "0", "--node", "127.0.0.1:1"), "0 is not in the range"),
+        (("task", "show", "xyz", "--node", "127.0.0.1:1"), "'xyz' is no task id"),
+        (("task", "list", "--phase", "lost", "--node", "127.0.0.1:1"), "--phase is 'lost': it must be one of pending"),
+        (("task", "submit", "--test", "a", "--practice", "b", "--reward", "0"), "0 is not in the range"),
+        (
+            ("task", "submit", "--test", "a", "--practice", "b", "--reward", "1", "--activation", "tanh"),
+            "--activation is 'tanh': it must be sigmoid, relu or identity",
+        ),
+        (("model", "score", "{tmp}/none", "--data", "{tmp}/none"), "cannot read {tmp}/none"),
+        (("model", "fetch", "--out", "{tmp}/a.txt"), "exists: choose another file"),
+        (("keys", "new", "{tmp}/a.txt"), "exists: a key is never overwritten"),
+        (("keys", "show", "{tmp}/a.txt"), "can be read by others"),
+        (("run", "minr"), "'minr' is no role: it must be one of node"),
+        (("no-such-command",), "No such command"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    sentence: str,
+) -> None:
+    (tmp_path / "a.txt").write_text("something")
+    (tmp_path / "a.txt").chmod(0o644)
+    monkeypatch.chdir(tmp_path)
+    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    assert pofl(monkeypatch, *filled) == 2
+    printed = capsys.readouterr().err
+    assert sentence.replace("{tmp}", str(tmp_path)) in printed
+    assert printed.startswith("error: ")
+    assert "Traceback" not in printed
+
+
+def test_a_node_that_nobody_runs_is_exit_code_3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pofl(monkeypatch, "chain", "tip", "--node", "127.0.0.1:1") == 3
+    assert "127.0.0.1:1 cannot be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [(), ("testnet",), ("task",), ("chain",), ("model",), ("keys",), ("config",)])
+def test_every_group_teaches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    assert pofl(monkeypatch, *command, "--help") == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_a_new_key_is_private_and_shown_without_its_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "account.key"
+    assert pofl(monkeypatch, "keys", "new", str(path), "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert pofl(monkeypatch, "keys", "show", str(path), "--json") == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown)["account"] == made["account"]
+    assert path.read_text().strip() not in shown
+
+
+def test_a_model_is_scored_in_exact_integers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shape = ModelShape((2, 2), Activation.IDENTITY, 8, ())
+    identity = ScoredModel(shape, (np.array([[1, 0], [0, 1]], np.int64),), (np.zeros(2, np.int64),))
+    (tmp_path / "model").write_bytes(dump_model(identity))
+    np.savez(tmp_path / "data.npz", x=np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]), y=np.array([0, 1, 1]))
+    arguments = ("model", "score", str(tmp_path / "model"), "--data", str(tmp_path / "data.npz"))
+    assert pofl(monkeypatch, *arguments) == 0
+    assert "2 of 3 correct" in capsys.readouterr().out  # a tie goes to the lowest class
+    np.savez(tmp_path / "data.npz", x=np.zeros((3, 5)), y=np.zeros(3))
+    assert pofl(monkeypatch, *arguments) == 2
+    assert "does not fit the model" in capsys.readouterr().err
+    np.savez(tmp_path / "data.npz", z=np.zeros(3))
+    assert pofl(monkeypatch, *arguments) == 2
+    assert "has no array 'x'" in capsys.readouterr().err
+
+
+def test_init_writes_a_network_that_run_and_config_understand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    net = tmp_path / "net"
+    assert pofl(monkeypatch, "testnet", "init", "--out", str(net), "--nodes", "1", "--pools", "1", "--miners", "1") == 0
+    assert "6 processes" in capsys.readouterr().out
+    assert pofl(monkeypatch, "testnet", "status", "--net", str(net), "--json") == 0
+    assert json.loads(capsys.readouterr().out) == [{"name": "node0", "state": "down", "height": 0, "block": "-", "peers": 0}]
