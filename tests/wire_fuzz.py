@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -15,20 +16,20 @@ from core.verification.session import Session
 _SIGNED = {"ZeroOpenings"}
 
 
-def wrong_messages(message: Message) -> Iterator[Message]:
+def wrong_messages(message: Any) -> Iterator[Message]:
     """The same kind of message with one field cut, or longer."""
     if type(message).__name__ in _SIGNED:
         return
     for field in dataclasses.fields(message):
         value = getattr(message, field.name)
         if isinstance(value, bytes):
-            yield dataclasses.replace(message, **{field.name: value + b"\x00"})  # type: ignore[type-var]
+            yield dataclasses.replace(message, **{field.name: value + b"\x00"})
             if value:
-                yield dataclasses.replace(message, **{field.name: value[:-1]})  # type: ignore[type-var]
-                yield dataclasses.replace(message, **{field.name: b""})  # type: ignore[type-var]
+                yield dataclasses.replace(message, **{field.name: value[:-1]})
+                yield dataclasses.replace(message, **{field.name: b""})
         elif isinstance(value, tuple):
-            yield dataclasses.replace(message, **{field.name: value[:-1]})  # type: ignore[type-var]
-            yield dataclasses.replace(message, **{field.name: (*value, value[-1])})  # type: ignore[type-var]
+            yield dataclasses.replace(message, **{field.name: value[:-1]})
+            yield dataclasses.replace(message, **{field.name: (*value, value[-1])})
 
 
 def _wrong_envelopes(envelope: Envelope) -> Iterator[Envelope]:
