@@ -34,13 +34,21 @@ DataSource: TypeAlias = Callable[[bytes], tuple[NDArray[np.float32], NDArray[np.
 """Rows (x, y) to train on for a job id; None when this miner has none."""
 
 
-def build_client_app(data: DataSource, pool_key: bytes, node_key: Any, node_public: bytes) -> ClientApp:
+def build_client_app(
+    data: DataSource,
+    pool_key: bytes,
+    node_key: Any,
+    node_public: bytes,
+    on_instruction: Callable[[Instruction], None] = lambda _: None,
+) -> ClientApp:
     """``pool_key``: the pool's HPKE public key. ``node_key``: this miner's private key object."""
     app = ClientApp(mods=[seal_mod(pool_key, node_key, node_public)])
 
     @app.train()
     def train(message: Message, _: Context) -> Message:
-        update = train_on(decode(Instruction, blobs.unpack(message.content)), data)
+        instruction = decode(Instruction, blobs.unpack(message.content))
+        on_instruction(instruction)
+        update = train_on(instruction, data)
         return Message(blobs.pack(encode(update)), reply_to=message)
 
     return app

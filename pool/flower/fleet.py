@@ -43,6 +43,7 @@ from pool.flower.client_app import DataSource, build_client_app
 from pool.flower.hold import HoldInterceptor
 from pool.flower.jobs import JoinTicket
 from pool.flower.keys import node_public_pem, private_key_of
+from pool.flower.wire import Instruction, Receipt
 
 __all__ = ["FleetMiner"]
 
@@ -51,6 +52,7 @@ BEAT_EVERY_S = 4.0
 HOLD_MS = 1000
 RETRY_FIRST_S, RETRY_MOST_S = 0.2, 5.0
 OBJECT_WAIT_S = 0.02
+RECEIPTS_KEPT = 100_000
 
 T = TypeVar("T")
 
@@ -72,7 +74,8 @@ class FleetMiner:
         self._folder = folder
         self._data = data
         self._threads = threads
-        self._app = build_client_app(data, ticket.hpke_public_key, self._key, ticket.node_public_key)
+        self._app = build_client_app(data, ticket.hpke_public_key, self._key, ticket.node_public_key, self._note_receipts)
+        self._receipts: dict[tuple[bytes, int], Receipt] = {}
         self._stop = threading.Event()
         self._online = threading.Event()
         self._thread = threading.Thread(target=self._main, name="fleet-miner", daemon=True)
@@ -98,6 +101,22 @@ class FleetMiner:
         """How many rows this miner has for a job: what it registers with the pool."""
         rows = self._data(job_id)
         return 0 if rows is None else len(rows[1])
+
+    def contribution(self, job_id: bytes) -> int:
+        """Examples that the pool has confirmed as accepted from this miner for a job, summed over its rounds.
+
+        The receipt of a task's last round comes with no instruction: the pool's own list has it.
+        """
+        return sum(receipt.examples for (job, _), receipt in list(self._receipts.items()) if job == job_id)
+
+    def _note_receipts(self, instruction: Instruction) -> None:
+        for receipt in instruction.receipts:
+            if receipt.miner == self._ticket.node_public_key:
+                self._receipts[(instruction.job_id, receipt.round)] = receipt
+                if receipt.reason:
+                    _log.warning("round %d: the pool did not count this miner: %s", receipt.round, receipt.reason)
+        while len(self._receipts) > RECEIPTS_KEPT:
+            del self._receipts[next(iter(self._receipts))]
 
     @property
     def is_online(self) -> bool:

@@ -26,7 +26,7 @@ from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 
 from core.errors import MalformedError, PoflError, UnavailableError
 from pool.flower.keys import node_public_pem
-from pool.flower.listeners import FLEET_PATHS, RUNTIME_PATHS, Bell, Door
+from pool.flower.listeners import FLEET_PATHS, MANAGER_BODY, RUNTIME_PATHS, Bell, Door
 from pool.flower.superlink import SuperLink
 
 __all__ = ["main"]
@@ -146,7 +146,7 @@ async def _run(settings: Mapping[str, Any]) -> None:
     public = _server(
         Door(app, FLEET_PATHS, listens=to_fleet, rings=to_manager), (Path(settings["cert"]), Path(settings["key"]))
     )
-    inner = _server(Door(app, RUNTIME_PATHS, listens=to_manager, rings=to_fleet), None)
+    inner = _server(Door(app, RUNTIME_PATHS, listens=to_manager, rings=to_fleet, body_limit=MANAGER_BODY), None)
     fleet, loopback = _listen(host, port), _listen("127.0.0.1", int(settings["loopback_port"]))
     loop = asyncio.get_running_loop()
 

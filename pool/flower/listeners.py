@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-__all__ = ["FLEET_PATHS", "HOLD_HEADER", "RUNTIME_PATHS", "Bell", "Door"]
+__all__ = ["FLEET_PATHS", "HOLD_HEADER", "MANAGER_BODY", "RUNTIME_PATHS", "Bell", "Door"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -40,6 +40,8 @@ MAX_HOLD_S = 10.0
 LARGE_BODY = 6 << 20
 """A chunk of an array is 5 MiB."""
 SMALL_BODY = 256 << 10
+MANAGER_BODY = 32 << 20
+"""The manager names all its miners in one call; its door is on the loopback interface and wants its token."""
 BODY_DEADLINE_S = 30.0
 
 
@@ -61,11 +63,12 @@ class Bell:
 class Door:
     """``listens``: the bell that ends a held pull. ``rings``: the bell rung when something was pushed."""
 
-    def __init__(self, app: App, paths: frozenset[str], *, listens: Bell, rings: Bell) -> None:
+    def __init__(self, app: App, paths: frozenset[str], *, listens: Bell, rings: Bell, body_limit: int = SMALL_BODY) -> None:
         self._app = app
         self._paths = paths
         self._listens = listens
         self._rings = rings
+        self._body_limit = body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,7 +80,7 @@ class Door:
         if path not in self._paths or method != "POST":
             await _refuse(send, 404, b"not served here")
             return
-        limit = LARGE_BODY if path.endswith("/push-object") else SMALL_BODY
+        limit = LARGE_BODY if path.endswith("/push-object") else self._body_limit
         headers = dict(scope["headers"])
         try:
             if int(headers.get(b"content-length", b"0")) > limit:

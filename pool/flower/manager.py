@@ -93,7 +93,7 @@ def template_of(job: MiningJob) -> Instruction:
     optimizer = "gradient" if job.algorithm == "fedsgd" else job.optimizer
     return Instruction(
         job.job_id, 0, job.features, job.classes, job.hidden, job.activation, optimizer, job.local_epochs,
-        job.learning_rate, job.batch, job.seed, 0.0, b"",
+        job.learning_rate, job.batch, job.seed, 0.0, (), b"",
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from core.codec import decode, encode
 from core.errors import PoflError, UnavailableError
 from pool.flower.checks import Accepted, cap_weights, check_update, refuse_outliers
-from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
+from pool.flower.wire import MAX_RECEIPTS, Answer, Instruction, Outcome, Receipt, Update, vector_to_bytes
 from pool.learning.model_spec import ModelSpec, Score, Weights, add, flatten, unflatten
 
 __all__ = ["Fleet", "LoopState", "Reply", "RoundLog", "RoundLoop", "Rules", "StopWhen"]
@@ -135,6 +135,7 @@ class RoundLoop:
         self._members, self._evaluate, self._aggregate = members, evaluate, aggregate
         self._now, self._pause, self._deadline = now, pause, deadline
         self._owed: dict[str, tuple[bytes, int]] = {}
+        self._receipts: tuple[Receipt, ...] = ()
 
     def run(self, stop: StopWhen, on_round: Callable[[RoundLog], None]) -> None:
         """Rounds until the deadline or a reason to stop. A round without a quorum of accepted updates is repeated."""
@@ -188,6 +189,7 @@ class RoundLoop:
                 round=number,
                 seed=(self.rules.template.seed + number) % (1 << 63),
                 budget_s=(ends - started) * (1 - TRANSFER_SHARE),
+                receipts=self._receipts,
                 vector=vector_to_bytes(flatten(self.state.weights)),
             )
         )
@@ -257,6 +259,10 @@ class RoundLoop:
             if better:
                 state.best, state.best_score = state.weights, score
             state.since_best = 0 if better else state.since_best + 1
+        self._receipts = tuple(
+            [Receipt(u.miner, current.number, u.examples, "") for u in kept]
+            + [Receipt(miner, current.number, 0, reason[:90]) for miner, reason in current.refused.items()]
+        )[:MAX_RECEIPTS]
         examples = sum(u.examples for u in kept)
         return RoundLog(
             current.number, self._now() - current.started, current.participants,

@@ -16,17 +16,18 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.codec import U8, U16, U32, U64, Codec, Enum, Fixed, Reader, Seq, Text, Var, decode, encode
+from core.codec import U8, U16, U32, U64, Codec, Enum, Fixed, Reader, Record, Seq, Text, Var, decode, encode
 from core.crypto import sealing
 from core.errors import CryptoError, MalformedError
 from pool.flower import keys
 
 __all__ = [
-    "MAX_VECTOR_BYTES", "Answer", "Instruction", "Outcome", "Update", "UpdateContext",
+    "MAX_RECEIPTS", "MAX_VECTOR_BYTES", "Answer", "Instruction", "Outcome", "Receipt", "Update", "UpdateContext",
     "open_update", "seal_update", "vector_from_bytes", "vector_to_bytes",
 ]  # fmt: skip
 
 MAX_VECTOR_BYTES = 400_000_000
+MAX_RECEIPTS = 1024
 UPDATE_LABEL = b"pofl/mining/update/v1"
 ANSWER_LABEL = b"pofl/mining/answer/v1"
 
@@ -45,10 +46,21 @@ DOUBLE: Codec = _Double()
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an earlier round counted for one miner: accepted examples, or none and the reason."""
+
+    miner: Annotated[bytes, Fixed(keys.NODE_KEY_BYTES)]
+    round: Annotated[int, U32]
+    examples: Annotated[int, U64]
+    reason: Annotated[str, Text(400)]
+
+
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """Manager to miner: train this model on your rows of this task.
 
-    ``budget_s`` is relative (clocks differ); ``vector`` holds the current weights.
+    ``budget_s`` is relative (clocks differ); ``vector`` holds the current weights. ``receipts`` are those of the round
+    before, for all to see: payouts follow them, so each miner can check its own and everybody's share.
     """
 
     job_id: Annotated[bytes, Fixed(32)]
@@ -63,6 +75,7 @@ class Instruction:
     batch: Annotated[int, U32]
     seed: Annotated[int, U64]
     budget_s: Annotated[float, DOUBLE]
+    receipts: Annotated[tuple[Receipt, ...], Seq(Record(Receipt), MAX_RECEIPTS)]
     vector: Annotated[bytes, Var(MAX_VECTOR_BYTES)]
 
 

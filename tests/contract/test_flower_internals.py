@@ -106,6 +106,7 @@ async def test_one_guard_one_miner_two_rounds(tmp_path: Path) -> None:
         assert result.rounds == 2
         assert result.contributions == {public.hex(): 2 * len(train)}
         assert miner.answered == 2
+        assert miner.contribution(job.job_id) == len(train), "the first round's receipt came with the second"
         assert miner.examples(job.job_id) == len(train)
     finally:
         if miner is not None:

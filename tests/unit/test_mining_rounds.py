@@ -16,7 +16,7 @@ from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_byt
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, initial_weights
 
 SPEC = ModelSpec(2, 2)
-TEMPLATE = Instruction(bytes(32), 0, 2, 2, (), "relu", "sgd", 1, 0.1, 8, 5, 0.0, b"")
+TEMPLATE = Instruction(bytes(32), 0, 2, 2, (), "relu", "sgd", 1, 0.1, 8, 5, 0.0, (), b"")
 
 
 def key(number: int) -> bytes:
@@ -225,3 +225,15 @@ def test_nobody_online_is_not_a_round() -> None:
     logs, _ = run(fleet, deadline=3.0)
     assert logs == []
     assert fleet.calls < 100
+
+
+def test_receipts_of_a_round_come_with_the_next() -> None:
+    fleet = MemoryFleet({**honest(2), key(7): Behaviour(error="gone")})
+    run(fleet, stop=StopWhen(rounds=2))
+    first, second = fleet.sent[0][3], fleet.sent[3][3]
+    assert first.receipts == ()
+    assert {(r.miner, r.round, r.examples, r.reason) for r in second.receipts} == {
+        (key(1), 1, 10, ""),
+        (key(2), 1, 10, ""),
+        (key(7), 1, 0, "gone"),
+    }
