@@ -19,10 +19,11 @@ from core.ids import AccountId, Amount, Correct, Height, ModelCommitment, TaskId
 from core.verification.model_file import load_model
 from core.verification.scored_model import ScoredModel
 from services.rpc import convert_chain as convert
+from services.rpc.channel import call
 from services.rpc.errors import translate
 from services.rpc.views import TaskPhase, TaskView
 
-__all__ = ["Activity", "FetchedModel", "OwnTask", "PlatformClient", "Published", "RequesterClient"]
+__all__ = ["Activity", "FetchedModel", "OwnTask", "PlatformClient", "Published", "RequesterClient", "submit_task"]
 
 TIMEOUT: Final = 10.0
 STREAM_TIMEOUT: Final = 3600.0
@@ -74,19 +75,18 @@ class Activity:
     milliseconds: int
 
 
+async def submit_task(channel: aio.Channel, transaction: SignedTransaction, timeout: float, *, peer: str = "") -> None:
+    """Hands a signed PublishTask to a platform. Idempotent. Raises TransactionError with its reason, and what `call` raises."""
+    request = pb.SubmitTaskRequest(signed_transaction=encode(transaction))
+    await call(rpc.PlatformServiceStub(channel).SubmitTask, request, timeout, peer=peer, idempotent=True)
+
+
 class PlatformClient:
     """PlatformService."""
 
     def __init__(self, channel: aio.Channel, name: str = "the platform") -> None:
         self._stub = rpc.PlatformServiceStub(channel)
         self._name = name
-
-    async def submit_task(self, transaction: SignedTransaction) -> tuple[TaskId, TxId]:
-        """Hand in a signed PublishTask. Raises TransactionError with its reason when it is refused."""
-        request = pb.SubmitTaskRequest(signed_transaction=encode(transaction))
-        with translate(self._name):
-            answer = await self._stub.SubmitTask(request, timeout=TIMEOUT)
-        return TaskId(convert.exact("task_id", answer.task_id)), TxId(convert.exact("tx_id", answer.tx_id))
 
     async def tasks(self, phases: Sequence[TaskPhase] = (), limit: int = 100) -> tuple[TaskView, ...]:
         request = pb.ListTasksRequest(phases=[convert.phase_to_proto(p) for p in phases], limit=limit)
