@@ -20,6 +20,7 @@ V = TypeVar("V")
 
 MAX_KEY: Final = 128
 MAX_RECORD: Final = 256 * 1024
+_Rows = tuple[dict[bytes, V], dict[bytes, V | None], dict[bytes, tuple[bytes, Digest]]]
 _FOLD: Final = 512
 """Changes after which they are folded into the base: keeps a block of many transactions linear."""
 
@@ -30,36 +31,37 @@ class Table(Mapping[bytes, V], Generic[V]):
     The root is over the leaves ``key ‖ record``, each with its length, in that order.
     """
 
-    __slots__ = ("_base", "_changes", "_encoded", "_kind", "_root")
+    __slots__ = ("_kind", "_root", "_rows")
 
     def __init__(self, kind: type[V], rows: Mapping[bytes, V] | None = None) -> None:
         self._kind = kind
-        self._base: dict[bytes, V] = dict(rows or {})
-        self._changes: dict[bytes, V | None] = {}
-        self._encoded: dict[bytes, tuple[bytes, Digest]] = {}
+        self._rows: _Rows[V] = (dict(rows or {}), {}, {})
+        """Base, changes, encoded leaves: replaced together, so that threads may share a table."""
         self._root: Digest | None = None
 
     def __getitem__(self, key: bytes) -> V:
-        if key in self._changes:
-            value = self._changes[key]
+        base, changes, _ = self._rows
+        if key in changes:
+            value = changes[key]
             if value is None:
                 raise KeyError(key)
             return value
-        return self._base[key]
+        return base[key]
 
     def __contains__(self, key: object) -> bool:
-        if key in self._changes:
-            return self._changes[key] is not None
-        return key in self._base
+        base, changes, _ = self._rows
+        if key in changes:
+            return changes[key] is not None
+        return key in base
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(sorted(self._folded()._base))
+        return iter(sorted(self._folded()[0]))
 
     def __len__(self) -> int:
-        return len(self._folded()._base)
+        return len(self._folded()[0])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and self._kind is other._kind and self._folded()._base == other._folded()._base
+        return isinstance(other, Table) and self._kind is other._kind and self._folded()[0] == other._folded()[0]
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -78,23 +80,23 @@ class Table(Mapping[bytes, V], Generic[V]):
         """RFC 6962 root over the leaves in key order."""
         if self._root is None:
             rows = self._folded()
-            self._root = merkle.root_of_hashes([rows._pack(key)[1] for key in sorted(rows._base)])
+            self._root = merkle.root_of_hashes([self._pack(rows, key)[1] for key in sorted(rows[0])])
         return self._root
 
     def proof(self, key: bytes) -> tuple[bytes, int, int, tuple[Digest, ...]]:
         """Leaf, index, size and audit path of the record under ``key``, for merkle.verify_proof against ``root``."""
         rows = self._folded()
-        keys = sorted(rows._base)
+        keys = sorted(rows[0])
         index = keys.index(key)
-        path = merkle.proof_of_hashes([rows._pack(k)[1] for k in keys], index)
-        return rows._pack(key)[0], index, len(keys), path
+        path = merkle.proof_of_hashes([self._pack(rows, k)[1] for k in keys], index)
+        return self._pack(rows, key)[0], index, len(keys), path
 
     def to_bytes(self) -> bytes:
         rows = self._folded()
         out = bytearray()
-        U32.write(out, len(rows._base))
-        for key in sorted(rows._base):
-            out += rows._pack(key)[0]
+        U32.write(out, len(rows[0]))
+        for key in sorted(rows[0]):
+            out += self._pack(rows, key)[0]
         return bytes(out)
 
     @classmethod
@@ -111,34 +113,34 @@ class Table(Mapping[bytes, V], Generic[V]):
         return cls(kind, rows)
 
     def _with(self, key: bytes, record: V | None) -> Table[V]:
-        source = self._folded() if len(self._changes) >= _FOLD else self
+        base, changes, encoded = self._rows if len(self._rows[1]) < _FOLD else self._folded()
         new: Table[V] = Table.__new__(Table)
-        new._kind, new._base, new._encoded = source._kind, source._base, source._encoded
-        new._changes = {**source._changes, key: record}
-        new._root = None
+        new._kind, new._root = self._kind, None
+        new._rows = (base, {**changes, key: record}, encoded)
         return new
 
-    def _folded(self) -> Table[V]:
+    def _folded(self) -> _Rows[V]:
         """Moves the changes into an own base: the same value, and nobody else's base is touched."""
-        if self._changes:
-            base = dict(self._base)
-            encoded = dict(self._encoded)
-            for key, record in self._changes.items():
+        rows = self._rows
+        if rows[1]:
+            base, encoded = dict(rows[0]), dict(rows[2])
+            for key, record in rows[1].items():
                 encoded.pop(key, None)
                 if record is None:
                     base.pop(key, None)
                 else:
                     base[key] = record
-            self._base, self._encoded, self._changes = base, encoded, {}
-        return self
+            self._rows = rows = (base, {}, encoded)
+        return rows
 
-    def _pack(self, key: bytes) -> tuple[bytes, Digest]:
-        """Encoded leaf and its hash; call on a folded table."""
-        known = self._encoded.get(key)
+    def _pack(self, rows: _Rows[V], key: bytes) -> tuple[bytes, Digest]:
+        """Encoded leaf and its hash, in folded rows."""
+        base, _, encoded = rows
+        known = encoded.get(key)
         if known is None:
             out = bytearray()
             Var(MAX_KEY).write(out, key)
-            Var(MAX_RECORD).write(out, encode_as(Record(self._kind), self._base[key]))
+            Var(MAX_RECORD).write(out, encode_as(Record(self._kind), base[key]))
             leaf = bytes(out)
-            known = self._encoded[key] = (leaf, merkle.leaf_hash(leaf))
+            known = encoded[key] = (leaf, merkle.leaf_hash(leaf))
         return known
