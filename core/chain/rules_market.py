@@ -197,6 +197,9 @@ def run_trades(state: State, height: Height, block_hash: BlockHash, time_ms: Mil
     for trade_id in state.trading:
         trade = state.trades[trade_id]
         if trade.phase is TradePhase.BID:
+            # Not by the hash of its own block, which bidder and proposer can choose among many.
+            if trade.height == height:
+                continue
             state = _draw(state, trade_id, trade, height, block_hash, time_ms)
         elif trade.phase is TradePhase.DELIVERY and trade.deadline_ms is not None and time_ms >= trade.deadline_ms:
             state = credit(state, trade.pool, trade.held)
