@@ -1,0 +1,174 @@
+"""The selling side up to the draw: offers, and bids under them (paper, section III; design: market, "A trade", steps 1, 2).
+
+Nothing here is believed about a pool but its signature: reputation and highs are the chain's, terms are recomputed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final, Protocol
+
+from core.codec import encode
+from core.crypto import signing
+from core.errors import AuthError, CryptoError, DeadlineError, LimitError, MalformedError, MarketError, NotFoundError
+from core.ids import AccountId, Amount, Digest, Milliseconds, short
+from core.market import contract, delivery
+from core.market.contract import IntegerRule, Offer, SignedOffer, TradeTerms
+from core.ports import Clock, Rng
+from provider.goods import Goods
+from provider.ledger import Accepted, SalesLedger
+from services.rpc.convert_market import Bidding
+from services.rpc.views import MarketView, Tip, TradePhase, TradeView
+
+__all__ = ["ChainReads", "Seller"]
+
+MAX_OFFERS: Final = 4_096
+"""Offers that may be outstanding."""
+MAX_OFFERS_OF_A_POOL: Final = 4
+"""A pool that asks more often loses its own oldest."""
+OPEN_PHASES: Final = (TradePhase.BID, TradePhase.DELIVERY)
+
+
+class ChainReads(Protocol):
+    """What a seller asks of the nodes; services.rpc.chain_client.ChainClient has it."""
+
+    async def market(self, provider: AccountId, pool: AccountId) -> MarketView: ...
+    async def trade(self, trade_id: Digest) -> TradeView: ...
+    async def tip(self) -> Tip: ...
+
+
+class Seller:
+    """One data set, one rule, one chain."""
+
+    def __init__(
+        self,
+        key: signing.KeyPair,
+        chain_id: Digest,
+        chain: ChainReads,
+        goods: Goods,
+        rule: IntegerRule,
+        ledger: SalesLedger,
+        *,
+        offer_ms: int,
+        clock: Clock,
+        rng: Rng,
+    ) -> None:
+        self._key = key
+        self._chain_id = chain_id
+        self._chain = chain
+        self._goods = goods
+        self._rule = rule
+        self._ledger = ledger
+        self._offer_ms = offer_ms
+        self._clock = clock
+        self._rng = rng
+        self._offers: OrderedDict[bytes, Offer] = OrderedDict()
+
+    @property
+    def account(self) -> AccountId:
+        return AccountId(self._key.public_key)
+
+    async def offer(self, pool: AccountId, data_root: Digest) -> SignedOffer:
+        """The rule for a pool, at its reputation now.
+
+        Raises:
+            NotFoundError: another data set.
+            MarketError: a trade of this pool is open.
+            LimitError: too many offers are outstanding.
+        """
+        if data_root != self._goods.data.root:
+            raise NotFoundError(f"no data set {short(data_root)} is on sale here", data_root=data_root)
+        now = await self._now()
+        await self._refuse_open(pool, self._ledger.last_of(pool), now)
+        market = await self._chain.market(self.account, pool)
+        data = self._goods.data
+        offer = Offer(
+            self._chain_id, self.account, pool, data.root, data.rows, data.features, data.classes, self._rule_at(market),
+            market.pool_reputation_ppm, market.height, Milliseconds(now + self._offer_ms), self._rng.bytes(16),
+        )  # fmt: skip
+        contract.check_offer(offer)
+        self._remember(offer, now)
+        return SignedOffer(offer, signing.sign(self._key, contract.DOMAIN_OFFER, encode(offer)))
+
+    async def accept(self, bidding: Bidding) -> Accepted:
+        """Check a bid, sign its terms, and keep them. The same bid again is answered with the same signature.
+
+        Raises:
+            AuthError: the pool of the offer did not sign.
+            DeadlineError: the offer has expired.
+            MalformedError: the offer is another's, or the terms are not what its rule gives.
+            MarketError: the offer was used, replaced or never made; the chain's figures changed; a trade is open.
+        """
+        trade, offer = bidding.trade, bidding.trade.offer
+        if (offer.chain_id, offer.provider, offer.data_root) != (self._chain_id, self.account, self._goods.data.root):
+            raise MalformedError("the offer is for another chain, provider or data set")
+        try:
+            delivery.verify_bid(trade, bidding.pool_signature)
+        except CryptoError as error:
+            raise AuthError(f"the bid is not signed by pool {short(offer.pool)}: {error.message}") from None
+        last = self._ledger.last_of(offer.pool)
+        if last is not None and last.trade == trade:
+            return last
+        now = await self._now()
+        if now > offer.expiry_ms:
+            raise DeadlineError(f"the offer expired at {offer.expiry_ms}, now is {now}: ask for a new one")
+        self._require_outstanding(offer)
+        try:
+            contract.check_trade(trade)
+        except MarketError as error:
+            raise MalformedError(error.message) from None
+        market = await self._chain.market(self.account, offer.pool)
+        if (self._rule_at(market), market.pool_reputation_ppm) != (offer.rule, offer.reputation_ppm):
+            raise MarketError("the pool's reputation or the provider's highs have changed: ask for a new offer")
+        await self._refuse_open(offer.pool, last, now)
+        # From here on nothing waits, so of two bids at once only one passes.
+        self._require_outstanding(offer)
+        if self._ledger.last_of(offer.pool) != last:
+            raise MarketError(f"pool {short(offer.pool)} has another bid under way")
+        del self._offers[offer.nonce]
+        return self._sign(trade)
+
+    def _sign(self, trade: TradeTerms) -> Accepted:
+        accepted = Accepted(trade, signing.sign(self._key, contract.DOMAIN_TRADE_SIGNATURE, encode(trade)))
+        self._ledger.accept(accepted)
+        return accepted
+
+    def _rule_at(self, market: MarketView) -> IntegerRule:
+        """The configured rule with the chain's highs, or with its own before the first settled trade."""
+        if (market.markup_high, market.bid_high) == (Amount(0), Amount(0)):
+            return self._rule
+        return contract.with_highs(self._rule, market.markup_high, market.bid_high)
+
+    async def _now(self) -> Milliseconds:
+        """Block time, or this machine's if it is later: the chain's stands still while nothing happens."""
+        return Milliseconds(max(self._clock.now_ms(), (await self._chain.tip()).next_time_ms))
+
+    async def _refuse_open(self, pool: AccountId, last: Accepted | None, now: Milliseconds) -> None:
+        """Raises MarketError while the last trade of the pool may still come on the chain, or is not settled there."""
+        if last is None:
+            return
+        try:
+            phase = (await self._chain.trade(last.trade_id)).phase
+        except NotFoundError:
+            if now > last.expiry_ms:
+                return
+            problem = f"may reach the chain until {last.expiry_ms}"
+        else:
+            if phase not in OPEN_PHASES:
+                return
+            problem = f"is in phase {phase.name.lower()}"
+        raise MarketError(f"trade {short(last.trade_id)} of pool {short(pool)} {problem}: one trade at a time")
+
+    def _remember(self, offer: Offer, now: Milliseconds) -> None:
+        for nonce in [n for n, known in self._offers.items() if known.expiry_ms < now]:
+            del self._offers[nonce]
+        own = [nonce for nonce, known in self._offers.items() if known.pool == offer.pool]
+        for nonce in own[: max(0, len(own) + 1 - MAX_OFFERS_OF_A_POOL)]:
+            del self._offers[nonce]
+        if len(self._offers) >= MAX_OFFERS:
+            raise LimitError(f"{MAX_OFFERS} offers are outstanding: try again in {self._offer_ms} ms")
+        self._offers[offer.nonce] = offer
+
+    def _require_outstanding(self, offer: Offer) -> None:
+        if self._offers.get(offer.nonce) != offer:
+            raise MarketError("this offer is not outstanding: it was used or replaced, or was never made; ask for a new one")
