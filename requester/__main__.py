@@ -1,0 +1,17 @@
+"""``python -m requester --config FILE``."""
+
+from __future__ import annotations
+
+import sys
+
+from requester.app import main as serve
+from requester.config import RequesterConfig
+from services.rpc.role import role_main
+
+
+def main() -> int:
+    return role_main(RequesterConfig, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

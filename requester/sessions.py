@@ -1,0 +1,396 @@
+"""Sessions with pools and validators: who gets a place, how long, and how one goes on after a break or a restart.
+
+A session is a machine of core.verification with coins of its own. What it received is on disk, as digests, before its replies
+leave; so the same messages bring the same replies from a new stream or a new process, and another message under a used number
+is refused in both (docs/adr/0050). Validators' audits take one of ``slots`` places; a place is given up when the caller is
+silent, or too slow while others wait (docs/adr/0051).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from core.codec import encode_as
+from core.crypto.signing import KeyPair
+from core.errors import (
+    AuthError,
+    DeadlineError,
+    LimitError,
+    MalformedError,
+    NotFoundError,
+    PoflError,
+    SequenceError,
+    UnavailableError,
+)
+from core.ids import AccountId, NodeId, TaskId
+from core.ports import Rng
+from core.verification.audit_requester import AuditRequester, StoredRequester
+from core.verification.evaluation_requester import EvaluationRequester
+from core.verification.messages import MESSAGE, AuditOpen, Envelope, EvaluationOpen, StoredOpen
+from core.verification.session import Session
+from core.verification.transcript import Purpose
+from requester.models import TaskBooks, TaskSides
+from requester.standing import Follower, TaskStanding
+from requester.store import RequesterStore, SessionCoins, SessionRecord
+from services.rpc.views import TaskPhase
+from services.runtime.cpu import CpuPool
+from services.runtime.logging import logger
+
+__all__ = ["Activity", "ActivityLog", "SessionLimits", "Sessions"]
+
+log = logger(__name__)
+
+MAX_LIVE: Final = 128
+"""Sessions in memory; the longest unused one is dropped, and comes back by replay."""
+MAX_WATCHERS: Final = 16
+WATCHER_BACKLOG: Final = 256
+KINDS: Final = {Purpose.EVALUATION: "evaluation", Purpose.AUDIT: "audit", Purpose.STORED_CHECK: "stored-check"}
+_OPENINGS: Final = {EvaluationOpen: Purpose.EVALUATION, AuditOpen: Purpose.AUDIT, StoredOpen: Purpose.STORED_CHECK}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """Seconds, and places."""
+
+    audit_slots: int = 2
+    audit_queue: int = 64
+    evaluation_slots: int = 2
+    slot_s: float = 2.0
+    """What an audit has its place for while others wait."""
+    audit_s: float = 8.0
+    """What a stream of an audit or stored check may take in all."""
+    silence_s: float = 30.0
+    """Longest silence of a pool on an open stream."""
+    chain_s: float = 3.0
+    """How long a message that the chain does not allow yet is kept, before the caller is told to come again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A step of a session."""
+
+    kind: str
+    task_id: TaskId
+    peer: bytes
+    step: str
+    milliseconds: int
+    """Since the session began here."""
+
+
+class ActivityLog:
+    """The newest step of each session, and a stream of all of them for whoever looks on."""
+
+    def __init__(self) -> None:
+        self._newest: OrderedDict[bytes, Activity] = OrderedDict()
+        self._watchers: set[asyncio.Queue[Activity]] = set()
+
+    def add(self, session: bytes, activity: Activity) -> None:
+        self._newest[session] = activity
+        self._newest.move_to_end(session)
+        if len(self._newest) > MAX_LIVE:
+            self._newest.popitem(last=False)
+        for queue in self._watchers:
+            # Who looks too slowly misses steps; nobody is held up.
+            with contextlib.suppress(asyncio.QueueFull):
+                queue.put_nowait(activity)
+
+    async def watch(self) -> AsyncIterator[Activity]:
+        """The newest step of each session, then every step from now on. Raises LimitError."""
+        if len(self._watchers) >= MAX_WATCHERS:
+            raise LimitError(f"{MAX_WATCHERS} look on already")
+        queue: asyncio.Queue[Activity] = asyncio.Queue(WATCHER_BACKLOG)
+        self._watchers.add(queue)
+        try:
+            for activity in list(self._newest.values()):
+                yield activity
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+
+class _Places:
+    """A number of places and a bounded queue for them, first come first served."""
+
+    def __init__(self, places: int, queue: int) -> None:
+        self._semaphore = asyncio.Semaphore(places)
+        self._queue = queue
+        self.waiting = 0
+
+    @contextlib.asynccontextmanager
+    async def take(self, timeout: float) -> AsyncIterator[None]:
+        """Raises UnavailableError: the queue is full, or the wait was too long."""
+        if self.waiting >= self._queue and self._semaphore.locked():
+            raise UnavailableError(f"{self.waiting} wait for an audit already: try again in a moment")
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(timeout):
+                await self._semaphore.acquire()
+        except TimeoutError:
+            raise UnavailableError(f"no place for an audit within {timeout:g} s: try again") from None
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._semaphore.release()
+
+
+class _Marks:
+    """core.verification's OneUse for one session: marks belong to sessions, so that a replay finds its own again."""
+
+    def __init__(self, store: RequesterStore, session: bytes) -> None:
+        self._store, self._session = store, session
+
+    def mark(self, key: bytes) -> None:
+        self._store.mark(key, self._session)
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A session in memory."""
+
+    record: SessionRecord
+    purpose: Purpose
+    machine: Session
+    coins: SessionCoins
+    received: list[bytes]
+    standing: TaskStanding
+    began: float = field(default_factory=time.monotonic)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Sessions:
+    """Serves all sessions of this requester."""
+
+    def __init__(
+        self,
+        books: TaskBooks,
+        follower: Follower,
+        store: RequesterStore,
+        key: KeyPair,
+        rng: Rng,
+        limits: SessionLimits,
+    ) -> None:
+        self._books, self._follower, self._store, self._key, self._rng = books, follower, store, key, rng
+        self._limits = limits
+        self._live: OrderedDict[tuple[bytes, bytes], _Live] = OrderedDict()
+        self._audits = _Places(limits.audit_slots, limits.audit_queue)
+        self._cpu = CpuPool(limits.audit_slots + limits.evaluation_slots, queue=4 * MAX_LIVE)
+        self._evaluating = asyncio.Semaphore(limits.evaluation_slots)
+        self._steps: set[asyncio.Task[tuple[Envelope, ...]]] = set()
+        self.activity = ActivityLog()
+
+    def close(self) -> None:
+        self._cpu.close()
+
+    def forget(self, task_id: TaskId) -> None:
+        """The task has ended: its sessions are over."""
+        for name in [name for name, live in self._live.items() if live.record.task_id == task_id]:
+            del self._live[name]
+
+    async def serve(
+        self, purpose: Purpose, caller: bytes, incoming: AsyncIterator[Envelope]
+    ) -> AsyncIterator[Envelope]:
+        """One stream of ``caller``, whose certificate has been checked: replies to what comes in, until it ends.
+
+        Raises:
+            NotFoundError: a session that is not in memory was not begun with its first message.
+            UnavailableError: not yet, or no place; nothing is lost. DeadlineError: the caller is silent.
+            What core.verification's machines raise.
+        """
+        limits = self._limits
+        first = await _next(incoming, limits.slot_s)
+        if first is None:
+            return
+        live = await self._attach(purpose, caller, first)
+        place = self._places(purpose)
+        async with place:
+            end = time.monotonic() + (limits.silence_s if purpose is Purpose.EVALUATION else limits.audit_s)
+            started = time.monotonic()
+            envelope: Envelope | None = first
+            while envelope is not None:
+                for reply in await self._answer(live, envelope):
+                    yield reply
+                if purpose is Purpose.EVALUATION:
+                    envelope = await _next(incoming, limits.silence_s)
+                else:
+                    envelope = await self._next_of_audit(incoming, started, end)
+
+    def _places(self, purpose: Purpose) -> contextlib.AbstractAsyncContextManager[None]:
+        if purpose is Purpose.EVALUATION:
+            return contextlib.nullcontext()
+        return self._audits.take(self._limits.audit_s)
+
+    async def _next_of_audit(self, incoming: AsyncIterator[Envelope], started: float, end: float) -> Envelope | None:
+        """The next message; the place is kept for ``slot_s``, and longer as long as nobody waits for it."""
+        waiting = asyncio.ensure_future(_anext(incoming))
+        try:
+            while True:
+                done, _ = await asyncio.wait((waiting,), timeout=self._limits.slot_s / 8)
+                if done:
+                    return waiting.result()
+                now = time.monotonic()
+                if now >= end:
+                    raise DeadlineError(f"the caller was silent; a stream may take {self._limits.audit_s:g} s")
+                if self._audits.waiting and now - started > self._limits.slot_s:
+                    raise UnavailableError("others wait for this place: open the stream again to go on")
+        finally:
+            waiting.cancel()
+
+    # Opening
+
+    async def _attach(self, purpose: Purpose, caller: bytes, first: Envelope) -> _Live:
+        name = (caller, first.session)
+        live = self._live.get(name)
+        if live is None:
+            if first.index != 0:
+                raise NotFoundError(f"session {first.session.hex()[:16]} is not in memory: begin with its first message")
+            opening = first.message
+            if not isinstance(opening, EvaluationOpen | AuditOpen | StoredOpen) or _OPENINGS[type(opening)] is not purpose:
+                raise SequenceError(f"{type(opening).__name__} does not open this kind of session")
+            sides = await self._sides(opening.task_id)
+            standing = TaskStanding(self._follower, opening.task_id)
+            await self._admit(purpose, caller, standing)
+            made = await self._cpu.run(self._make, purpose, caller, first.session, sides, standing)
+            # Another stream may have made it meanwhile: there is one machine for one session.
+            live = self._live.setdefault(name, made)
+        if live.purpose is not purpose:
+            raise SequenceError(f"session {first.session.hex()[:16]} is of another kind")
+        self._live.move_to_end(name)
+        self._trim()
+        return live
+
+    async def _sides(self, task_id: TaskId) -> TaskSides:
+        """Raises NotFoundError for a task that is not this requester's, or has ended."""
+        sides = self._books.find(task_id)
+        if sides is None:
+            raise NotFoundError(f"task {task_id.hex()[:16]} is not an open task of this requester", task_id=task_id)
+        # The caller may have seen the block before we did.
+        if not await self._follower.wait(lambda: self._follower.task(task_id) is not None, self._limits.chain_s):
+            raise UnavailableError(f"task {task_id.hex()[:16]} is not on chain as far as this requester sees")
+        return sides
+
+    async def _admit(self, purpose: Purpose, caller: bytes, standing: TaskStanding) -> None:
+        """What can be refused before a machine is made, and before the budget is touched."""
+        if purpose is Purpose.EVALUATION:
+            if standing.is_outsider(AccountId(caller)):
+                raise AuthError(f"pool {caller.hex()[:16]} did not enter this task; entry has closed")
+            return
+        if not standing.is_validator(NodeId(caller)):
+            raise AuthError(f"{caller.hex()[:16]} is no validator")
+        if purpose is Purpose.STORED_CHECK and standing.phase is not TaskPhase.PENDING:
+            raise SequenceError("the stored check is made while the task is pending; it is not any more")
+
+    def _make(
+        self, purpose: Purpose, caller: bytes, session: bytes, sides: TaskSides, standing: TaskStanding
+    ) -> _Live:
+        record = self._store.session(purpose, sides.task.task_id, caller, session, self._rng)
+        if record.failure:
+            raise SequenceError(f"the session is over: {record.failure}")
+        coins, marks = SessionCoins(record.seed), _Marks(self._store, caller + session)
+        task, sk, plain, key = sides.task, sides.sk, sides.test_set, self._key
+        machine: Session
+        match purpose:
+            case Purpose.EVALUATION:
+                machine = EvaluationRequester(task, session, AccountId(caller), sk, plain, key, standing, marks, coins)
+            case Purpose.AUDIT:
+                machine = AuditRequester(task, session, NodeId(caller), sk, plain, key, sides.book, standing, marks, coins)
+            case Purpose.STORED_CHECK:
+                machine = StoredRequester(task, session, NodeId(caller), sk, key, standing, marks, coins)
+        return _Live(record, purpose, machine, coins, self._store.received(record), standing)
+
+    def _trim(self) -> None:
+        for name, live in list(self._live.items()):
+            if len(self._live) <= MAX_LIVE:
+                return
+            if not live.lock.locked():
+                del self._live[name]
+
+    # Steps
+
+    async def _answer(self, live: _Live, envelope: Envelope) -> tuple[Envelope, ...]:
+        """The replies to one message; one that the chain does not allow yet waits a moment for the next block."""
+        deadline = time.monotonic() + self._limits.chain_s
+        while True:
+            height = self._follower.height
+            try:
+                replies = await self._step(live, envelope)
+            except UnavailableError:
+                left = deadline - time.monotonic()
+                if left <= 0 or not await self._follower.wait(_moved(self._follower, height), left):
+                    raise
+            else:
+                self._report(live, type(envelope.message).__name__)
+                return replies
+
+    async def _step(self, live: _Live, envelope: Envelope) -> tuple[Envelope, ...]:
+        # A caller who goes away does not interrupt a step: what was received and what was answered stay in line.
+        step = asyncio.create_task(self._locked_step(live, envelope))
+        self._steps.add(step)
+        step.add_done_callback(self._steps.discard)
+        step.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(step)
+
+    async def _locked_step(self, live: _Live, envelope: Envelope) -> tuple[Envelope, ...]:
+        async with live.lock:
+            if live.purpose is Purpose.EVALUATION:
+                async with self._evaluating:
+                    return await self._cpu.run(_compute, live, envelope, self._store)
+            return await self._cpu.run(_compute, live, envelope, self._store)
+
+    def _report(self, live: _Live, step: str) -> None:
+        spent = int(1000 * (time.monotonic() - live.began))
+        record = live.record
+        self.activity.add(record.key, Activity(KINDS[live.purpose], record.task_id, record.caller, step, spent))
+        if live.machine.is_over:
+            log.info(
+                f"{KINDS[live.purpose]} complete", task=record.task_id.hex()[:8], peer=record.caller.hex()[:8], ms=spent
+            )
+
+
+def _compute(live: _Live, envelope: Envelope, store: RequesterStore) -> tuple[Envelope, ...]:
+    """In a worker thread, one at a time for a session."""
+    found = hashlib.sha256(encode_as(MESSAGE, envelope.message)).digest()
+    if envelope.index < len(live.received) and live.received[envelope.index] != found:
+        raise SequenceError(f"another message under number {envelope.index}, which is used", index=envelope.index)
+    was_over = live.machine.is_over
+    live.coins.at(envelope.index)
+    try:
+        replies = live.machine.step(envelope)
+    except PoflError as error:
+        if live.machine.is_over and not was_over:
+            failure = error.message.encode()[:290].decode(errors="ignore") or "it failed"
+            live.record = replace(live.record, failure=failure)
+            store.end_session(live.record)
+        raise
+    if envelope.index >= len(live.received):
+        store.add_received(live.record, envelope.index, found)
+        live.received.append(found)
+    return replies
+
+
+def _moved(follower: Follower, height: int) -> Callable[[], bool]:
+    return lambda: follower.height > height
+
+
+async def _anext(incoming: AsyncIterator[Envelope]) -> Envelope | None:
+    return await anext(incoming, None)
+
+
+async def _next(incoming: AsyncIterator[Envelope], timeout: float) -> Envelope | None:
+    """The next message, None at the end of the stream. Raises DeadlineError."""
+    try:
+        async with asyncio.timeout(timeout):
+            return await anext(incoming, None)
+    except TimeoutError:
+        raise DeadlineError(f"the caller was silent for {timeout:g} s") from None
+    except (ValueError, TypeError) as error:
+        raise MalformedError(f"a message does not decode: {error}") from error

@@ -1,0 +1,100 @@
+"""What the chain says about pools, claims and validators, as the machines of core.verification ask for it.
+
+One stream of task updates feeds it; between two blocks every answer comes from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+
+from core.ids import AccountId, Height, ModelCommitment, NodeId, TaskId
+from services.rpc.chain_client import ChainClient
+from services.rpc.views import EntryView, TaskPhase, TaskView
+from services.runtime.logging import logger
+
+__all__ = ["Follower", "TaskStanding"]
+
+log = logger(__name__)
+
+
+class Follower:
+    """Unfinished tasks as of the newest block that changed one. Read from any thread, changed by `run` only."""
+
+    def __init__(self, chain: ChainClient, validators: Iterable[NodeId]) -> None:
+        self._chain = chain
+        self.validators = frozenset(validators)
+        self.height = Height(0)
+        self._tasks: Mapping[TaskId, TaskView] = {}
+        self._changed = asyncio.Condition()
+        self.is_following = False
+        """Whether a first update has come."""
+
+    async def run(self) -> None:
+        """Follows the chain for ever."""
+        async for update in self._chain.watch_tasks():
+            async with self._changed:
+                # A new mapping each time: other threads may be reading the old one.
+                self._tasks = {task.task_id: task for task in update.tasks}
+                self.height, self.is_following = update.height, True
+                self._changed.notify_all()
+
+    def task(self, task_id: TaskId) -> TaskView | None:
+        """None for a task that is unknown, or has ended."""
+        return self._tasks.get(task_id)
+
+    async def wait(self, is_so: Callable[[], bool], timeout: float) -> bool:
+        """Until ``is_so``, looked at after each update; whether it came true within ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout), self._changed:
+                await self._changed.wait_for(is_so)
+        except TimeoutError:
+            return is_so()
+        return True
+
+
+class TaskStanding:
+    """core.verification's PoolStanding and ClaimStanding for one task."""
+
+    def __init__(self, follower: Follower, task_id: TaskId) -> None:
+        self._follower = follower
+        self._task_id = task_id
+
+    @property
+    def phase(self) -> TaskPhase | None:
+        task = self._follower.task(self._task_id)
+        return None if task is None else task.phase
+
+    def has_entered(self, pool: AccountId) -> bool:
+        """Entered the task, and entry has closed."""
+        return self._is_between(TaskPhase.TRAINING, TaskPhase.WORK) and self._entry(pool) is not None
+
+    def is_outsider(self, pool: AccountId) -> bool:
+        """Entry has closed without this pool: it never can be evaluated."""
+        return self._is_between(TaskPhase.TRAINING, TaskPhase.VOID) and self._entry(pool) is None
+
+    def commitment(self, pool: AccountId) -> ModelCommitment | None:
+        """The pool's committed model; None until commits have closed."""
+        entry = self._entry(pool)
+        return entry.model_commitment if entry and self._is_between(TaskPhase.EVALUATION, TaskPhase.WORK) else None
+
+    def is_claimed(self, pool: AccountId, model_commitment: ModelCommitment) -> bool:
+        """Claimed, and this is the task's work height."""
+        entry = self._entry(pool)
+        return (
+            self.phase is TaskPhase.WORK
+            and entry is not None
+            and entry.correct is not None
+            and entry.model_commitment == model_commitment
+        )
+
+    def is_validator(self, validator: NodeId) -> bool:
+        return validator in self._follower.validators
+
+    def _entry(self, pool: AccountId) -> EntryView | None:
+        task = self._follower.task(self._task_id)
+        return None if task is None else next((entry for entry in task.entries if entry.pool == pool), None)
+
+    def _is_between(self, first: TaskPhase, last: TaskPhase) -> bool:
+        phase = self.phase
+        return phase is not None and first <= phase <= last
