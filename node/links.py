@@ -215,13 +215,18 @@ class Links:
         """A connection that this node opened to ``node``: calls can be made on it."""
         return next((link.connection for link in self._links.get(node, ()) if link.connection is not None), None)
 
-    def broadcast(self, message: Gossip) -> None:
-        """To every peer that is not known to have it."""
+    def connections(self) -> list[Connection]:
+        """One connection to every node that this node has dialled."""
+        found = [self.connection(node) for node in self._links]
+        return [connection for connection in found if connection is not None]
+
+    def broadcast(self, message: Gossip, again: bool = False) -> None:
+        """To every peer that is not known to have it; with ``again`` to every peer: it may not have been ready for it."""
         key = _key(message)
         if key is not None:
             self._seen.add(key)
         for links in self._links.values():
-            self._put(links[-1], message, key)
+            self._put(links[-1], message, None if again else key)
 
     def send(self, node: NodeId, messages: Sequence[Gossip]) -> None:
         """To one peer, even what it was sent before: it may not have been ready for it."""

@@ -66,11 +66,11 @@ class Names:
 # Accounts, tasks, trades
 
 
-def account_view(state: State, names: Names, account: AccountId, pending: int) -> AccountView:
-    """``pending``: transactions of this account that wait in the mempool."""
+def account_view(state: State, names: Names, account: AccountId, next_nonce: int) -> AccountView:
+    """``next_nonce`` counts the transactions of this account that wait."""
     known = state.account(account)
     return AccountView(
-        known.balance, known.nonce + pending, state.reputation(account), names.find(account), state.height
+        known.balance, next_nonce, state.reputation(account), names.find(account), state.height
     )
 
 

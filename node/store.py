@@ -163,8 +163,10 @@ class ChainStore:
         if work is not None:
             puts[_WORK + height] = encode(work)
         deletes: list[bytes] = []
-        for name in self._tables:
-            _changes(name, getattr(self._state, name), getattr(state, name), puts, deletes)
+        for name, kind in self._tables.items():
+            # Of the state at genesis nothing is stored: with the first block every record is new.
+            stored = getattr(self._state, name) if self._state.height else Table(kind)
+            _changes(name, stored, getattr(state, name), puts, deletes)
         self._kv.put_batch(puts, deletes)
         self._state = state
 

@@ -11,7 +11,7 @@ from core.chain.state import State, genesis_state
 from core.chain.transaction import Payload, SignedTransaction
 from core.chain.vote import Step, Vote
 from core.crypto.signing import KeyPair
-from core.ids import AccountId, Amount, Height, Milliseconds, NodeId
+from core.ids import AccountId, Amount, Height, Milliseconds, NodeId, Signature
 from core.params import PROTOCOL_VERSION, ChainParams, Genesis, GenesisAccount, GenesisValidator
 from tests.seeded import SeededRng
 
@@ -80,5 +80,5 @@ class Maker:
 def tampered(certificate: Certificate) -> Certificate:
     """The same certificate with one signature changed."""
     first = certificate.signatures[0]
-    broken = replace(first, signature=bytes(64))
+    broken = replace(first, signature=Signature(bytes(64)))
     return replace(certificate, signatures=(broken, *certificate.signatures[1:]))

@@ -1,0 +1,186 @@
+"""What this node can be asked and told, in the types of core and services.rpc.views: the servicers' other side."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Final
+
+from core.chain import rules
+from core.chain.block import MAX_TRANSACTION, Block
+from core.chain.state import total_supply
+from core.chain.transaction import SignedTransaction
+from core.codec import encode
+from core.errors import AuthError, NotFoundError
+from core.ids import AccountId, BlockHash, Digest, Height, Milliseconds, ModelCommitment, NodeId, TaskId, TxId
+from core.params import Genesis
+from node import queries
+from node.driver import Driver
+from node.links import Links
+from node.store import ChainStore
+from node.work import WorkHeights
+from services.rpc.views import (
+    AccountView,
+    BlockView,
+    Explanation,
+    MarketView,
+    ProviderView,
+    TaskPhase,
+    TaskView,
+    Tip,
+    TradeView,
+    TransactionStatus,
+    TxStatus,
+    WorkView,
+)
+
+__all__ = ["MAX_TRANSACTION_BYTES", "NodeApi"]
+
+MAX_TRANSACTION_BYTES: Final = MAX_TRANSACTION + 128
+
+
+class NodeApi:
+    """Reads answer from the state after the last finalised block."""
+
+    def __init__(
+        self, genesis: Genesis, node: NodeId, store: ChainStore, driver: Driver, work: WorkHeights, links: Links
+    ) -> None:
+        self.genesis = genesis
+        self.names = queries.Names(genesis)
+        self._node = node
+        self._store = store
+        self._driver = driver
+        self._work = work
+        self._links = links
+
+    # The chain
+
+    def tip(self) -> Tip:
+        state = self._store.state
+        certificate = self._store.tip_certificate
+        return Tip(
+            height=state.height,
+            block_hash=state.tip.block_hash,
+            state_root=self._store.tip_root,
+            certificate=certificate,
+            next_time_ms=rules.next_time(state, certificate),
+            current_task=state.current,
+            work_height=rules.is_work_height(state),
+            supply=total_supply(state),
+            burned=state.burned,
+            peers=len(self._links.peers),
+            mempool=len(self._driver.pending),
+        )
+
+    def block(self, key: Height | BlockHash) -> BlockView:
+        """Raises NotFoundError."""
+        stored = self._store.block(key)
+        return queries.block_view(stored.block, stored.certificate, stored.state_root)
+
+    async def watch_blocks(self, first: Height) -> AsyncIterator[BlockView]:
+        """Blocks from ``first`` on, for ever; 0 is the next one."""
+        following = first or self._store.state.height + 1
+        while True:
+            seen = self._driver.finalised.count
+            while following <= self._store.state.height:
+                yield self.block(Height(following))
+                following += 1
+            await self._driver.finalised.wait(seen)
+
+    def raw_blocks(self, first: Height, count: int) -> Iterator[tuple[bytes, bytes]]:
+        return self._store.raw_blocks(Height(max(first, 1)), count)
+
+    def explain(self, height: Height) -> Explanation:
+        """Raises NotFoundError."""
+        view = self.block(height)
+        state = self._store.state
+        task_id = view.header.task_id
+        task = None if task_id is None else queries.task_view(state, state.task(task_id))
+        known = self._store.work(height)
+        if known is None:
+            return queries.explanation(view, task, (), {}, state.validators, self.names, self._node)
+        audits = {a.model_commitment: a.milliseconds for a in known.audits}
+        return queries.explanation(view, task, known.verdicts, audits, known.validators, self.names, self._node)
+
+    # Accounts, tasks, trades
+
+    def account(self, account: AccountId) -> AccountView:
+        state = self._store.state
+        return queries.account_view(state, self.names, account, self._driver.pending.next_nonce(state, account))
+
+    def task(self, task_id: TaskId) -> tuple[TaskView, Height]:
+        """Raises NotFoundError."""
+        state = self._store.state
+        return queries.task_view(state, state.task(task_id)), state.height
+
+    def tasks(self, phases: Sequence[TaskPhase], limit: int, after: TaskId | None) -> tuple[TaskView, ...]:
+        return queries.task_views(self._store.state, phases, limit, after)
+
+    async def watch_tasks(self) -> AsyncIterator[tuple[Height, Milliseconds, tuple[TaskView, ...]]]:
+        """Every unfinished task now, then again after every block that changed one."""
+        shown: object = None
+        while True:
+            seen = self._driver.finalised.count
+            state = self._store.state
+            views = tuple(queries.task_view(state, state.task(task_id)) for task_id in state.live)
+            if views != shown:
+                shown = views
+                yield state.height, state.tip.timestamp_ms, views
+            await self._driver.finalised.wait(seen)
+
+    def providers(self) -> tuple[ProviderView, ...]:
+        return queries.provider_views(self._store.state)
+
+    def trade(self, trade_id: Digest) -> TradeView:
+        """Raises NotFoundError."""
+        return queries.trade_view(self._store.state, trade_id)
+
+    def market(self, provider: AccountId, pool: AccountId) -> MarketView:
+        return queries.market_view(self._store.state, provider, pool)
+
+    # Transactions
+
+    def submit(self, transaction: SignedTransaction) -> TxId:
+        """Raises TransactionError with its reason. The same transaction twice is accepted once."""
+        if self._store.transaction_height(transaction.tx_id) is None:
+            self._driver.submit(transaction)
+        return transaction.tx_id
+
+    def transaction(self, tx_id: TxId) -> TransactionStatus:
+        height = self._store.transaction_height(tx_id)
+        if height is not None:
+            return TransactionStatus(TxStatus.FINAL, height)
+        return self._driver.pending_status(tx_id)
+
+    # Work heights
+
+    async def offer_work(self, block: Block, account: bytes | None) -> bool:
+        """A pool's work block; whether its claim is the top remaining one. Raises BlockError, AuthError."""
+        author = block.header.decoded().author_id
+        if account is not None and account != author:
+            raise AuthError(f"the work block is of pool {author.hex()}, the connection of {account.hex()}")
+        return await self._work.offer(block)
+
+    async def watch_work(self) -> AsyncIterator[WorkView]:
+        """What is known of the height being decided, now and whenever that changes."""
+        shown: WorkView | None = None
+        while True:
+            seen = self._work.changed.count
+            view = self._work.view()
+            if view != shown:
+                shown = view
+                yield view
+            await self._work.changed.wait(seen)
+
+    def work_block(self, height: Height, commitment: ModelCommitment) -> bytes:
+        """Raises NotFoundError."""
+        block = self._work.block(height, commitment)
+        if block is None:
+            raise NotFoundError(f"no work block of model {commitment.hex()[:8]} at height {height} here")
+        return encode(block)
+
+    def vm_body(self, commitment: ModelCommitment) -> bytes:
+        """Raises NotFoundError."""
+        body = self._work.body(commitment)
+        if body is None:
+            raise NotFoundError(f"no body of model {commitment.hex()[:8]} here", model_commitment=commitment)
+        return body

@@ -1,0 +1,486 @@
+"""The consensus driver: one task that feeds core.chain.consensus and does what it says, in order.
+
+Everything that changes the chain goes through one queue: messages of peers, timers, built blocks, results of audits, blocks
+that were fetched. A record is on disk before a message that it makes binding is sent. A block, its state and what the node
+knows of its height are one write; then the next height's machine starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from core.chain import build, rules
+from core.chain import verify as checks
+from core.chain.block import Block, Certificate
+from core.chain.consensus import Consensus
+from core.chain.messages import (
+    Action,
+    AuditClaim,
+    BlockAvailable,
+    BlockBuilt,
+    Broadcast,
+    Event,
+    Faulty,
+    Finalise,
+    Message,
+    NeedBlock,
+    Persist,
+    ReceivedProposal,
+    ReceivedVerdict,
+    ReceivedVote,
+    Relay,
+    RequestBlock,
+    RequestWork,
+    SetTimer,
+    Start,
+    Timeout,
+    Timer,
+    TransactionsWaiting,
+)
+from core.chain.state import Entry, State
+from core.chain.transaction import Payload, Refusal, SignedTransaction, Verdicts
+from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, Vote
+from core.codec import decode
+from core.crypto.signing import KeyPair
+from core.errors import BlockError, PoflError, StorageError, TransactionError
+from core.ids import AccountId, Amount, Digest, Height, NodeId, TxId
+from core.params import PROTOCOL_VERSION
+from core.ports import Clock
+from node.links import Acceptance, Links
+from node.pending import Pending
+from node.signal import Signal
+from node.store import AuditTime, ChainStore, WorkRecord
+from services.rpc.convert_peer import Gossip, Hello, Progress
+from services.rpc.views import TransactionStatus, TxStatus
+from services.runtime.logging import logger
+from services.runtime.metrics import counter, gauge, histogram
+
+__all__ = ["Driver", "WorkHooks"]
+
+log = logger(__name__)
+
+HEIGHT = gauge("node_height", "Height of the last finalised block.")
+ROUND = gauge("node_round", "Round of the last finalised block.")
+MEMPOOL = gauge("node_mempool", "Transactions that wait.")
+INTERVAL = gauge("node_block_interval_seconds", "Block time between the last two blocks.")
+FINALISE = histogram("node_finalise_seconds", "From the start of a height here to its finalised block on disk.")
+BLOCKS = counter("node_blocks", "Finalised blocks, by kind.", ("kind",))
+REFUSED = counter("node_transactions_refused", "Transactions refused, by reason.", ("reason",))
+
+SOFTWARE: Final = "pofl"
+HEARTBEAT_SECONDS: Final = 2.0
+MAX_EARLY: Final = 2_048
+"""Messages of the next height that are kept until this node is there."""
+_MAY_BE_GOOD: Final = (Refusal.TOO_EARLY, Refusal.BAD_NONCE)
+MAX_KEPT: Final = 8_192
+"""Messages of this height that are kept for peers that come later."""
+
+
+class WorkHooks(Protocol):
+    """What the driver asks of who handles work heights."""
+
+    def enter(self, state: State) -> None:
+        """A new height begins."""
+
+    def examine(self, index: int, claim: Entry) -> None:
+        """Fetch and audit a claim; results come back as events."""
+
+    def need_block(self, claim: Entry) -> None: ...
+
+    def noted(self) -> None:
+        """A verdict came in."""
+
+    def audits(self) -> tuple[tuple[AuditTime, ...], dict[bytes, Digest]]:
+        """How long own audits of this height took, and the z_digests they gave, by commitment."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """A finalised block that a peer gave."""
+
+    block: Block
+    certificate: Certificate
+
+
+@dataclass(slots=True)
+class _Item:
+    what: Event | _Fetched
+    height: Height | None
+    """The height that it is about; None for whichever is being decided."""
+    done: asyncio.Future[Acceptance] | None = None
+
+
+class Driver:
+    """Decides one height after another."""
+
+    def __init__(self, store: ChainStore, key: KeyPair, pending: Pending, clock: Clock) -> None:
+        self._store = store
+        self._key = key
+        self._clock = clock
+        self._node = NodeId(key.public_key)
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._timers: dict[Timer, asyncio.TimerHandle] = {}
+        self._early: list[tuple[NodeId, Message]] = []
+        self._kept: dict[Message, None] = {}
+        self._sent: set[Message] = set()
+        self._entered = 0.0
+        self._peer_progress: dict[NodeId, Progress] = {}
+        self._waiting = False
+        self._links: Links | None = None
+        self._work: WorkHooks | None = None
+        self._progressed: Callable[[NodeId, Progress], None] | None = None
+        self.pending = pending
+        self.finalised = Signal()
+        self.machine = self._machine()
+
+    def connect(self, links: Links, work: WorkHooks, progressed: Callable[[NodeId, Progress], None]) -> None:
+        """The parts that this one and they need of one another; once, before `run`."""
+        self._links, self._work, self._progressed = links, work, progressed
+
+    @property
+    def state(self) -> State:
+        return self._store.state
+
+    @property
+    def height(self) -> Height:
+        """Of the last finalised block."""
+        return self._store.state.height
+
+    @property
+    def is_validator(self) -> bool:
+        return any(v.node_id == self._node for v in self.state.validators)
+
+    # What peers say (node.links.Handler)
+
+    def hello(self) -> Hello:
+        return Hello(self.state.chain_id, PROTOCOL_VERSION, self._node, self.height, SOFTWARE)
+
+    def joined(self, node: NodeId) -> None:
+        """A link came up: the peer gets everything of this height, it may lack any of it."""
+        assert self._links is not None
+        self._peer_progress.pop(node, None)
+        self._links.send(node, [self._progress(), *self._kept])
+
+    async def receive(self, node: NodeId, message: Gossip) -> Acceptance:
+        """A peer's message. Raises what is wrong with one that no honest node sends."""
+        match message:
+            case Progress():
+                self._note_progress(node, message)
+                return Acceptance.DROP
+            case SignedTransaction():
+                return self._take_transaction(message)
+            case SignedVote() | SignedProposal() | SignedVerdict():
+                return await self._take_message(node, message)
+            case Hello():
+                return Acceptance.DROP
+
+    def _note_progress(self, node: NodeId, progress: Progress) -> None:
+        assert self._links is not None
+        assert self._progressed is not None
+        before = self._peer_progress.get(node)
+        self._peer_progress[node] = progress
+        mine = self.height + 1
+        # A peer that has just come to this height lacks what was said before; one that says the same again is stuck.
+        if progress.height == mine and (before is None or before.height != mine or before == progress):
+            self._links.send(node, list(self._kept))
+        self._progressed(node, progress)
+
+    async def _take_message(self, node: NodeId, message: Message) -> Acceptance:
+        height = _height_of(message)
+        if height > self.height + 1:
+            if height == self.height + 2 and len(self._early) < MAX_EARLY:
+                self._early.append((node, message))
+            return Acceptance.LATER
+        if height <= self.height:
+            return Acceptance.DROP
+        done: asyncio.Future[Acceptance] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Item(_received(message), height, done))
+        return await done
+
+    # Transactions
+
+    def pending_status(self, tx_id: TxId) -> TransactionStatus:
+        if tx_id in self.pending:
+            return TransactionStatus(TxStatus.PENDING)
+        reason = self.pending.refusal(tx_id)
+        if reason is not None:
+            return TransactionStatus(TxStatus.REFUSED, None, reason)
+        return TransactionStatus(TxStatus.UNKNOWN)
+
+    def submit(self, transaction: SignedTransaction) -> None:
+        """Into the mempool and to every peer. Raises TransactionError."""
+        if self._add(transaction) and self._links is not None:
+            self._links.broadcast(transaction)
+
+    def submit_own(self, payload: Payload) -> TxId:
+        """A transaction of this node's account. Raises TransactionError."""
+        account = AccountId(self._key.public_key)
+        nonce = self.pending.next_nonce(self.state, account)
+        fee = Amount(0) if rules.is_fee_free(payload) else Amount(self.state.params.min_fee)
+        transaction = build.make_transaction(self._key, self.state.chain_id, nonce, fee, payload)
+        self.submit(transaction)
+        return transaction.tx_id
+
+    def _take_transaction(self, transaction: SignedTransaction) -> Acceptance:
+        try:
+            is_new = self._add(transaction)
+        except TransactionError:
+            # Another node may be further, or less far: what it took may be refused here.
+            return Acceptance.DROP
+        return Acceptance.RELAY if is_new else Acceptance.DROP
+
+    def _add(self, transaction: SignedTransaction) -> bool:
+        try:
+            is_new = self.pending.add(self.state, transaction)
+        except TransactionError as error:
+            REFUSED.labels(error.reason).inc()
+            raise
+        MEMPOOL.set(len(self.pending))
+        if not self._waiting and self.pending.is_due(self.state):
+            self._waiting = True
+            self.tell(TransactionsWaiting(True))
+        return is_new
+
+    # The queue
+
+    def tell(self, event: Event, height: Height | None = None) -> None:
+        """Queue an event; dropped if ``height`` is no longer being decided when its turn comes."""
+        self._queue.put_nowait(_Item(event, height))
+
+    async def take_final(self, block: Block, certificate: Certificate) -> None:
+        """A finalised block from a peer. Raises ChainError, InputError if it is not the next one, or not final."""
+        done: asyncio.Future[Acceptance] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Item(_Fetched(block, certificate), None, done))
+        await done
+
+    async def run(self) -> None:
+        """For ever. Ends with StorageError when what must be on disk cannot be written."""
+        self._begin()
+        heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
+        try:
+            while True:
+                await self._handle(await self._queue.get())
+        finally:
+            heartbeat.cancel()
+            self._cancel_timers()
+
+    async def _handle(self, item: _Item) -> None:
+        accepted, failure = Acceptance.DROP, None
+        try:
+            if isinstance(item.what, _Fetched):
+                await self._take_fetched(item.what)
+            elif item.height is None or item.height == self.height + 1:
+                await self._step(item.what)
+        except StorageError:
+            raise
+        except PoflError as error:
+            failure = error
+            if item.done is None:
+                log.warning("an event was refused", event=type(item.what).__name__, height=self.height + 1, error=error)
+        if item.done is not None and not item.done.done():
+            if failure is None:
+                item.done.set_result(accepted)
+            else:
+                item.done.set_exception(failure)
+
+    async def _step(self, event: Event) -> None:
+        now = self._clock.now_ms()
+        if isinstance(event, ReceivedProposal | BlockAvailable | BlockBuilt):
+            # These apply a whole block.
+            actions = await asyncio.to_thread(self.machine.step, event, now)
+        else:
+            actions = self.machine.step(event, now)
+        for action in actions:
+            await self._do(action)
+        if isinstance(event, ReceivedVerdict) and self._work is not None:
+            self._work.noted()
+
+    async def _do(self, action: Action) -> None:
+        assert self._links is not None
+        assert self._work is not None
+        match action:
+            case Persist():
+                await asyncio.to_thread(self._store.put_consensus, action.record)
+            case Broadcast():
+                self._keep(action.message)
+                again = action.message in self._sent
+                self._sent.add(action.message)
+                self._links.broadcast(action.message, again=again)
+            case Relay():
+                self._keep(action.message)
+                self._links.broadcast(action.message)
+            case SetTimer():
+                self._set_timer(action)
+            case NeedBlock():
+                await self._build(action.round)
+            case RequestBlock():
+                # Whoever voted for it has it, and sends all it has to a peer that says twice where it is.
+                self._links.broadcast(self._progress())
+                self._links.broadcast(self._progress())
+            case RequestWork():
+                self._work.need_block(action.claim)
+            case AuditClaim():
+                self._work.examine(action.index, action.claim)
+            case Finalise():
+                await self._finalise(action)
+            case Faulty():
+                self._report(action.evidence)
+
+    def _keep(self, message: Message) -> None:
+        if len(self._kept) < MAX_KEPT:
+            self._kept[message] = None
+
+    def _set_timer(self, action: SetTimer) -> None:
+        old = self._timers.pop(action.timer, None)
+        if old is not None:
+            old.cancel()
+        height = Height(self.height + 1)
+
+        def fire() -> None:
+            self._timers.pop(action.timer, None)
+            self.tell(Timeout(action.timer), height)
+
+        delay = max(0, action.delay_ms) / 1000
+        self._timers[action.timer] = asyncio.get_running_loop().call_later(delay, fire)
+
+    def _cancel_timers(self) -> None:
+        for handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+
+    # Blocks
+
+    async def _build(self, round_: int) -> None:
+        state, certificate = self.state, self._store.tip_certificate
+        transactions = [*self._verdicts(), *self.pending.candidates(state)]
+        built = await asyncio.to_thread(build.build_transaction_block, state, self._key, certificate, transactions)
+        for dropped in built.dropped:
+            if dropped.error.reason not in _MAY_BE_GOOD:
+                self.pending.drop(dropped.tx_id, dropped.error.message)
+        self.tell(BlockBuilt(round_, built.block), Height(state.height + 1))
+
+    def _verdicts(self) -> list[SignedTransaction]:
+        """After a work or void block: the verdicts behind it, for the block that this node proposes."""
+        state = self.state
+        record = self._store.work(state.height)
+        if record is None or not record.verdicts:
+            return []
+        if state.pot is not None and not any(record.z_digest):
+            # Only who audited the winner can show what the right tags are.
+            return []
+        nonce = state.account(self._node).nonce
+        payload = Verdicts(state.height, record.z_digest, record.verdicts)
+        return [build.make_transaction(self._key, state.chain_id, nonce, Amount(0), payload)]
+
+    async def _finalise(self, action: Finalise) -> None:
+        assert self._work is not None
+        record = None
+        if rules.is_work_height(self.state):
+            times, digests = self._work.audits()
+            vm = action.block.header.decoded().vm
+            z_digest = digests.get(vm.model_commitment) if vm is not None else None
+            record = WorkRecord(z_digest or Digest(bytes(32)), action.verdicts, times, self.state.validators)
+        await self._commit(action.block, action.certificate, action.state, record)
+
+    async def _take_fetched(self, fetched: _Fetched) -> None:
+        state, certificate = self.state, fetched.certificate
+        if certificate.height <= state.height:
+            return
+        if certificate.height != state.height + 1 or certificate.block_hash != fetched.block.block_hash:
+            raise BlockError(f"a certificate of height {certificate.height} for a block after height {state.height}")
+        after = await asyncio.to_thread(_apply_final, state, fetched.block, certificate)
+        await self._commit(fetched.block, certificate, after, None)
+
+    async def _commit(self, block: Block, certificate: Certificate, state: State, record: WorkRecord | None) -> None:
+        transactions = [decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
+        before = self.state.tip.timestamp_ms
+        await asyncio.to_thread(self._store.commit, block, certificate, state, transactions, record)
+        if self._entered:
+            FINALISE.observe(time.monotonic() - self._entered)
+        HEIGHT.set(state.height)
+        ROUND.set(certificate.round)
+        INTERVAL.set((state.tip.timestamp_ms - before) / 1000)
+        BLOCKS.labels(state.tip.kind.name.lower()).inc()
+        log.info(
+            "block finalised", height=state.height, kind=state.tip.kind.name.lower(), hash=block.block_hash,
+            transactions=len(transactions), round=certificate.round, author=state.tip.author,
+        )  # fmt: skip
+        await self.pending.advance(state)
+        MEMPOOL.set(len(self.pending))
+        self._begin()
+        self.finalised.notify()
+
+    def _begin(self) -> None:
+        """Start the next height."""
+        assert self._links is not None
+        assert self._work is not None
+        self._cancel_timers()
+        self._kept.clear()
+        self._sent.clear()
+        self._entered = time.monotonic()
+        self._work.enter(self.state)
+        self.machine = self._machine()
+        self._waiting = self.pending.is_due(self.state)
+        height = Height(self.height + 1)
+        self.tell(Start(), height)
+        self.tell(TransactionsWaiting(self._waiting), height)
+        early, self._early = self._early, []
+        for node, message in early:
+            if _height_of(message) == height:
+                self.tell(_received(message), height)
+            elif _height_of(message) == height + 1:
+                self._early.append((node, message))
+        self._links.broadcast(self._progress())
+
+    def _machine(self) -> Consensus:
+        state = self.state
+        work = self._store.work(state.height)
+        audited = work.z_digest if work is not None and any(work.z_digest) else None
+        return Consensus(state, self._store.tip_certificate, self._key, self._store.consensus, audited)
+
+    def _progress(self) -> Progress:
+        return Progress(Height(self.height + 1), max(0, self.machine.round), self.state.tip.block_hash)
+
+    async def _heartbeat(self) -> None:
+        assert self._links is not None
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self._links.broadcast(self._progress())
+
+    def _report(self, evidence: Payload) -> None:
+        log.warning("found a fault that is proven by signatures", kind=type(evidence).__name__)
+        try:
+            self.submit_own(evidence)
+        except TransactionError as error:
+            log.info("evidence was refused", error=error)
+
+
+def _received(message: Message) -> Event:
+    match message:
+        case SignedProposal():
+            return ReceivedProposal(message)
+        case SignedVote():
+            return ReceivedVote(message)
+        case SignedVerdict():
+            return ReceivedVerdict(message)
+
+
+def _height_of(message: Message) -> Height:
+    """Raises MalformedError, LimitError."""
+    match message:
+        case SignedProposal():
+            return decode(Proposal, message.proposal, 512).height
+        case SignedVote():
+            return decode(Vote, message.vote, 512).height
+        case SignedVerdict():
+            return decode(Verdict, message.verdict, 1024).height
+
+
+def _apply_final(state: State, block: Block, certificate: Certificate) -> State:
+    """The state after a block that ``certificate`` makes final. Raises BlockError."""
+    checks.check_certificate(certificate, state.chain_id, state.validators)
+    return rules.apply_block(state, block)

@@ -1,0 +1,99 @@
+"""Transactions that wait, as this node holds them: core.chain.mempool, and why others were refused lately."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Final
+
+from core.chain import mempool
+from core.chain.mempool import Mempool
+from core.chain.state import State
+from core.chain.transaction import Refusal, SignedTransaction
+from core.errors import LimitError, TransactionError
+from core.ids import AccountId, TxId
+from core.ports import Clock
+
+__all__ = ["Pending"]
+
+MAX_REFUSED: Final = 4_096
+"""Refused transactions whose reason is kept for those who ask."""
+
+
+class Pending:
+    """The mempool on the tip of the chain."""
+
+    def __init__(self, clock: Clock, limit: int) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._pool = Mempool()
+        self._ids: set[TxId] = set()
+        self._refused: OrderedDict[TxId, str] = OrderedDict()
+        self._is_due = False
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    def __contains__(self, tx_id: TxId) -> bool:
+        return tx_id in self._ids
+
+    def refusal(self, tx_id: TxId) -> str | None:
+        """Why a transaction was refused, or dropped after it had waited."""
+        return self._refused.get(tx_id)
+
+    def next_nonce(self, state: State, account: AccountId) -> int:
+        return mempool.next_nonce(self._pool, state, account)
+
+    def add(self, state: State, signed: SignedTransaction) -> bool:
+        """Whether it is new. Raises TransactionError."""
+        tx_id = signed.tx_id
+        if tx_id in self._ids:
+            return False
+        try:
+            if len(self._pool) >= self._limit:
+                raise TransactionError(f"{len(self._pool)} transactions wait already: try again later", Refusal.LIMIT)
+            self._take(mempool.add(self._pool, state, signed, self._clock.now_ms()))
+        except TransactionError as error:
+            self._note(tx_id, error.message)
+            raise
+        self._refused.pop(tx_id, None)
+        return True
+
+    def is_due(self, state: State) -> bool:
+        """Whether a block on ``state`` would take one. It stays so until the next block."""
+        self._is_due = self._is_due or mempool.has_candidates(self._pool, state)
+        return self._is_due
+
+    def candidates(self, state: State) -> tuple[SignedTransaction, ...]:
+        return mempool.candidates(self._pool, state)
+
+    def drop(self, tx_id: TxId, reason: str) -> None:
+        """One that did not apply in a block, and will not."""
+        kept = {place: w for place, w in self._pool.waiting.items() if w.signed.tx_id != tx_id}
+        self._take(Mempool(kept, sum(w.size for w in kept.values())))
+        self._note(tx_id, reason)
+
+    async def advance(self, state: State) -> None:
+        """Onto a new tip: every signature and rule is checked anew, away from the event loop."""
+        before = self._pool
+        pool, dropped = await asyncio.to_thread(mempool.after_block, before, state, self._clock.now_ms())
+        late = [w.signed for place, w in self._pool.waiting.items() if before.waiting.get(place) is not w]
+        self._take(pool)
+        self._is_due = False
+        for tx_id, reason in dropped:
+            self._note(tx_id, reason)
+        for signed in late:
+            try:
+                self._take(mempool.add(self._pool, state, signed, self._clock.now_ms()))
+            except (TransactionError, LimitError) as error:
+                self._note(signed.tx_id, error.message)
+
+    def _take(self, pool: Mempool) -> None:
+        if pool is not self._pool:
+            self._pool = pool
+            self._ids = {w.signed.tx_id for w in pool.waiting.values()}
+
+    def _note(self, tx_id: TxId, reason: str) -> None:
+        self._refused[tx_id] = reason
+        while len(self._refused) > MAX_REFUSED:
+            self._refused.popitem(last=False)

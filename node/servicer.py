@@ -1,0 +1,175 @@
+"""The node's services: from protobuf, call, to protobuf. What a method may do is written in the contracts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from grpc import aio
+from pofl.chain.v1 import chain_pb2 as pb
+from pofl.chain.v1 import chain_pb2_grpc
+from pofl.peer.v1 import peer_pb2 as peer
+from pofl.peer.v1 import peer_pb2_grpc
+
+from core.chain.transaction import SignedTransaction
+from core.codec import decode
+from core.crypto.signing import PUBLIC_KEY_SIZE
+from core.errors import MalformedError
+from core.ids import AccountId, BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId, TxId
+from node.api import MAX_TRANSACTION_BYTES, NodeApi
+from node.links import Links
+from services.rpc import auth, convert_peer
+from services.rpc import convert_chain as convert
+from services.rpc.convert_peer import Gossip
+from services.rpc.limits import CHUNK
+from services.rpc.views import TaskPhase
+
+__all__ = ["CHAIN", "CLAIM", "PEER", "RULES", "ChainServicer", "ClaimServicer", "PeerServicer"]
+
+CHAIN: Final = "pofl.chain.v1.ChainService"
+PEER: Final = "pofl.peer.v1.PeerService"
+CLAIM: Final = "pofl.peer.v1.ClaimService"
+RULES: Final = {
+    CHAIN: [auth.ANYONE],
+    f"{PEER}/Gossip": ["node"],
+    f"{PEER}/FetchBlocks": ["node"],
+    f"{PEER}/OfferWork": ["pool"],
+    f"{PEER}/WatchWork": ["pool", "requester"],
+    CLAIM: ["node", "requester"],
+}
+MAX_TASKS: Final = 1000
+MAX_BLOCKS: Final = 512
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
+    def __init__(self, api: NodeApi) -> None:
+        self._api = api
+
+    async def GetGenesis(self, request: pb.GetGenesisRequest, context: Context) -> pb.GetGenesisResponse:  # noqa: N802
+        genesis = self._api.genesis
+        return pb.GetGenesisResponse(chain_id=genesis.chain_id, genesis_json=genesis.to_json())
+
+    async def GetTip(self, request: pb.GetTipRequest, context: Context) -> pb.GetTipResponse:  # noqa: N802
+        return convert.tip_to_proto(self._api.tip())
+
+    async def GetBlock(self, request: pb.GetBlockRequest, context: Context) -> pb.GetBlockResponse:  # noqa: N802
+        key: Height | BlockHash
+        if request.WhichOneof("key") == "block_hash":
+            key = BlockHash(convert.exact("block_hash", request.block_hash))
+        else:
+            key = Height(request.height)
+        return pb.GetBlockResponse(block=convert.block_to_proto(self._api.block(key)))
+
+    async def WatchBlocks(  # noqa: N802
+        self, request: pb.WatchBlocksRequest, context: Context
+    ) -> AsyncIterator[pb.WatchBlocksResponse]:
+        async for view in self._api.watch_blocks(Height(request.from_height)):
+            yield pb.WatchBlocksResponse(block=convert.block_to_proto(view))
+
+    async def SubmitTransaction(  # noqa: N802
+        self, request: pb.SubmitTransactionRequest, context: Context
+    ) -> pb.SubmitTransactionResponse:
+        transaction = decode(SignedTransaction, request.signed_transaction, MAX_TRANSACTION_BYTES)
+        return pb.SubmitTransactionResponse(tx_id=self._api.submit(transaction))
+
+    async def GetTransaction(  # noqa: N802
+        self, request: pb.GetTransactionRequest, context: Context
+    ) -> pb.GetTransactionResponse:
+        return convert.tx_status_to_proto(self._api.transaction(TxId(convert.exact("tx_id", request.tx_id))))
+
+    async def GetAccount(self, request: pb.GetAccountRequest, context: Context) -> pb.GetAccountResponse:  # noqa: N802
+        return convert.account_to_proto(self._api.account(_account("account", request.account)))
+
+    async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:  # noqa: N802
+        try:
+            phases = [TaskPhase(phase) for phase in request.phases]
+        except ValueError as error:
+            raise MalformedError(f"phases: {error}") from None
+        limit = min(request.limit or 100, MAX_TASKS)
+        after = TaskId(convert.exact("after", request.after)) if request.after else None
+        return pb.ListTasksResponse(tasks=[convert.task_to_proto(t) for t in self._api.tasks(phases, limit, after)])
+
+    async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:  # noqa: N802
+        view, height = self._api.task(TaskId(convert.exact("task_id", request.task_id)))
+        return pb.GetTaskResponse(task=convert.task_to_proto(view), height=height)
+
+    async def WatchTasks(  # noqa: N802
+        self, request: pb.WatchTasksRequest, context: Context
+    ) -> AsyncIterator[pb.WatchTasksResponse]:
+        async for height, time_ms, views in self._api.watch_tasks():
+            tasks = [convert.task_to_proto(t) for t in views]
+            yield pb.WatchTasksResponse(height=height, block_time_ms=time_ms, tasks=tasks)
+
+    async def ListProviders(  # noqa: N802
+        self, request: pb.ListProvidersRequest, context: Context
+    ) -> pb.ListProvidersResponse:
+        return pb.ListProvidersResponse(providers=[convert.provider_to_proto(p) for p in self._api.providers()])
+
+    async def GetTrade(self, request: pb.GetTradeRequest, context: Context) -> pb.GetTradeResponse:  # noqa: N802
+        trade = self._api.trade(Digest(convert.exact("trade_id", request.trade_id)))
+        return pb.GetTradeResponse(trade=convert.trade_to_proto(trade))
+
+    async def GetMarket(self, request: pb.GetMarketRequest, context: Context) -> pb.GetMarketResponse:  # noqa: N802
+        view = self._api.market(_account("provider", request.provider), _account("pool", request.pool))
+        return convert.market_to_proto(view)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
+        return convert.explanation_to_proto(self._api.explain(Height(request.height)))
+
+
+class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
+    def __init__(self, api: NodeApi, links: Links) -> None:
+        self._api = api
+        self._links = links
+
+    async def Gossip(  # noqa: N802
+        self, request_iterator: AsyncIterator[peer.GossipRequest], context: Context
+    ) -> AsyncIterator[peer.GossipResponse]:
+        account = auth.caller(context).account
+
+        async def incoming() -> AsyncIterator[Gossip]:
+            async for request in request_iterator:
+                yield convert_peer.gossip_from_proto(request.message)
+
+        async for message in self._links.accept(None if account is None else NodeId(account), incoming()):
+            yield peer.GossipResponse(message=convert_peer.gossip_to_proto(message))
+
+    async def FetchBlocks(  # noqa: N802
+        self, request: peer.FetchBlocksRequest, context: Context
+    ) -> AsyncIterator[peer.FetchBlocksResponse]:
+        count = min(request.count, MAX_BLOCKS)
+        for block, certificate in self._api.raw_blocks(Height(request.from_height), count):
+            yield peer.FetchBlocksResponse(block=block, certificate=certificate)
+
+    async def OfferWork(self, request: peer.OfferWorkRequest, context: Context) -> peer.OfferWorkResponse:  # noqa: N802
+        block = convert_peer.block_from_bytes(request.block)
+        top = await self._api.offer_work(block, auth.caller(context).account)
+        return peer.OfferWorkResponse(top_remaining=top)
+
+    async def WatchWork(  # noqa: N802
+        self, request: peer.WatchWorkRequest, context: Context
+    ) -> AsyncIterator[peer.WatchWorkResponse]:
+        async for view in self._api.watch_work():
+            yield convert_peer.work_to_proto(view)
+
+
+class ClaimServicer(peer_pb2_grpc.ClaimServiceServicer):
+    def __init__(self, api: NodeApi) -> None:
+        self._api = api
+
+    async def FetchWork(self, request: peer.FetchWorkRequest, context: Context) -> peer.FetchWorkResponse:  # noqa: N802
+        commitment = ModelCommitment(convert.exact("model_commitment", request.model_commitment))
+        return peer.FetchWorkResponse(block=self._api.work_block(Height(request.height), commitment))
+
+    async def FetchVm(  # noqa: N802
+        self, request: peer.FetchVmRequest, context: Context
+    ) -> AsyncIterator[peer.FetchVmResponse]:
+        body = self._api.vm_body(ModelCommitment(convert.exact("model_commitment", request.model_commitment)))
+        for offset in range(0, len(body), CHUNK):
+            yield peer.FetchVmResponse(chunk=body[offset : offset + CHUNK], total_bytes=len(body) if offset == 0 else 0)
+
+
+def _account(name: str, value: bytes) -> AccountId:
+    return AccountId(convert.exact(name, value, PUBLIC_KEY_SIZE))

@@ -1,0 +1,265 @@
+"""Work heights: what pools offer, the top remaining claim's block and body, and this node's audit of it.
+
+core.chain.consensus names the claim to look at and times it; here its work block and ``Vm`` body are fetched, from the pool
+or from other nodes, and audited. What is found goes back as events. Whatever is here is served to other nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from grpc import aio
+
+from core.chain import rules
+from core.chain.block import Block
+from core.chain.claims import Undecided as UndecidedClaims
+from core.chain.messages import AuditDone, BlockAvailable, BodyHeld
+from core.chain.state import Entry, State
+from core.chain.vote import VerdictKind
+from core.codec import encode
+from core.errors import BlockError, NotFoundError, PoflError
+from core.ids import Correct, Digest, Height, ModelCommitment, short
+from core.verification.audit_node import AuditedClaim, Finding, PoolFault, RequesterFault, Undecided, Valid
+from core.verification.body import commitment as commitment_of
+from core.verification.task import TaskContext
+from node.auditor import Auditor
+from node.driver import Driver
+from node.outside import Channels
+from node.signal import Signal
+from node.store import AuditTime
+from node.task_sets import LoadedSet, TaskSets
+from services.rpc.peer_client import fetch_vm, fetch_work
+from services.rpc.views import WorkView
+from services.runtime.logging import logger, scope
+
+__all__ = ["WorkHeights"]
+
+log = logger(__name__)
+
+PAUSE_SECONDS: Final = 0.25
+FETCH_SECONDS: Final = 10.0
+KEPT_BODIES: Final = 8
+"""Vm bodies that stay here after their height: the requester fetches the one she paid for."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """What is here of the height being decided."""
+
+    state: State
+    blocks: dict[ModelCommitment, Block] = field(default_factory=dict)
+    jobs: dict[object, asyncio.Task[None]] = field(default_factory=dict)
+    times: dict[ModelCommitment, int] = field(default_factory=dict)
+    digests: dict[bytes, Digest] = field(default_factory=dict)
+
+    @property
+    def height(self) -> Height:
+        return Height(self.state.height + 1)
+
+
+class WorkHeights:
+    """node.driver.WorkHooks, and what pools, requesters and nodes ask about a work height."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        task_sets: TaskSets,
+        auditor: Auditor,
+        channels: Channels,
+        peers: Callable[[], Sequence[tuple[str, aio.Channel]]],
+    ) -> None:
+        self._driver = driver
+        self._task_sets = task_sets
+        self._auditor = auditor
+        self._channels = channels
+        self._peers = peers
+        self._place = _Place(driver.state)
+        self._bodies: OrderedDict[ModelCommitment, bytes] = OrderedDict()
+        self._entered: list[Callable[[State], None]] = []
+        self.changed = Signal()
+
+    def on_height(self, callback: Callable[[State], None]) -> None:
+        """Call at the start of every height."""
+        self._entered.append(callback)
+
+    # What the driver asks (node.driver.WorkHooks)
+
+    def enter(self, state: State) -> None:
+        for job in self._place.jobs.values():
+            job.cancel()
+        self._place = _Place(state)
+        for callback in self._entered:
+            callback(state)
+        self.changed.notify()
+
+    def noted(self) -> None:
+        self.changed.notify()
+
+    def examine(self, index: int, claim: Entry) -> None:
+        log.info("top remaining claim", height=self._place.height, rank=index + 1, pool=claim.pool)
+        self.changed.notify()
+        self._start(("examine", claim.pool), self._examine(self._place, claim))
+
+    def need_block(self, claim: Entry) -> None:
+        self._start(("block", claim.pool), self._get_block(self._place, claim))
+
+    def audits(self) -> tuple[tuple[AuditTime, ...], dict[bytes, Digest]]:
+        place = self._place
+        return tuple(AuditTime(c, ms) for c, ms in place.times.items()), place.digests
+
+    async def stop(self) -> None:
+        jobs = list(self._place.jobs.values())
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+    # What others ask
+
+    def view(self) -> WorkView:
+        state, machine = self._place.state, self._driver.machine
+        task = state.current_task
+        if not rules.is_work_height(state) or task is None:
+            return WorkView(self._place.height, False, None, None)
+        found = machine.work.found
+        top = found.claim.claim if isinstance(found, UndecidedClaims) else None
+        verdicts = tuple(encode(signed) for signed in machine.work.all_signed())
+        return WorkView(
+            self._place.height, True, task.task_id, None if top is None else top.vm.model_commitment, verdicts
+        )
+
+    async def offer(self, block: Block) -> bool:
+        """A pool's work block for this height; whether its claim is the top remaining one. Raises BlockError."""
+        place = self._place
+        header = block.header.decoded()
+        if header.vm is None:
+            raise BlockError(f"block {short(block.block_hash)} is no work block")
+        commitment = header.vm.model_commitment
+        if place.blocks.get(commitment) != block:
+            await asyncio.to_thread(rules.apply_block, place.state, block)
+            self._keep_block(place, commitment, block)
+        return self.view().top_remaining == commitment
+
+    def block(self, height: Height, commitment: ModelCommitment) -> Block | None:
+        return self._place.blocks.get(commitment) if height == self._place.height else None
+
+    def body(self, commitment: ModelCommitment) -> bytes | None:
+        return self._bodies.get(commitment)
+
+    # One claim
+
+    def _start(self, key: object, job: AsyncIterator[None] | object) -> None:
+        place = self._place
+        running = place.jobs.get(key)
+        if running is None or running.done():
+            place.jobs[key] = asyncio.create_task(job, name=f"work height {place.height}")  # type: ignore[arg-type]
+
+    async def _examine(self, place: _Place, entry: Entry) -> None:
+        """Fetch, check, audit; until the height is decided, which cancels this."""
+        with scope(height=place.height, pool=entry.pool):
+            started = time.monotonic()
+            # The block is wanted, but an audit needs the body only.
+            self._start(("block", entry.pool), self._get_block(place, entry))
+            body = await self._get_body(place, entry)
+            log.info("body of the claim is here", bytes=len(body), seconds=round(time.monotonic() - started, 2))
+            if self._driver.is_validator:
+                await self._audit(place, entry, body)
+
+    async def _audit(self, place: _Place, entry: Entry, body: bytes) -> None:
+        assert entry.claim is not None
+        state, claim = place.state, entry.claim
+        task = state.tasks[entry.task_id]
+        context = TaskContext(state.chain_id, task.task_id, task.requester, task.published.spec)
+        try:
+            loaded = await self._task_sets.load(context)
+        except PoflError as error:
+            # Nobody's fault that could be named: without the test set this node gives no verdict of its own.
+            log.warning("cannot audit: the test set is not here", error=error)
+            return
+        timeout = state.params.audit_ms / 1000
+        audited = AuditedClaim(entry.pool, claim.correct, claim.vm, body)
+        started = time.monotonic()
+        finding, machine = await self._auditor.audit(loaded.task, loaded.public_key, loaded.test_set, audited, timeout)
+        milliseconds = round(1000 * (time.monotonic() - started))
+        if isinstance(finding, Undecided):
+            opening = await self._opening(loaded, entry)
+            finding = await asyncio.to_thread(machine.judge, opening)
+        log.info("audit finished", finding=type(finding).__name__, milliseconds=milliseconds)
+        place.times[claim.vm.model_commitment] = milliseconds
+        done = _done(claim.vm.model_commitment, finding)
+        if done.z_digest is not None:
+            place.digests[claim.vm.model_commitment] = done.z_digest
+        self._driver.tell(done, place.height)
+
+    async def _opening(self, loaded: LoadedSet, entry: Entry) -> bytes | None:
+        return None
+
+    async def _get_block(self, place: _Place, entry: Entry) -> None:
+        """The claim's work block, from the pool or whoever has it."""
+        assert entry.claim is not None
+        commitment = entry.claim.vm.model_commitment
+        while commitment not in place.blocks:
+            async for name, channel in self._sources(entry):
+                try:
+                    block = await fetch_work(channel, place.height, commitment, FETCH_SECONDS, peer=name)
+                    header = block.header.decoded()
+                    if header.vm != entry.claim.vm or header.author_id != entry.pool:
+                        raise BlockError(f"{name} gave the work block of another claim")
+                    await asyncio.to_thread(rules.apply_block, place.state, block)
+                except PoflError as error:
+                    log.debug("no work block", source=name, error=error)
+                    continue
+                self._keep_block(place, commitment, block)
+                return
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _get_body(self, place: _Place, entry: Entry) -> bytes:
+        """The claim's Vm body, checked against its commitment."""
+        assert entry.claim is not None
+        commitment = entry.claim.vm.model_commitment
+        while commitment not in self._bodies:
+            async for name, channel in self._sources(entry):
+                try:
+                    body = await fetch_vm(channel, commitment, FETCH_SECONDS, peer=name)
+                    made = commitment_of(place.state.chain_id, entry.task_id, entry.pool, body)
+                    if made != commitment:
+                        raise NotFoundError(f"{name} gave a body that is not the one under {short(commitment)}")
+                except PoflError as error:
+                    log.debug("no body", source=name, error=error)
+                    continue
+                self._bodies[commitment] = body
+                while len(self._bodies) > KEPT_BODIES:
+                    self._bodies.popitem(last=False)
+                break
+            else:
+                await asyncio.sleep(PAUSE_SECONDS)
+        self._driver.tell(BodyHeld(commitment), place.height)
+        return self._bodies[commitment]
+
+    async def _sources(self, entry: Entry) -> AsyncIterator[tuple[str, aio.Channel]]:
+        """The pool, then nodes."""
+        try:
+            yield entry.endpoint, await self._channels.get(entry.endpoint, "pool")
+        except PoflError as error:
+            log.debug("the pool's address cannot be used", endpoint=entry.endpoint, error=error)
+        for peer in self._peers():
+            yield peer
+
+    def _keep_block(self, place: _Place, commitment: ModelCommitment, block: Block) -> None:
+        place.blocks[commitment] = block
+        self._driver.tell(BlockAvailable(block), place.height)
+
+
+def _done(commitment: ModelCommitment, finding: Finding) -> AuditDone:
+    match finding:
+        case Valid():
+            return AuditDone(commitment, VerdictKind.VALID, finding.correct, "", finding.z_digest)
+        case PoolFault():
+            correct = finding.correct if finding.correct is not None else Correct(0)
+            return AuditDone(commitment, VerdictKind.POOL_FAULT, correct, finding.reason, finding.z_digest)
+        case RequesterFault() | Undecided():
+            return AuditDone(commitment, VerdictKind.REQUESTER_FAULT, Correct(0), finding.reason, None)

@@ -1,0 +1,61 @@
+"""Real node processes over mutual TLS: finality, restart, late joiners, and the client that other roles use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from core.chain.transaction import Transfer
+from core.ids import AccountId, Amount, Height
+from services.rpc.chain_client import Wallet
+from tests.node_network import Network, make_network, wait_height
+
+
+@pytest.fixture
+async def network(tmp_path: Path) -> AsyncIterator[Network]:
+    made = make_network(tmp_path, validators=4, followers=1)
+    yield made
+    await made.close()
+    for node in made.nodes:
+        if node.log.exists():
+            print(f"--- {node.name}\n{node.log.read_text()[-6000:]}")
+
+
+async def agree(network: Network, height: int, count: int) -> None:
+    """The first ``count`` nodes have the same block and state at ``height``."""
+    views = [await network.client(node).block(Height(height)) for node in network.nodes[:count]]
+    assert len({view.block_hash for view in views}) == 1
+    assert len({view.state_root for view in views}) == 1
+
+
+async def test_four_nodes_finalise_transfers_survive_a_kill_and_let_a_late_node_join(network: Network) -> None:
+    for node in network.nodes[:4]:
+        await node.start()
+    client = network.client(*network.nodes[:4])
+    await wait_height(client, 1, 30)
+    payer, payee = network.users[0], AccountId(network.users[1].public_key)
+    wallet = Wallet(client, network.genesis.chain_id, payer)
+    before = (await client.account(payee)).balance
+    for amount in (5, 7, 11):
+        _, height = await wallet.send_and_wait(Transfer(payee, Amount(amount)), 15)
+    assert (await client.account(payee)).balance == before + 23
+    for node in network.nodes[:4]:
+        await wait_height(network.client(node), height, 5)
+    await agree(network, height, 4)
+
+    victim = network.nodes[3]
+    await victim.kill()
+    _, while_away = await wallet.send_and_wait(Transfer(payee, Amount(1)), 20)
+    await victim.start()
+    await wait_height(network.client(victim), while_away, 20)
+    await network.nodes[4].start()
+    await wait_height(network.client(network.nodes[4]), while_away, 20)
+    _, last = await wallet.send_and_wait(Transfer(payee, Amount(1)), 20)
+    for node in network.nodes:
+        await wait_height(network.client(node), last, 10)
+    await agree(network, last, 5)
+    assert [await node.stop() for node in network.nodes] == [0] * 5
+    await asyncio.sleep(0)
