@@ -1,0 +1,189 @@
+"""Trades on the chain: the bid that both signed, the draw by the next block, delivery, refunds, reputation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.chain import rules, rules_market
+from core.chain.state import Trade, TradePhase
+from core.chain.transaction import (
+    DOMAIN_CHUNK_RECEIPT,
+    Bid,
+    ChunkReceipt,
+    Refusal,
+    RegisterProvider,
+    chunk_receipt_message,
+)
+from core.codec import encode
+from core.crypto.signing import sign
+from core.errors import ConfigError
+from core.ids import AccountId, Amount, Digest, Height, Milliseconds, PartsPerMillion
+from core.market import contract, draw
+from tests.chainkit import FUNDS, Chain, account, key, make_genesis, some
+
+ROWS, MINERS = 100, ("m0", "m1", "m2")
+
+
+def ready() -> Chain:
+    chain = Chain()
+    chain.block(chain.tx("provider", RegisterProvider(some("rows"), ROWS, "p:1")))
+    return chain
+
+
+def make_offer(chain: Chain, pool: str = "pool0", nonce: int = 0) -> contract.Offer:
+    highs = rules_market.highs(chain.state, account("provider"))
+    rule = contract.DEFAULT_RULE if highs is None else contract.with_highs(contract.DEFAULT_RULE, *highs)
+    return contract.Offer(
+        chain.state.chain_id, account("provider"), account(pool), some("rows"), ROWS, 8, 3, rule,
+        chain.state.reputation(account(pool)), Height(chain.state.height), Milliseconds(chain.clock + 10**6),
+        nonce.to_bytes(16, "big"),
+    )  # fmt: skip
+
+
+def make_bid(offer: contract.Offer, m: int = 6000, p_ppm: int | None = None, signer: str = "provider") -> Bid:
+    terms = contract.terms(offer.rule, Amount(m), offer.reputation_ppm)
+    miners: tuple[AccountId, ...] = tuple(account(n) for n in MINERS)
+    trade = contract.TradeTerms(offer, Amount(m), PartsPerMillion(terms.p_ppm if p_ppm is None else p_ppm), miners)
+    data = encode(offer)
+    return Bid(
+        data, sign(key(signer), contract.DOMAIN_OFFER, data), trade.bid, trade.p_ppm, miners,
+        sign(key(signer), contract.DOMAIN_TRADE_SIGNATURE, encode(trade)),
+    )  # fmt: skip
+
+
+def only_trade(chain: Chain) -> tuple[Digest, Trade]:
+    assert len(chain.state.trades) == 1
+    trade_id = Digest(next(iter(chain.state.trades)))
+    return trade_id, chain.state.trades[trade_id]
+
+
+def receipt(chain: Chain, trade_id: Digest, miner: str, chunk: int, signer: str | None = None) -> ChunkReceipt:
+    message = chunk_receipt_message(chain.state.chain_id, trade_id, chunk, account(miner))
+    return ChunkReceipt(trade_id, chunk, account(miner), sign(key(signer or miner), DOMAIN_CHUNK_RECEIPT, message))
+
+
+def drawn(wanted: TradePhase, pool: str = "pool0") -> tuple[Chain, Digest]:
+    """A chain with one trade whose draw came out as wanted; bids differ until it does."""
+    for nonce in range(50):
+        chain = ready()
+        chain.block(chain.tx(pool, make_bid(make_offer(chain, pool, nonce))))
+        chain.block()
+        trade_id, trade = only_trade(chain)
+        deal = draw.is_deal(chain.state.tip.block_hash, trade_id, trade.p_ppm)
+        assert trade.phase is (TradePhase.DELIVERY if deal else TradePhase.NO_DEAL)
+        if trade.phase is wanted:
+            return chain, trade_id
+    raise AssertionError("50 draws, all alike")
+
+
+def test_the_price_is_locked_until_the_draw_and_comes_back_without_a_deal() -> None:
+    chain = ready()
+    offer = make_offer(chain)
+    chain.block(chain.tx("pool0", make_bid(offer)))
+    price = contract.terms(offer.rule, Amount(6000), offer.reputation_ppm).price
+    assert chain.state.account(account("pool0")).balance == FUNDS - 1 - price
+    assert rules.due(chain.state, Milliseconds(chain.state.tip.timestamp_ms + 500), False)
+    chain, _ = drawn(TradePhase.NO_DEAL)
+    assert chain.state.account(account("pool0")).balance == FUNDS - 1
+
+
+def test_receipts_release_the_price_and_a_clean_trade_earns_reputation() -> None:
+    chain, trade_id = drawn(TradePhase.DELIVERY)
+    price = chain.state.trades[trade_id].price
+    before, burned = chain.state.account(account("provider")).balance, chain.state.burned
+    for miner in MINERS:
+        chain.block(*(chain.tx("provider", receipt(chain, trade_id, miner, c)) for c in range(10)))
+    trade = chain.state.trades[trade_id]
+    assert trade.phase is TradePhase.SETTLED
+    assert trade.held == 0
+    earned = chain.state.account(account("provider")).balance - before + 30
+    assert earned + chain.state.burned - burned == price
+    assert price // 100 - 30 <= chain.state.burned - burned <= price // 100
+    assert rules_market.highs(chain.state, account("provider")) == (trade.markup, trade.bid)
+    start = chain.state.reputation(account("pool0"))
+    chain.until(chain.clock + chain.state.params.leak_window_ms)
+    chain.block()
+    params = chain.state.params
+    assert chain.state.reputation(account("pool0")) == start + (10**6 - start) * params.clean_trade_ppm // 10**6
+    assert chain.state.trading == ()
+
+
+def test_what_is_not_delivered_in_time_goes_back_and_earns_nothing() -> None:
+    chain, trade_id = drawn(TradePhase.DELIVERY)
+    chain.block(*(chain.tx("provider", receipt(chain, trade_id, "m0", c)) for c in range(10)))
+    held = chain.state.trades[trade_id].held
+    before = chain.state.account(account("pool0")).balance
+    chain.until(chain.clock + chain.state.params.delivery_ms)
+    chain.block()
+    assert chain.state.trades[trade_id].phase is TradePhase.REFUNDED
+    assert chain.state.account(account("pool0")).balance == before + held
+    assert chain.refused(chain.tx("provider", receipt(chain, trade_id, "m1", 0))) == Refusal.WRONG_PHASE
+    chain.until(chain.clock + chain.state.params.leak_window_ms)
+    chain.block()
+    assert chain.state.reputation(account("pool0")) == chain.state.params.initial_reputation_ppm
+
+
+def test_receipts_that_release_nothing() -> None:
+    chain, trade_id = drawn(TradePhase.DELIVERY)
+    good = receipt(chain, trade_id, "m0", 3)
+    for bad, reason in (
+        (receipt(chain, trade_id, "m0", 3, signer="provider"), Refusal.BAD_RECEIPT),
+        (replace(good, chunk=4), Refusal.BAD_RECEIPT),
+        (replace(good, miner=account("m1")), Refusal.BAD_RECEIPT),
+        (receipt(chain, trade_id, "m0", 10), Refusal.OUT_OF_RANGE),
+        (receipt(chain, trade_id, "stranger", 3), Refusal.OUT_OF_RANGE),
+        (receipt(chain, Digest(bytes(32)), "m0", 3), Refusal.UNKNOWN_TRADE),
+    ):
+        assert chain.refused(chain.tx("provider", bad)) == reason
+    chain.block(chain.tx("provider", good))
+    assert chain.refused(chain.tx("provider", good)) == Refusal.DUPLICATE
+
+
+def test_bids_that_do_not_agree_with_the_chain() -> None:
+    chain = ready()
+    offer = make_offer(chain)
+    stranger = replace(offer, provider=account("other"))
+    cases = [
+        (make_bid(offer, signer="pool0"), Refusal.BAD_OFFER),
+        (make_bid(offer, p_ppm=make_bid(offer).p_ppm + 1), Refusal.BAD_BID),
+        (make_bid(replace(offer, reputation_ppm=PartsPerMillion(600_000))), Refusal.BAD_OFFER),
+        (make_bid(replace(offer, rows=ROWS + 1)), Refusal.BAD_OFFER),
+        (make_bid(replace(offer, data_root=some("others"))), Refusal.BAD_OFFER),
+        (make_bid(replace(offer, pool=account("pool1"))), Refusal.BAD_OFFER),
+        (make_bid(replace(offer, expiry_ms=Milliseconds(5))), Refusal.EXPIRED),
+        (make_bid(replace(offer, chain_id=some("chain"))), Refusal.WRONG_CHAIN),
+        (make_bid(stranger, signer="other"), Refusal.UNKNOWN_PROVIDER),
+        (replace(make_bid(offer), offer=b"\0" * 40), Refusal.BAD_OFFER),
+        (replace(make_bid(offer), miners=(account("m0"),)), Refusal.BAD_BID),
+    ]
+    for bad, reason in cases:
+        assert chain.refused(chain.tx("pool0", bad)) == reason
+    chain.block(chain.tx("pool0", make_bid(offer)))
+    assert chain.refused(chain.tx("pool0", make_bid(make_offer(chain, nonce=1)))) == Refusal.DUPLICATE
+    assert chain.refused(chain.tx("pool0", make_bid(offer))) == Refusal.DUPLICATE
+
+
+def test_nobody_redraws_within_the_window_but_later_one_may_bid_again() -> None:
+    chain, _ = drawn(TradePhase.NO_DEAL)
+    again = make_bid(make_offer(chain, nonce=77))
+    assert chain.refused(chain.tx("pool0", again)) == Refusal.DUPLICATE
+    chain.until(chain.clock + chain.state.params.draw_window_ms)
+    chain.block(chain.tx("pool0", again))
+
+
+def test_offers_must_name_the_chains_highs_once_there_are_some() -> None:
+    chain, trade_id = drawn(TradePhase.DELIVERY)
+    for miner in MINERS:
+        chain.block(*(chain.tx("provider", receipt(chain, trade_id, miner, c)) for c in range(10)))
+    offer = make_offer(chain, "pool1")
+    dear = replace(offer, rule=replace(offer.rule, m_bar=Amount(offer.rule.m_bar + 1)))
+    assert chain.refused(chain.tx("pool1", make_bid(dear))) == Refusal.BAD_OFFER
+    chain.block(chain.tx("pool1", make_bid(offer)))
+
+
+def test_a_genesis_whose_trades_could_time_out_in_a_stall_is_refused() -> None:
+    genesis = make_genesis()
+    with pytest.raises(ConfigError, match="longest stall"):
+        replace(genesis, params=replace(genesis.params, delivery_ms=60_000)).check()
