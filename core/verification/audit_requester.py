@@ -20,7 +20,7 @@ from core.errors import AuthError, InputError, MalformedError, UnavailableError
 from core.ids import AccountId, Correct, Digest, ModelCommitment, NodeId
 from core.ports import Rng
 from core.verification import body as bodies
-from core.verification.field import T, dot, expand_values, matmul, multiply, pack_values, random_values
+from core.verification.field import T, dot, expand_values, matmul, matmul_small, multiply, pack_values, random_values
 from core.verification.messages import (
     AuditAnswer,
     AuditOpen,
@@ -262,7 +262,7 @@ class AuditRequester(_Prover):
         hints, hidden = [], []
         for run, seed in enumerate(message.seeds):
             s, r = run_coins(seed, self.task.samples, self.task.first_width)
-            u = matmul(s, self._test_set.features.astype(np.int64))
+            u = matmul_small(s, self._test_set.floats)
             mask = random_values(self._rng, self.task.features)
             plain = np.zeros((1, PARAMS.degree), dtype=np.int64)
             plain[0, : self.task.features] = mask

@@ -109,8 +109,8 @@ class EvaluationPool(Session):
         masks = random_values(self._rng, rows * self.task.features).reshape(rows, self.task.features)
         halves0, halves1, shares = [], [], []
         for batch in range(self.task.batches):
-            c0 = combine(masks, np.ascontiguousarray(self._test_set.features0[:, batch]))
-            c1 = combine(masks, np.ascontiguousarray(self._test_set.features1[:, batch]))
+            c0 = combine(masks, self._test_set.features0[batch])
+            c1 = combine(masks, self._test_set.features1[batch])
             masked0, masked1, share = mask_for_decryption(self._pk, c0, c1, self._rng)
             halves0.append(masked0)
             halves1.append(masked1)

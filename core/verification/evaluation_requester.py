@@ -22,7 +22,7 @@ from core.crypto.zero_check import ZeroCheckResponder
 from core.errors import AuthError, CheatingError, MalformedError, UnavailableError
 from core.ids import AccountId, Digest, ModelCommitment
 from core.ports import Rng
-from core.verification.field import T, matmul, pack_values, random_values, unpack_values
+from core.verification.field import T, matmul, matmul_small, pack_values, random_values, unpack_values
 from core.verification.messages import (
     BaseTransfer,
     BatchAccepted,
@@ -181,7 +181,7 @@ class EvaluationRequester(Session):
         g = unpack_values(message.g, (EXTRA_ROWS, self.task.samples))
         width = self.task.first_width
         found = np.remainder(matmul(self._gamma, self._shares[:width]) + self._shares[width:], T)
-        wanted = np.remainder(matmul(h, self._test_set.features.T.astype(np.int64)) - g, T)
+        wanted = np.remainder(matmul_small(h, self._test_set.floats.T) - g, T)
         if not np.array_equal(found, wanted):
             self._shares = None
             raise CheatingError("the knowledge check failed: the pool asked to decrypt what it does not know")
@@ -199,7 +199,7 @@ class EvaluationRequester(Session):
             raise MalformedError(f"model {message.model_commitment.hex()[:16]}, the chain has {committed.hex()[:16]}")
         e = unpack_values(message.e, (self.task.first_width, self.task.features))
         self._marks.mark(mark_key(b"evaluation-answer", self.task.task_id, self._pool))
-        v = np.remainder(matmul(e, self._test_set.features.T.astype(np.int64)) + self._shares, T)
+        v = np.remainder(matmul_small(e, self._test_set.floats.T) + self._shares, T)
         choices = self._transfer.choose(label_bits(self._test_set.labels, self.task.label_bits))
         self._shares, self._commitment = None, committed
         self._expected = (GarbledLabels,)

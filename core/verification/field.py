@@ -10,6 +10,7 @@ import hashlib
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.crypto.homomorphic.modular import mul_mod
 from core.crypto.homomorphic.params import PARAMS, Ints
@@ -17,9 +18,11 @@ from core.errors import LimitError, MalformedError
 from core.ports import Rng
 
 __all__ = [
-    "T", "VALUE_BYTES", "centred", "dot", "expand_values", "matmul", "multiply", "pack_values", "random_values",
-    "unpack_values",
+    "Floats", "T", "VALUE_BYTES", "centred", "dot", "expand_values", "matmul", "matmul_small", "multiply", "pack_values",
+    "random_values", "unpack_values",
 ]  # fmt: skip
+
+Floats = NDArray[np.float64]
 
 T = PARAMS.plain_modulus
 VALUE_BYTES = 5
@@ -48,6 +51,17 @@ def matmul(left: Ints, right: Ints) -> Ints:
         total = part if total is None else np.remainder(total + part, T)
     assert total is not None
     return total
+
+
+def matmul_small(left: Ints, right: Floats) -> Ints:
+    """``left @ right mod t`` for values modulo t times integers below 2^17 kept as float64: half the work of matmul.
+
+    Exact for up to 2^18 terms, because every partial sum stays below 2^53.
+    """
+    reduced = np.remainder(left, T)
+    high = np.asarray((reduced >> _HALF).astype(np.float64) @ right).astype(np.int64)
+    low = np.asarray((reduced & ((1 << _HALF) - 1)).astype(np.float64) @ right).astype(np.int64)
+    return np.asarray(np.remainder((np.remainder(high, T) << _HALF) + low, T), dtype=np.int64)
 
 
 def dot(left: Ints, right: Ints) -> int:

@@ -56,8 +56,8 @@ def feature_numbers(task: TaskContext, test_set: EncryptedTestSet, columns: Ints
     spread = task.spread(samples)
     totals: list[Number | None] = [None] * len(columns)
     for batch in range(task.batches):
-        c0 = combine(columns, np.ascontiguousarray(test_set.features0[:, batch]))
-        c1 = combine(columns, np.ascontiguousarray(test_set.features1[:, batch]))
+        c0 = combine(columns, test_set.features0[batch])
+        c1 = combine(columns, test_set.features1[batch])
         for run in range(len(columns)):
             part = number(c0[run : run + 1], c1[run : run + 1], spread[run, batch : batch + 1])
             known = totals[run]
@@ -68,7 +68,7 @@ def feature_numbers(task: TaskContext, test_set: EncryptedTestSet, columns: Ints
 def label_number(task: TaskContext, test_set: EncryptedTestSet, predictions: Labels) -> Number:
     """``Σ_i Σ_c Y[c, i] [prediction_i = c]``: N on the committed labels. Padding has weight zero."""
     chosen = (predictions[None, :] == np.arange(task.classes)[:, None]).astype(np.int64)
-    weights = task.spread(chosen).reshape(-1, PARAMS.degree)
+    weights = task.spread(chosen).swapaxes(0, 1).reshape(-1, PARAMS.degree)
     shape = (-1, PARAMS.limbs, PARAMS.degree)
     return number(test_set.labels0.reshape(shape), test_set.labels1.reshape(shape), weights)
 
@@ -77,7 +77,7 @@ def stored_number(task: TaskContext, test_set: EncryptedTestSet, samples: Ints) 
     """``Σ_i samples_i Σ_c Y[c, i]`` for weights (I,) modulo t: equals ``Σ_i samples_i`` when every label is one-hot."""
     ones = np.ones((1, task.classes), dtype=np.int64)
     halves = [
-        np.concatenate([combine(ones, np.ascontiguousarray(half[:, batch])) for batch in range(task.batches)])
+        np.concatenate([combine(ones, half[batch]) for batch in range(task.batches)])
         for half in (test_set.labels0, test_set.labels1)
     ]
     return number(halves[0], halves[1], task.spread(samples))

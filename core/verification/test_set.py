@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from core.crypto.homomorphic.params import Ints
 from core.errors import CryptoError, MalformedError
 from core.ids import Digest, TaskId
 from core.ports import Rng
-from core.verification.field import T
+from core.verification.field import Floats, T
 from core.verification.scored_model import Features, Labels, check_features
 from core.verification.task import PublicKind, TaskContext, batches_of, public_context
 
@@ -45,6 +46,11 @@ class TestSet:
     @property
     def samples(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def floats(self) -> Floats:
+        """The features as float64 (I, M), for exact products with field.matmul_small."""
+        return self.features.astype(np.float64)
 
     def rows(self) -> Ints:
         """(M + C, I): features, then one-hot labels."""
@@ -76,7 +82,10 @@ def _kind_of(row: int, features: int) -> tuple[PublicKind, int]:
 
 @dataclass(frozen=True, eq=False)
 class EncryptedTestSet:
-    """The test set as pools and nodes hold it: ``A[j, b]`` and ``Y[c, b]``, each half of shape (rows, B, L, N)."""
+    """The test set as pools and nodes hold it: ``A[j, b]`` and ``Y[c, b]``, each half of shape (B, rows, L, N).
+
+    Batches come first, so that the matrix product over all features of one batch reads memory in order.
+    """
 
     features0: Residues
     features1: Residues
@@ -94,13 +103,13 @@ class EncryptedTestSet:
         listed = task.spec.test_blobs
         if len(blobs) != len(listed):
             raise MalformedError(f"{len(blobs)} blobs, the task lists {len(listed)}")
-        shape = (len(listed), task.batches, PARAMS.limbs, PARAMS.degree)
+        shape = (task.batches, len(listed), PARAMS.limbs, PARAMS.degree)
         c0, c1 = np.empty(shape, dtype=np.uint64), np.empty(shape, dtype=np.uint64)
         for row, (blob, wanted) in enumerate(zip(blobs, listed, strict=True)):
             if hashlib.sha256(blob).digest() != wanted:
                 raise CryptoError(f"blob {row} of the test set is not the one that the task lists", row=row)
-            c0[row] = unpack(blob, task.batches)
+            c0[:, row] = unpack(blob, task.batches)
             kind, index = _kind_of(row, task.features)
-            c1[row] = expand_uniform(PARAMS, task.public(kind, index), task.batches)
+            c1[:, row] = expand_uniform(PARAMS, task.public(kind, index), task.batches)
         m = task.features
-        return cls(c0[:m], c1[:m], c0[m:], c1[m:])
+        return cls(*(np.ascontiguousarray(half) for half in (c0[:, :m], c1[:, :m], c0[:, m:], c1[:, m:])))

@@ -141,7 +141,7 @@ def test_the_test_set_decrypts_to_its_rows() -> None:
         (WORLD.encrypted.labels0, WORLD.encrypted.labels1, rows[8:]),
     ):
         for row, plain in enumerate(wanted):
-            got = WORLD.task.gather(decrypt(WORLD.sk, c0[row], c1[row]))
+            got = WORLD.task.gather(decrypt(WORLD.sk, c0[:, row], c1[:, row]))
             assert (got == plain % T).all()
 
 
