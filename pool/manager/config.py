@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -56,6 +57,7 @@ class PoolConfig(RoleConfig):
     fleet_advertise: str = config.option("Address told to miners; `fleet_listen` if empty.", default="")
     bond: int = config.option("Bond for a task; 0: the least that it asks.", default=0, low=0)
     min_miners: int = config.option("Members online before a task is entered.", default=1, low=1)
+    owner_cut_ppm: int = config.option("The owner's part of a won reward, millionths.", default=0, low=0, high=1_000_000)
     training: TrainingConfig = config.section(TrainingConfig, "Training.")
     market: MarketConfig = config.section(MarketConfig, "Buying rows.")
     admission: AdmissionConfig = config.section(AdmissionConfig, "Admission of miners.")
@@ -64,3 +66,6 @@ class PoolConfig(RoleConfig):
         super().check()
         if self.admission.mode == "token" and not self.admission.token:
             raise ConfigError("admission.mode is token, so admission.token must be set")
+        for account in self.admission.allow:
+            if not re.fullmatch("[0-9a-fA-F]{64}", account):
+                raise ConfigError(f"admission.allow: {account[:80]!r} is no account; accounts are 64 hex digits")

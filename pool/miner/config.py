@@ -21,4 +21,6 @@ class MinerConfig(RoleConfig):
     pool: str = config.required("Address of the pool manager, host:port.")
     data: Path = config.required("Own training data: npz with x (n, M) and y (n).")
     token: str = config.option("Admission token, where the pool asks for one.", default="")
-    start_delay_ms: int = config.option("Wait before loading torch, so that miners on one host do not all at once.", default=0, low=0)
+    start_delay_ms: int = config.option(
+        "Wait before loading torch, so that miners on one host do not all at once.", default=0, low=0
+    )

@@ -1,0 +1,86 @@
+"""The pool manager process: admits miners, runs Flower for them, and plays each task of the chain."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from grpc import aio
+from pofl.mining.v1 import mining_pb2_grpc
+from pofl.peer.v1 import peer_pb2_grpc
+
+from core.errors import ConfigError
+from pool.flower.engine import MiningEngine
+from pool.manager.board import Board
+from pool.manager.claims import Shelf
+from pool.manager.config import PoolConfig
+from pool.manager.context import Pool
+from pool.manager.follower import Follower
+from pool.manager.members import Members
+from pool.manager.receipts import ReceiptDesk
+from pool.manager.season import Season
+from pool.manager.servicer import CLAIM, POOL, RULES, ClaimServicer, PoolServicer
+from services.rpc.blobs import BlobStore
+from services.rpc.chain_client import Wallet
+from services.rpc.channel import connect
+from services.rpc.role import Role, open_chain, open_server, wait_for_chain
+from services.runtime.clock import SystemClock
+from services.runtime.config import advertised
+from services.runtime.cpu import CpuPool
+from services.runtime.lifecycle import Lifecycle
+
+__all__ = ["main"]
+
+BLOB_QUOTA: Final = 4 << 30
+"""Bytes of encrypted test sets and practice sets."""
+
+
+async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
+    """Serve until told to stop."""
+    cfg, genesis, clock = role.cfg, role.genesis, SystemClock()
+    chain = open_chain(role, life)
+    wallet = Wallet(chain, genesis.chain_id, role.key)
+    engine = _engine(role)
+    cpu = CpuPool(1, queue=64)
+    life.on_stop(cpu.close)
+    board, shelf = Board(), Shelf()
+    members = Members(engine, role.key, genesis.chain_id, cfg.admission, clock)
+    receipts = ReceiptDesk(cfg.data_dir / "receipts", chain, wallet, genesis.chain_id)
+    blobs = BlobStore(cfg.data_dir / "blobs", BLOB_QUOTA)
+
+    life.on_stop(engine.stop)
+    await engine.start()
+    server = await open_server(role, life, RULES)
+    servicer = PoolServicer(genesis.chain_id, members, receipts, board)
+    server.add(mining_pb2_grpc.add_PoolServiceServicer_to_server, servicer, POOL)
+    server.add(peer_pb2_grpc.add_ClaimServiceServicer_to_server, ClaimServicer(shelf), CLAIM)
+    await server.start()
+
+    pool = Pool(
+        role=role, endpoint=advertised(cfg, server.address), chain=chain, wallet=wallet, nodes=_nodes(role, life),
+        engine=engine, members=members, board=board, shelf=shelf, blobs=blobs, cpu=cpu, clock=clock,
+    )  # fmt: skip
+    await wait_for_chain(role, chain)
+    follower = Follower(chain, board, lambda feed: Season(pool, feed).run())
+    life.spawn(receipts.run(), "put receipts on chain")
+    life.spawn(follower.run(), "follow tasks")
+    await server.ready()
+    await life.wait()
+
+
+def _engine(role: Role[PoolConfig]) -> MiningEngine:
+    """Raises ConfigError: Flower's fleet speaks TLS only, with this process's own certificate."""
+    cfg, tls = role.cfg, role.tls
+    if tls is None:
+        raise ConfigError("a pool needs tls.ca, tls.cert and tls.key: miners' Flower clients speak TLS only")
+    advertise = cfg.fleet_advertise or cfg.fleet_listen
+    return MiningEngine(cfg.data_dir / "flower", cfg.fleet_listen, advertise, (tls.cert, tls.key, tls.ca))
+
+
+def _nodes(role: Role[PoolConfig], life: Lifecycle) -> list[tuple[str, aio.Channel]]:
+    """One channel to every node of ``peers.nodes``."""
+    nodes = []
+    for target in role.cfg.peers.nodes:
+        channel = connect(target, role.tls, expect_role="node", caller=role.identity.caller)
+        life.on_stop(lambda channel=channel: channel.close(None))  # type: ignore[misc]
+        nodes.append((target, channel))
+    return nodes

@@ -1,0 +1,175 @@
+"""The pool's claim at a work height: which verdicts are in, what may be served, and offering the work block.
+
+Losers publish nothing, not even an encrypted model: the ``Vm`` body leaves this process only when signed verdicts refute or
+skip every higher claim (design: verification, section 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from grpc import aio
+
+from core.chain.block import Block
+from core.chain.claims import Adopted, Found, Undecided, Void, check_verdict_claim, outcome_of, tally
+from core.chain.state import ClaimRecord, Entry, Standing, Validator
+from core.chain.verify import check_verdict, powers
+from core.chain.vote import SignedVerdict, Verdict
+from core.codec import decode
+from core.errors import ChainError, InputError, NotFoundError, PoflError, SequenceError, VoteError
+from core.ids import Amount, Digest, Height, ModelCommitment, short
+from services.rpc import peer_client
+from services.rpc.channel import backoff
+from services.rpc.views import TaskView
+from services.runtime.logging import logger
+
+__all__ = ["Shelf", "WorkWatch", "offer_everywhere"]
+
+log = logger(__name__)
+
+MAX_VERDICT: Final = 2048
+PER_SIGNER: Final = 4
+"""Verdicts kept of one signer on one claim."""
+OFFER_SECONDS: Final = 5.0
+KEPT: Final = 4
+"""Work heights whose block stays here: nodes that are behind may still ask."""
+
+
+class WorkWatch:
+    """What the verdicts heard so far say of the claims at one height. Knows no node: it checks every signature."""
+
+    def __init__(
+        self, chain_id: Digest, height: Height, task: TaskView, validators: Sequence[Validator], own: ModelCommitment
+    ) -> None:
+        """``task``: seen after claims closed, so that its entries are in rank order. Raises NotFoundError if ``own`` is no
+        claim of it."""
+        self.height = height
+        self._chain_id = chain_id
+        self._task_id = task.task_id
+        self._validators = tuple(validators)
+        self._powers = powers(self._validators)
+        self._claims = tuple(_entry(task, index) for index, e in enumerate(task.entries) if e.vm is not None)
+        ranks = [i for i, entry in enumerate(self._claims) if entry.commitment == own]
+        if not ranks:
+            raise NotFoundError(f"model {short(own)} is no claim of task {short(task.task_id)}")
+        self.rank = ranks[0]
+        """0 is the best."""
+        self._verdicts: dict[Verdict, None] = {}
+        self._seen: set[bytes] = set()
+
+    def hear(self, encoded: Iterable[bytes]) -> bool:
+        """Add verdicts; whether one of them was new. Those that nobody may sign are left out, and logged."""
+        is_new = False
+        for data in encoded:
+            if data in self._seen or len(self._seen) >= PER_SIGNER * len(self._validators) * len(self._claims):
+                continue
+            try:
+                verdict = check_verdict(
+                    decode(SignedVerdict, data, MAX_VERDICT), self._chain_id, self.height, self._powers
+                )
+                check_verdict_claim(verdict, self._task_id, self._claims)
+            except (ChainError, InputError) as error:
+                log.warning("a node sent a verdict that does not count", height=self.height, error=error)
+                continue
+            self._seen.add(data)
+            self._verdicts[verdict] = None
+            is_new = True
+        return is_new
+
+    @property
+    def found(self) -> Found:
+        return outcome_of(self._claims, tally(self._verdicts, self._validators))
+
+    @property
+    def is_ours_to_show(self) -> bool:
+        """Whether every higher claim is refuted or skipped."""
+        found = self.found
+        return not isinstance(found, Void) and found.index >= self.rank
+
+    def describe(self) -> str:
+        """One line for a person."""
+        match self.found:
+            case Undecided(index, entry):
+                return f"claim {index + 1} of {len(self._claims)} is being audited (pool {short(entry.pool)})"
+            case Adopted(index, entry, _):
+                return f"claim {index + 1} of {len(self._claims)} is adopted (pool {short(entry.pool)})"
+            case Void(outcomes):
+                return f"no claim is left of {len(outcomes)}"
+
+
+def _entry(task: TaskView, index: int) -> Entry:
+    """A claim in the state's own form, as far as verdicts concern it."""
+    view = task.entries[index]
+    assert view.vm is not None
+    if view.correct is None:
+        raise VoteError(f"the claim of pool {short(view.pool)} has no count")
+    record = ClaimRecord(view.correct, view.vm, Height(0))
+    return Entry(
+        task.task_id, view.pool, view.bond, view.endpoint, Height(0), index, Standing.ADMITTED, Amount(0),
+        view.vm.model_commitment, record,
+    )  # fmt: skip
+
+
+class Shelf:
+    """What this pool serves of its claims (ClaimService)."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[Height, ModelCommitment], Block] = {}
+        self._bodies: dict[ModelCommitment, tuple[bytes, WorkWatch]] = {}
+
+    def put(self, watch: WorkWatch, commitment: ModelCommitment, block: Block, body: bytes) -> None:
+        self._blocks[watch.height, commitment] = block
+        self._bodies[commitment] = (body, watch)
+        while len(self._blocks) > KEPT:
+            del self._blocks[next(iter(self._blocks))]
+        while len(self._bodies) > KEPT:
+            del self._bodies[next(iter(self._bodies))]
+
+    def block(self, height: Height, commitment: ModelCommitment) -> Block:
+        """Raises NotFoundError."""
+        found = self._blocks.get((height, commitment))
+        if found is None:
+            raise NotFoundError(f"no work block of this pool for model {short(commitment)} at height {height}")
+        return found
+
+    def body(self, commitment: ModelCommitment) -> bytes:
+        """Raises NotFoundError, SequenceError while a higher claim is not refuted or skipped."""
+        found = self._bodies.get(commitment)
+        if found is None:
+            raise NotFoundError(f"no model of this pool under {short(commitment)}")
+        body, watch = found
+        if not watch.is_ours_to_show:
+            raise SequenceError(
+                f"model {short(commitment)} is claim {watch.rank + 1} of its height and stays here until every higher one "
+                f"is refuted or skipped; now {watch.describe()}",
+                rank=watch.rank + 1,
+            )
+        return body
+
+
+async def offer_everywhere(nodes: Sequence[tuple[str, aio.Channel]], block: Block, watch: WorkWatch) -> None:
+    """Offer the block to every node, again where one lost it, and hear verdicts from all, until cancelled."""
+    await asyncio.gather(*(_offer_to(name, channel, block, watch) for name, channel in nodes))
+
+
+async def _offer_to(name: str, channel: aio.Channel, block: Block, watch: WorkWatch) -> None:
+    failures = 0
+    while True:
+        try:
+            top = await peer_client.offer_work(channel, block, OFFER_SECONDS, peer=name)
+            log.info("work block offered", node=name, height=watch.height, top_remaining=top)
+            async for view in peer_client.watch_work(channel, peer=name):
+                failures = 0
+                if view.height > watch.height:
+                    return
+                if view.height == watch.height and watch.hear(view.verdicts):
+                    log.info("verdicts came in", height=watch.height, state=watch.describe())
+        except PoflError as error:
+            # The node may be behind this parent, or down: it is asked again.
+            log.debug("a node does not take the work block yet", node=name, error=error)
+            if failures == 3:
+                log.warning("a node does not take the work block", node=name, error=error)
+        await asyncio.sleep(min(backoff(failures), 2.0))
+        failures += 1

@@ -1,0 +1,287 @@
+"""The pool's members: admission, presence, assignments, contributions.
+
+A member is online while it attends. When its stream ends its Flower key is given up, and it joins again with a fresh one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from core.crypto import signing
+from core.errors import AuthError, CryptoError, LimitError, NotFoundError, PoflError
+from core.ids import AccountId, Digest, short
+from core.ports import Clock
+from pool.flower.jobs import JoinTicket
+from pool.manager.config import AdmissionConfig
+from services.rpc.convert_mining import (
+    DOMAIN_ATTEND,
+    DOMAIN_LEAVE,
+    Assignment,
+    FetchRows,
+    Joined,
+    Member,
+    SignedJoin,
+    SignedJoined,
+    TrainOn,
+    attend_message,
+    leave_message,
+    sign_joined,
+    verify_join,
+)
+from services.runtime.logging import logger
+from services.runtime.metrics import gauge
+
+__all__ = ["Enrolment", "Members", "Roster"]
+
+log = logger(__name__)
+
+ONLINE = gauge("pool_members_online", "Members that attend.")
+
+MAX_MEMBERS: Final = 1_000
+MAX_WAITING: Final = 64
+"""Assignments that wait for one member."""
+MAX_KEYS: Final = 16_384
+"""Flower keys whose owner is remembered."""
+
+
+class Enrolment(Protocol):
+    """What admits Flower keys; pool.flower.engine.MiningEngine has it."""
+
+    async def register(self, node_public_key: bytes) -> JoinTicket: ...
+    async def unregister(self, node_public_key: bytes) -> None: ...
+
+
+@dataclass(slots=True)
+class _Member:
+    miner: AccountId
+    node_key: bytes
+    rows: int
+    features: int
+    bought: int = 0
+    """Rows assigned to it since it joined."""
+    contribution: int = 0
+    is_online: bool = False
+    is_over: bool = False
+    queue: asyncio.Queue[Assignment | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
+    """None is the end."""
+
+
+class Members:
+    """All members, by account."""
+
+    def __init__(
+        self, enrolment: Enrolment, key: signing.KeyPair, chain_id: Digest, admission: AdmissionConfig, clock: Clock
+    ) -> None:
+        self._enrolment = enrolment
+        self._key = key
+        self._chain_id = chain_id
+        self._admission = admission
+        self._clock = clock
+        self._members: dict[AccountId, _Member] = {}
+        self._owners: OrderedDict[bytes, AccountId] = OrderedDict()
+        self._fetches: dict[AccountId, list[FetchRows]] = {}
+        self._training: TrainOn | None = None
+        self._changed = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def pool(self) -> AccountId:
+        return AccountId(self._key.public_key)
+
+    # What members call
+
+    async def join(self, signed: SignedJoin) -> SignedJoined:
+        """Admit a miner under a fresh Flower key; a former membership of the account ends.
+
+        Raises AuthError (signature, admission), LimitError (full), MalformedError or UnavailableError (its Flower key).
+        """
+        join = signed.join
+        try:
+            verify_join(signed)
+        except CryptoError as error:
+            raise AuthError(f"the request to join is not signed by {short(join.miner)}: {error.message}") from None
+        check_admission(self._admission, join.miner, join.token)
+        former = self._members.get(join.miner)
+        if former is None and len(self._members) >= MAX_MEMBERS:
+            raise LimitError(f"this pool has {MAX_MEMBERS} members, the most it takes", members=MAX_MEMBERS)
+        ticket = await self._enrolment.register(join.node_public_key)
+        former = self._members.get(join.miner)
+        contribution = 0
+        if former is not None and former.node_key != join.node_public_key:
+            contribution = former.contribution
+            self._end(former)
+        self._members[join.miner] = _Member(
+            join.miner, join.node_public_key, join.rows, join.features, contribution=contribution
+        )
+        self._owners[join.node_public_key] = join.miner
+        while len(self._owners) > MAX_KEYS:
+            self._owners.popitem(last=False)
+        log.info("member joined", miner=join.miner, rows=join.rows, features=join.features, members=len(self._members))
+        return sign_joined(
+            self._key,
+            Joined(
+                self._chain_id, self.pool, join.miner, join.node_public_key, ticket.superlink_address, ticket.ca_pem,
+                ticket.hpke_public_key,
+            ),
+        )  # fmt: skip
+
+    async def attend(self, miner: AccountId, signature: bytes) -> AsyncIterator[Assignment]:
+        """Assignments for as long as the member stays. Raises NotFoundError (join first), AuthError."""
+        member = self._member(miner, DOMAIN_ATTEND, signature)
+        if member.is_online:
+            raise AuthError(f"{short(miner)} attends already: join again with a fresh key")
+        member.is_online = True
+        self._note_change()
+        log.info("member online", miner=miner, online=len(self.online))
+        now = self._clock.now_ms()
+        for fetch in self._fetches.get(miner, []):
+            if fetch.deadline_ms > now:
+                _put(member, fetch)
+        if self._training is not None and self._training.deadline_ms > now:
+            _put(member, self._training)
+        try:
+            while (assignment := await member.queue.get()) is not None:
+                yield assignment
+        finally:
+            self._end(member)
+
+    async def leave(self, miner: AccountId, signature: bytes) -> None:
+        """End a membership; nothing happens if there is none. Raises AuthError."""
+        if miner in self._members:
+            self._end(self._member(miner, DOMAIN_LEAVE, signature))
+
+    # What the pool asks
+
+    @property
+    def online(self) -> Sequence[AccountId]:
+        return tuple(m.miner for m in self._members.values() if m.is_online)
+
+    def online_for(self, features: int) -> Sequence[AccountId]:
+        """Members online whose own rows have this many features, in the order of their accounts."""
+        return tuple(sorted(m.miner for m in self._members.values() if m.is_online and m.features == features))
+
+    async def wait_online(self, features: int, count: int) -> None:
+        """Until that many such members are online."""
+        while len(self.online_for(features)) < count:
+            await self._changed.wait()
+
+    def roster(self, features: int, allowance: int = 0) -> Roster:
+        """A live view of Flower keys for the engine. ``allowance``: rows that a member may get while it trains."""
+        return Roster(self._members, features, allowance)
+
+    def owner(self, node_key: bytes) -> AccountId | None:
+        """Whose key this is, or was."""
+        return self._owners.get(node_key)
+
+    def assign_training(self, train: TrainOn) -> None:
+        self._training = train
+        for member in self._members.values():
+            if member.is_online:
+                _put(member, train)
+
+    def assign_rows(self, miner: AccountId, fetch: FetchRows) -> None:
+        """Rows for a member; told again if it joins anew before the deadline."""
+        now = self._clock.now_ms()
+        waiting = [f for f in self._fetches.get(miner, []) if f.deadline_ms > now]
+        self._fetches[miner] = [*waiting, fetch][-MAX_WAITING:]
+        member = self._members.get(miner)
+        if member is not None:
+            member.bought += fetch.rows
+            if member.is_online:
+                _put(member, fetch)
+
+    def credit(self, contributions: Mapping[AccountId, int]) -> None:
+        """What each member contributed to the last task."""
+        for member in self._members.values():
+            member.contribution = contributions.get(member.miner, 0)
+
+    def listed(self) -> tuple[Member, ...]:
+        return tuple(
+            Member(m.miner, m.rows + m.bought, m.contribution, m.is_online)
+            for m in sorted(self._members.values(), key=lambda m: m.miner)
+        )
+
+    # Inside
+
+    def _member(self, miner: AccountId, domain: bytes, signature: bytes) -> _Member:
+        member = self._members.get(miner)
+        if member is None:
+            raise NotFoundError(f"{short(miner)} is no member of this pool: join first")
+        message = attend_message if domain == DOMAIN_ATTEND else leave_message
+        try:
+            signing.verify(miner, domain, message(self._chain_id, self.pool, miner, member.node_key), signature)
+        except CryptoError as error:
+            raise AuthError(f"{short(miner)} did not sign for its present membership: {error.message}") from None
+        return member
+
+    def _end(self, member: _Member) -> None:
+        if member.is_over:
+            return
+        member.is_over = True
+        was_online, member.is_online = member.is_online, False
+        if member.queue.full():
+            member.queue.get_nowait()
+        member.queue.put_nowait(None)
+        if self._members.get(member.miner) is member:
+            del self._members[member.miner]
+        if was_online:
+            log.info("member offline", miner=member.miner, online=len(self.online))
+        self._note_change()
+        task = asyncio.create_task(self._give_up(member.node_key))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _give_up(self, node_key: bytes) -> None:
+        try:
+            await self._enrolment.unregister(node_key)
+        except PoflError as error:
+            log.warning("a former member's key is still registered", error=error)
+
+    def _note_change(self) -> None:
+        ONLINE.set(len(self.online))
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Roster(Mapping[bytes, int]):
+    """Flower keys of members online, each with the most examples that it may say it trained on."""
+
+    def __init__(self, members: Mapping[AccountId, _Member], features: int, allowance: int) -> None:
+        self._members = members
+        self._features = features
+        self._allowance = allowance
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([m.node_key for m in self._present()])
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+    def __getitem__(self, node_key: bytes) -> int:
+        for member in self._present():
+            if member.node_key == node_key:
+                return member.rows + member.bought + self._allowance
+        raise KeyError(node_key)
+
+    def _present(self) -> list[_Member]:
+        return [m for m in self._members.values() if m.is_online and m.features == self._features]
+
+
+def check_admission(admission: AdmissionConfig, miner: AccountId, token: bytes) -> None:
+    """Raises AuthError, without saying more than who was refused and by which rule."""
+    if admission.mode == "token" and not hmac.compare_digest(token, admission.token.encode()):
+        raise AuthError(f"{short(miner)} is not admitted: this pool asks for its token")
+    if admission.mode == "allow" and miner.hex() not in {account.lower() for account in admission.allow}:
+        raise AuthError(f"{short(miner)} is not admitted: this pool has a list of members, and it is not on it")
+
+
+def _put(member: _Member, assignment: Assignment) -> None:
+    if member.queue.full():
+        log.warning("a member does not take its assignments", miner=member.miner, waiting=member.queue.qsize())
+        return
+    member.queue.put_nowait(assignment)

@@ -1,0 +1,136 @@
+"""Receipts of delivered chunks: taken from members, kept on disk, put on the chain one after another.
+
+A receipt releases its chunk's share of the price to the provider, so the pool owes it to her once a member handed it in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from core.chain.transaction import ChunkReceipt
+from core.codec import decode, encode
+from core.crypto.hashing import digest
+from core.errors import (
+    AuthError,
+    DeadlineError,
+    InputError,
+    NotFoundError,
+    PoflError,
+    TransactionError,
+    UnavailableError,
+)
+from core.ids import AccountId, Digest, short
+from core.market.contract import CHUNKS
+from core.market.delivery import verify_receipt
+from pool.manager.archive import write_durably
+from services.rpc.chain_client import ChainClient, Wallet
+from services.rpc.views import TradeView
+from services.runtime.logging import logger
+
+__all__ = ["ReceiptDesk"]
+
+log = logger(__name__)
+
+DOMAIN_NAME: Final = b"pofl/pool-receipt-name/1"
+AT_ONCE: Final = 16
+"""Receipts that wait for a block: few, so that a commit or claim never stands behind many of them."""
+MAX_KEPT: Final = 10_000
+FINAL_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 2.0
+
+
+class ReceiptDesk:
+    """``folder`` holds what is not on the chain yet."""
+
+    def __init__(self, folder: Path, chain: ChainClient, wallet: Wallet, chain_id: Digest) -> None:
+        self._folder = folder
+        self._chain = chain
+        self._wallet = wallet
+        self._chain_id = chain_id
+        self._trades: dict[Digest, TradeView] = {}
+        self._waiting: dict[Path, ChunkReceipt] = {}
+        self._done: set[Path] = set()
+        self._wake = asyncio.Event()
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("*.bin")):
+            try:
+                self._waiting[path] = decode(ChunkReceipt, path.read_bytes(), 1024)
+            except (InputError, OSError) as error:
+                log.warning("a kept receipt cannot be read and is left out", file=str(path), error=str(error))
+
+    async def hand_in(self, receipt: ChunkReceipt) -> None:
+        """Keep a member's receipt; it is on disk when this returns. Idempotent.
+
+        Raises NotFoundError or AuthError (not a trade of this pool, not its miner), CryptoError, LimitError.
+        """
+        path = self._folder / f"{digest(DOMAIN_NAME, encode(receipt)).hex()}.bin"
+        if path in self._waiting or path in self._done:
+            return
+        verify_receipt(self._chain_id, receipt)
+        trade = await self._trade(receipt.trade_id)
+        if receipt.miner not in trade.miners or receipt.chunk >= CHUNKS:
+            raise AuthError(f"{short(receipt.miner)} receives no chunk {receipt.chunk} in trade {short(receipt.trade_id)}")
+        if len(self._waiting) >= MAX_KEPT:
+            raise UnavailableError(f"{MAX_KEPT} receipts wait for the chain already: hand it in later")
+        await asyncio.to_thread(write_durably, path, encode(receipt))
+        self._waiting[path] = receipt
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Put receipts on the chain, for ever."""
+        while True:
+            self._wake.clear()
+            batch = list(self._waiting.items())[:AT_ONCE]
+            if not batch:
+                await self._wake.wait()
+                continue
+            settled = [await self._send(path, receipt) for path, receipt in batch]
+            results = await asyncio.gather(*(task for task in settled if task is not None))
+            if not any(results):
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _send(self, path: Path, receipt: ChunkReceipt) -> asyncio.Task[bool] | None:
+        """Hand in one transaction; the task waits until it is final. Whether the receipt is settled."""
+        try:
+            transaction = await self._wallet.send(receipt)
+        except TransactionError as error:
+            self._settle(path, receipt, f"refused: {error.reason}")
+            return None
+        except PoflError as error:
+            log.warning("a receipt waits, no node takes it", trade=receipt.trade_id, chunk=receipt.chunk, error=error)
+            return None
+
+        async def wait() -> bool:
+            try:
+                await self._chain.wait_final(transaction.tx_id, FINAL_SECONDS, again=transaction)
+            except TransactionError as error:
+                self._settle(path, receipt, f"refused: {error.reason}")
+            except (DeadlineError, UnavailableError) as error:
+                log.warning("a receipt is not final yet", trade=receipt.trade_id, chunk=receipt.chunk, error=error)
+                return False
+            else:
+                self._settle(path, receipt, "final")
+            return True
+
+        return asyncio.create_task(wait())
+
+    def _settle(self, path: Path, receipt: ChunkReceipt, how: str) -> None:
+        log.debug("receipt settled", trade=receipt.trade_id, chunk=receipt.chunk, miner=receipt.miner, how=how)
+        self._waiting.pop(path, None)
+        self._done.add(path)
+        path.unlink(missing_ok=True)
+
+    async def _trade(self, trade_id: Digest) -> TradeView:
+        known = self._trades.get(trade_id)
+        if known is None:
+            known = await self._chain.trade(trade_id)
+            if known.pool != self._pool:
+                raise NotFoundError(f"trade {short(trade_id)} is not this pool's")
+            self._trades[trade_id] = known
+        return known
+
+    @property
+    def _pool(self) -> AccountId:
+        return self._wallet.account

@@ -1,0 +1,453 @@
+"""One task, from entry to its end: enter, train, commit, evaluate, claim, offer (paper, section II; design: consensus).
+
+What must survive a kill is in the task's folder before it matters; a season begun again goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Final
+
+from grpc import aio
+
+from core.chain.block import Accuracy, Block
+from core.chain.build import build_work_block
+from core.chain.ledger import work_payout_total
+from core.chain.transaction import Claim, Commit, EnterTask, Payload, Refusal
+from core.codec import decode
+from core.errors import DeadlineError, NotFoundError, PoflError, TransactionError, UnavailableError
+from core.ids import MILLION, AccountId, Amount, Height, Milliseconds, short
+from core.ports import SystemRng
+from core.verification.body import VmBody, commitment, make_body
+from core.verification.evaluation_pool import EvaluationPool
+from core.verification.field import centred, unpack_values
+from core.verification.quantise import quantise
+from core.verification.scored_model import ModelFamily, ScoredModel
+from pool.flower.engine import MiningJob, MiningResult, RoundReport
+from pool.learning.datasets import Dataset
+from pool.manager import trading
+from pool.manager.archive import Claimed, Committed, Contribution, TaskFolder
+from pool.manager.board import TaskFeed
+from pool.manager.claims import WorkWatch, offer_everywhere
+from pool.manager.context import Pool
+from pool.manager.payouts import share_out
+from pool.manager.scoring import Scoring
+from pool.manager.supplies import Supplies, TestSupply
+from services.rpc.convert_mining import Progress, Round, TrainOn
+from services.rpc.verify_client import EvaluationClient
+from services.rpc.views import EntryView, TaskPhase, TaskView, Tip
+from services.runtime.logging import logger
+from services.runtime.metrics import counter, gauge
+
+__all__ = ["Season", "Windows"]
+
+log = logger(__name__)
+
+TASKS = counter("pool_tasks", "Tasks that this pool took part in, by how they ended for it.", ("end",))
+ACCURACY = gauge("pool_practice_accuracy", "Practice accuracy of the last round, 0 to 1.")
+ROUNDS = counter("pool_rounds", "Rounds of training.")
+
+MARGIN_MS: Final = 1_000
+"""Between the end of training and the last instant at which a commit is sure to reach a block."""
+AGAIN_SECONDS: Final = 0.25
+ROWS_SECONDS: Final = 1.5
+"""How long training waits for bought rows; later ones join in when they arrive."""
+EARLY: Final = frozenset({Refusal.TOO_EARLY, Refusal.BAD_NONCE})
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """A task's instants, block time."""
+
+    entry_close_ms: Milliseconds
+    training_end_ms: Milliseconds
+    commit_close_ms: Milliseconds
+    claim_close_ms: Milliseconds
+
+    @classmethod
+    def of(cls, view: TaskView, min_window_ms: int) -> Windows:
+        """Training ends one shortest window and a second before commits close: that commit reaches a block.
+
+        Raises NotFoundError while T0 is unknown.
+        """
+        if view.entry_close_ms is None or view.commit_close_ms is None or view.claim_close_ms is None:
+            raise NotFoundError(f"task {short(view.task_id)} has no windows yet")
+        end = Milliseconds(view.commit_close_ms - min_window_ms - MARGIN_MS)
+        return cls(view.entry_close_ms, end, view.commit_close_ms, view.claim_close_ms)
+
+
+class Season:
+    """This pool in one task."""
+
+    def __init__(self, pool: Pool, feed: TaskFeed) -> None:
+        self._pool = pool
+        self._feed = feed
+        self._task_id = feed.view.task_id
+        self._folder = TaskFolder(pool.cfg.data_dir / "tasks" / self._task_id.hex())
+        self._supply: TestSupply | None = None
+        self._round: Round | None = None
+
+    async def run(self) -> None:
+        """To the task's end. What goes wrong for this pool is logged with its reason; the pool stays."""
+        view = await self._feed.until(lambda v: v.start_ms is not None or v.phase.is_ended)
+        if view.phase.is_ended:
+            return
+        reason = self._unfit(view)
+        if reason:
+            log.warning("this pool does not enter", task=self._task_id, reason=reason)
+            return
+        windows = Windows.of(view, self._pool.role.genesis.params.min_window_ms(len(self._pool.role.genesis.validators)))
+        if not await self._enter(windows):
+            return
+        playing = asyncio.create_task(self._play(windows), name="season")
+        ended = asyncio.create_task(self._feed.until(lambda v: v.phase.is_ended))
+        try:
+            await asyncio.wait({playing, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if playing.done():
+                playing.result()
+            view = await ended
+        except PoflError as error:
+            log.error("this pool is out of the task", task=self._task_id, error=error)
+            self._show("lost", error.message)
+            TASKS.labels("failed").inc()
+            await self._feed.until(lambda v: v.phase.is_ended)
+            return
+        finally:
+            playing.cancel()
+            ended.cancel()
+            with contextlib.suppress(asyncio.CancelledError, PoflError):
+                await playing
+        self._report(view)
+
+    # Entry
+
+    def _unfit(self, view: TaskView) -> str:
+        """Why this pool cannot do the task, or an empty text."""
+        try:
+            ModelFamily.of(view.spec)
+            self._job(view, Milliseconds(0))
+        except PoflError as error:
+            return error.message
+        return ""
+
+    async def _enter(self, windows: Windows) -> bool:
+        """Whether this pool is in the task."""
+        view, pool = self._feed.view, self._pool
+        if _own(view, pool.account) is not None:
+            log.info("already in the task", task=self._task_id, phase=view.phase.name.lower())
+            return True
+        if view.phase is not TaskPhase.ENTRY:
+            log.info("too late for the task", task=self._task_id, phase=view.phase.name.lower())
+            return False
+        features, least = view.spec.features, pool.cfg.min_miners
+        try:
+            async with asyncio.timeout(pool.seconds_until(windows.entry_close_ms)):
+                await pool.members.wait_online(features, least)
+                bond = Amount(max(pool.cfg.bond, view.min_pool_bond))
+                await self._send(EnterTask(self._task_id, bond, pool.endpoint), windows.entry_close_ms)
+        except TimeoutError:
+            online = len(pool.members.online_for(features))
+            log.warning(
+                "entry closed before this pool could enter", task=self._task_id, members=online, needed=least,
+                features=features,
+            )  # fmt: skip
+            return False
+        except PoflError as error:
+            log.warning("this pool could not enter", task=self._task_id, error=error)
+            return False
+        log.info("entered", task=self._task_id, bond=bond, reward=view.reward, miners=len(pool.members.online))
+        self._show("entered", f"bond {bond}")
+        return True
+
+    # The whole
+
+    async def _play(self, windows: Windows) -> None:
+        pool, view = self._pool, self._feed.view
+        requester = pool.open(view.spec.endpoint, "requester")
+        supplies = Supplies(pool, view, self._folder, requester)
+        scoring = Scoring(
+            self._folder, lambda session, batch: self._evaluation(requester, session, batch), SystemRng().bytes
+        )
+        helpers: set[asyncio.Task[None]] = set()
+        try:
+            claimed = self._folder.claimed
+            preparing: asyncio.Task[None] | None = None
+            if claimed is None:
+                preparing = asyncio.create_task(self._prepare(supplies, scoring, windows), name="evaluation offline")
+                helpers.add(preparing)
+            committed = self._folder.committed
+            if committed is None:
+                if pool.clock.now_ms() >= windows.training_end_ms:
+                    raise DeadlineError("this pool has no model, and the time to train is over")
+                trading_ = asyncio.create_task(self._trade(), name="trade")
+                helpers.add(trading_)
+                committed = await self._train(supplies, trading_, windows)
+            await self._commit(committed, windows)
+            if claimed is None:
+                assert preparing is not None
+                claimed = await self._evaluate(committed, preparing, scoring, windows)
+            await self._claim(claimed, windows)
+            await self._offer(committed, claimed)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await requester.close(None)
+
+    async def _trade(self) -> None:
+        view = self._feed.view
+        self._show("trading", "")
+        await trading.buy_rows(self._pool, view, self._pool.members.online_for(view.spec.features))
+
+    # Training
+
+    def _job(self, view: TaskView, deadline_ms: Milliseconds) -> MiningJob:
+        """Raises ConfigError or LimitError for a model that cannot be trained here."""
+        spec, training = view.spec, self._pool.cfg.training
+        return MiningJob(
+            job_id=view.task_id, features=spec.features, classes=spec.classes, practice=self._folder.practice,
+            deadline_ms=deadline_ms, hidden=spec.hidden, activation=spec.activation.name.lower(),
+            round_timeout_s=training.round_timeout_s, quorum=training.quorum, algorithm=training.algorithm,
+            local_epochs=training.local_epochs, learning_rate=training.learning_rate, batch=training.batch or 1 << 30,
+            seed=training.seed,
+        )  # fmt: skip
+
+    async def _train(self, supplies: Supplies, trade: asyncio.Task[None], windows: Windows) -> Committed:
+        """Train until the deadline, quantise, encrypt: a model that only waits for its commit, on disk."""
+        pool, view = self._pool, self._feed.view
+        practice = await supplies.practice(pool.seconds_until(windows.training_end_ms))
+        await asyncio.wait({trade}, timeout=ROWS_SECONDS)
+        features = view.spec.features
+        online = pool.members.online_for(features)
+        allowance = await trading.most_rows(pool, len(online))
+        self._show("training", f"{len(online)} miners")
+        pool.members.assign_training(
+            TrainOn(self._task_id, windows.training_end_ms, features, view.spec.classes)
+        )
+        key = asyncio.create_task(supplies.public_key(pool.seconds_until(windows.commit_close_ms)))
+        try:
+            job = self._job(view, windows.training_end_ms)
+            result = await pool.engine.mine(job, pool.members.roster(features, allowance), self._on_round)
+            shares = self._shares(result)
+            pool.members.credit(shares)
+            public_key = await key
+        finally:
+            key.cancel()
+        model = await pool.cpu.run(self._quantise, view, result, practice)
+        body, opening = await pool.cpu.run(make_body, public_key, model, SystemRng())
+        c_w = commitment(pool.chain_id, self._task_id, pool.account, body)
+        committed = Committed(c_w, body, opening, tuple(Contribution(m, c) for m, c in sorted(shares.items())))
+        await asyncio.to_thread(self._folder.commit, committed)
+        return committed
+
+    def _on_round(self, report: RoundReport) -> None:
+        ROUNDS.inc()
+        ACCURACY.set(report.practice_correct / max(1, report.practice_total))
+        self._round = Round(
+            report.number, report.participants, len(report.accepted), report.practice_correct, report.practice_total,
+            report.seconds, report.bytes_up, report.bytes_down,
+        )  # fmt: skip
+        refused = {short(bytes.fromhex(key)): reason for key, reason in report.refused.items()}
+        log.info(
+            "round", task=self._task_id, number=report.number, participants=report.participants,
+            accepted=len(report.accepted), practice=f"{report.practice_correct}/{report.practice_total}",
+            seconds=round(report.seconds, 2), refused=refused or None,
+        )  # fmt: skip
+        self._show("training", "; ".join(f"{key}: {reason}" for key, reason in refused.items()))
+
+    def _shares(self, result: MiningResult) -> dict[AccountId, int]:
+        """Contributions by account: a member that joined anew in between had more than one key."""
+        shares: dict[AccountId, int] = {}
+        for key, examples in result.contributions.items():
+            owner = self._pool.members.owner(bytes.fromhex(key))
+            if owner is not None:
+                shares[owner] = shares.get(owner, 0) + examples
+        log.info(
+            "training is over", task=self._task_id, rounds=result.rounds,
+            practice=f"{result.best_practice_correct}/{result.best_practice_total}",
+            contributions={short(account): amount for account, amount in shares.items()},
+        )  # fmt: skip
+        return shares
+
+    def _quantise(self, view: TaskView, result: MiningResult, practice: Dataset) -> ScoredModel:
+        spec = view.spec
+        model, report = quantise(
+            result.weights, spec.activation, spec.feature_scale_micro / MILLION, spec.weight_bits,
+            practice.x.astype("float64"), practice.y,
+        )  # fmt: skip
+        log.info(
+            "model quantised", task=self._task_id, float_correct=report.float_correct, scored_correct=report.scored_correct,
+            rows=report.rows, clipped=report.clipped_weights,
+        )  # fmt: skip
+        return model
+
+    # Commit, evaluation, claim
+
+    async def _commit(self, committed: Committed, windows: Windows) -> None:
+        view = await self._feed.until(lambda v: v.phase >= TaskPhase.TRAINING)
+        own = _own(view, self._pool.account)
+        if own is None:
+            raise UnavailableError("this pool is not among the entries")
+        if own.model_commitment is None:
+            await self._send(Commit(self._task_id, committed.commitment), windows.commit_close_ms)
+        elif own.model_commitment != committed.commitment:
+            raise UnavailableError(f"the chain has another commitment of this pool: {short(own.model_commitment)}")
+        log.info("committed", task=self._task_id, model=committed.commitment, body=len(committed.body))
+        self._show("committed", f"model {short(committed.commitment)}")
+
+    def _evaluation(self, requester: aio.Channel, session: bytes, batch: int) -> EvaluationClient:
+        assert self._supply is not None
+        supply = self._supply
+        machine = EvaluationPool(
+            supply.context, session, self._pool.account, supply.public_key, supply.test_set, SystemRng(), batch
+        )
+        return EvaluationClient(requester, machine, peer=self._feed.view.spec.endpoint)
+
+    async def _prepare(self, supplies: Supplies, scoring: Scoring, windows: Windows) -> None:
+        """Fetch the test set and do the offline part, from the close of entry on, if this pool is admitted."""
+        self._supply = await supplies.test(self._pool.seconds_until(windows.claim_close_ms))
+        log.info("encrypted test set is here", task=self._task_id, blobs=len(self._feed.view.spec.test_blobs))
+        view = await self._feed.until(lambda v: v.phase >= TaskPhase.TRAINING)
+        if not is_admitted(view, self._pool.account, self._pool.role.genesis.params.max_pools):
+            raise UnavailableError("other pools had higher bonds: this one is not admitted")
+        await scoring.prepare(lambda: self._pool.seconds_until(windows.claim_close_ms))
+        log.info("offline part of the evaluation is done", task=self._task_id)
+
+    async def _evaluate(
+        self, committed: Committed, preparing: asyncio.Task[None], scoring: Scoring, windows: Windows
+    ) -> Claimed:
+        await preparing
+        await self._feed.until(lambda v: v.phase >= TaskPhase.EVALUATION)
+        self._show("evaluating", "")
+        started = self._pool.clock.now_ms()
+        model = model_of(committed)
+        result = await scoring.evaluate(
+            model, committed.commitment, lambda: self._pool.seconds_until(windows.claim_close_ms)
+        )
+        claimed = Claimed(result.correct, result.vm)
+        await asyncio.to_thread(self._folder.claim, claimed)
+        log.info(
+            "evaluated", task=self._task_id, correct=result.correct, total=self._feed.view.spec.samples,
+            milliseconds=self._pool.clock.now_ms() - started,
+        )  # fmt: skip
+        return claimed
+
+    async def _claim(self, claimed: Claimed, windows: Windows) -> None:
+        view = self._feed.view
+        own = _own(view, self._pool.account)
+        if own is None or own.vm is None:
+            await self._feed.until(lambda v: v.phase >= TaskPhase.EVALUATION)
+            await self._send(Claim(self._task_id, claimed.correct, claimed.vm), windows.claim_close_ms)
+        log.info("claimed", task=self._task_id, correct=claimed.correct, total=view.spec.samples)
+        self._show("claimed", f"{claimed.correct} of {view.spec.samples}")
+
+    # The work height
+
+    async def _offer(self, committed: Committed, claimed: Claimed) -> None:
+        """Offer the work block until the height is decided; serve the body when it is this claim's turn."""
+        pool = self._pool
+        view = await self._feed.until(lambda v: v.phase >= TaskPhase.WORK)
+        if view.phase.is_ended:
+            return
+        tip = await self._work_tip()
+        block = await self._work_block(tip, view, committed, claimed)
+        watch = WorkWatch(pool.chain_id, Height(tip.height + 1), view, pool.validators, committed.commitment)
+        pool.shelf.put(watch, committed.commitment, block, committed.body)
+        log.info("offering the work block", task=self._task_id, height=watch.height, rank=watch.rank + 1)
+        self._show("offering", f"claim {watch.rank + 1} at height {watch.height}")
+        await offer_everywhere(pool.nodes, block, watch)
+
+    async def _work_tip(self) -> Tip:
+        """The tip that the work height stands on, from a node that is there already."""
+        while True:
+            tip = await self._pool.chain.tip()
+            if tip.work_height and tip.current_task == self._task_id and tip.certificate is not None:
+                return tip
+            if self._feed.view.phase.is_ended:
+                raise UnavailableError("the work height was decided before this pool could offer its block")
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _work_block(self, tip: Tip, view: TaskView, committed: Committed, claimed: Claimed) -> Block:
+        known = self._folder.work
+        if known is not None and known.header.decoded().prev_hash == tip.block_hash:
+            return known
+        pool = self._pool
+        assert tip.certificate is not None
+        total = work_payout_total(view.reward, pool.role.genesis.params)
+        contributions = {c.miner: c.amount for c in committed.contributions}
+        block = build_work_block(
+            pool.role.key,
+            chain_id=pool.chain_id,
+            height=Height(tip.height + 1),
+            parent_hash=tip.block_hash,
+            parent_state_root=tip.state_root,
+            certificate=tip.certificate,
+            time_ms=tip.next_time_ms,
+            task_id=self._task_id,
+            accuracy=Accuracy(claimed.correct, view.spec.samples),
+            vm=claimed.vm,
+            payouts=share_out(total, contributions, pool.account, pool.cfg.owner_cut_ppm),
+        )
+        await asyncio.to_thread(self._folder.offer, block)
+        return block
+
+    # Small things
+
+    async def _send(self, payload: Payload, close_ms: Milliseconds) -> None:
+        """A transaction that must be final before its window closes; again while it is only too early.
+
+        Raises TransactionError with the refusal, DeadlineError, UnavailableError when no node could be reached in time.
+        """
+        pool, name = self._pool, type(payload).__name__
+        # The last block of the window may be final a little after the window's end on this clock.
+        end = close_ms + pool.role.genesis.params.min_window_ms(len(pool.role.genesis.validators))
+        while True:
+            try:
+                await pool.wallet.send_and_wait(payload, max(1.0, pool.seconds_until(end)))
+            except TransactionError as error:
+                if error.reason == Refusal.DUPLICATE:
+                    log.info("already on the chain", transaction=name, task=self._task_id)
+                    return
+                if error.reason not in EARLY or pool.seconds_until(close_ms) <= 0:
+                    raise
+            except UnavailableError:
+                if pool.seconds_until(close_ms) <= 0:
+                    raise
+            else:
+                return
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    def _show(self, phase: str, detail: str) -> None:
+        self._pool.board.show(Progress(phase, self._task_id, self._round, detail))
+
+    def _report(self, view: TaskView) -> None:
+        won = view.phase is TaskPhase.WON and view.winner == self._pool.account
+        if view.phase is TaskPhase.VOID:
+            detail = "the task is void: nobody won"
+        elif won:
+            detail = f"height {view.ended_height}"
+        else:
+            detail = f"pool {short(view.winner)} won" if view.winner is not None else "another pool won"
+        log.info("task is over", task=self._task_id, won=won, detail=detail, height=view.ended_height)
+        TASKS.labels("won" if won else "lost").inc()
+        self._show("won" if won else "lost", detail)
+
+
+def is_admitted(view: TaskView, pool: AccountId, max_pools: int) -> bool:
+    """Whether the pool is among the ``max_pools`` highest bonds, ties to the earlier. For views before claims close, whose
+    entries are in order of entry."""
+    bonds = sorted(range(len(view.entries)), key=lambda i: (-view.entries[i].bond, i))
+    return any(view.entries[i].pool == pool for i in bonds[:max_pools])
+
+
+def model_of(committed: Committed) -> ScoredModel:
+    """The integer model that a commitment is to. Raises MalformedError if the file does not hold one."""
+    shape = decode(VmBody, committed.body).shape
+    values = unpack_values(committed.opening.values, (shape.family().parameters,))
+    return ScoredModel.decode(shape, centred(values))
+
+
+def _own(view: TaskView, pool: AccountId) -> EntryView | None:
+    return next((entry for entry in view.entries if entry.pool == pool), None)

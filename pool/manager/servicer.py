@@ -1,0 +1,104 @@
+"""PoolService and ClaimService: from protobuf, call, to protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from grpc import aio
+from pofl.mining.v1 import mining_pb2 as pb
+from pofl.mining.v1 import mining_pb2_grpc as rpc
+from pofl.peer.v1 import peer_pb2 as peer
+from pofl.peer.v1 import peer_pb2_grpc
+
+from core.errors import AuthError
+from core.ids import AccountId, Digest, Height, ModelCommitment, short
+from pool.manager.board import Board
+from pool.manager.claims import Shelf
+from pool.manager.members import Members
+from pool.manager.receipts import ReceiptDesk
+from services.rpc import auth
+from services.rpc import convert_mining as convert
+from services.rpc.convert_chain import exact
+from services.rpc.limits import CHUNK
+
+__all__ = ["CLAIM", "POOL", "RULES", "ClaimServicer", "PoolServicer"]
+
+POOL: Final = pb.DESCRIPTOR.services_by_name["PoolService"].full_name
+CLAIM: Final = peer.DESCRIPTOR.services_by_name["ClaimService"].full_name
+RULES: Final = {
+    POOL: ["miner"],
+    f"{POOL}/ListMembers": [auth.ANYONE],
+    f"{POOL}/WatchProgress": [auth.ANYONE],
+    CLAIM: ["node", "requester"],
+}
+Context = aio.ServicerContext[Any, Any]
+
+
+class PoolServicer(rpc.PoolServiceServicer):
+    def __init__(self, chain_id: Digest, members: Members, receipts: ReceiptDesk, board: Board) -> None:
+        self._chain_id = chain_id
+        self._members = members
+        self._receipts = receipts
+        self._board = board
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:  # noqa: N802
+        signed = convert.join_from_proto(request, self._chain_id, self._members.pool)
+        _check_caller(context, signed.join.miner)
+        return convert.joined_to_proto(await self._members.join(signed))
+
+    async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.AttendResponse]:  # noqa: N802
+        miner = _account(request.miner)
+        _check_caller(context, miner)
+        async for assignment in self._members.attend(miner, request.signature):
+            yield convert.assignment_to_proto(assignment)
+
+    async def HandInReceipt(  # noqa: N802
+        self, request: pb.HandInReceiptRequest, context: Context
+    ) -> pb.HandInReceiptResponse:
+        receipt = convert.receipt_from_proto(request)
+        _check_caller(context, receipt.miner)
+        await self._receipts.hand_in(receipt)
+        return pb.HandInReceiptResponse()
+
+    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:  # noqa: N802
+        miner = _account(request.miner)
+        _check_caller(context, miner)
+        await self._members.leave(miner, request.signature)
+        return pb.LeaveResponse()
+
+    async def ListMembers(self, request: pb.ListMembersRequest, context: Context) -> pb.ListMembersResponse:  # noqa: N802
+        return pb.ListMembersResponse(members=[convert.member_to_proto(m) for m in self._members.listed()])
+
+    async def WatchProgress(  # noqa: N802
+        self, request: pb.WatchProgressRequest, context: Context
+    ) -> AsyncIterator[pb.WatchProgressResponse]:
+        async for progress in self._board.watch():
+            yield convert.progress_to_proto(progress)
+
+
+class ClaimServicer(peer_pb2_grpc.ClaimServiceServicer):
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    async def FetchWork(self, request: peer.FetchWorkRequest, context: Context) -> peer.FetchWorkResponse:  # noqa: N802
+        commitment = ModelCommitment(exact("model_commitment", request.model_commitment))
+        return peer.FetchWorkResponse(block=self._shelf.block(Height(request.height), commitment).to_bytes())
+
+    async def FetchVm(  # noqa: N802
+        self, request: peer.FetchVmRequest, context: Context
+    ) -> AsyncIterator[peer.FetchVmResponse]:
+        body = self._shelf.body(ModelCommitment(exact("model_commitment", request.model_commitment)))
+        for offset in range(0, len(body), CHUNK):
+            yield peer.FetchVmResponse(chunk=body[offset : offset + CHUNK], total_bytes=len(body) if offset == 0 else 0)
+
+
+def _account(value: bytes) -> AccountId:
+    return AccountId(exact("miner", value))
+
+
+def _check_caller(context: Context, miner: AccountId) -> None:
+    """Where the certificate names an account, a miner speaks for itself only. Raises AuthError."""
+    account = auth.caller(context).account
+    if account is not None and account != miner:
+        raise AuthError(f"the connection is of account {short(account)}, the request of miner {short(miner)}")

@@ -1,0 +1,104 @@
+"""Buying rows for a task: one try with each provider, then shares to the members (paper, section III; design: market).
+
+A trade that fails, for whatever reason, is logged and never keeps the pool from training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from core.errors import PoflError
+from core.ids import MILLION, AccountId, Milliseconds, short
+from core.market.contract import CHUNKS
+from core.market.reverse_game import PoolPrivate
+from pool.manager.context import Pool
+from services.rpc.convert_mining import FetchRows
+from services.rpc.market_client import Buyer, Deal, Declined, MarketClient, NoDeal, TradeOutcome, Undecided
+from services.rpc.views import ProviderView, TaskView
+from services.runtime.logging import logger
+
+__all__ = ["buy_rows", "most_rows"]
+
+log = logger(__name__)
+
+BUY_SECONDS: Final = 10.0
+"""For offer, bid and draw, and again for a bid that is not decided then."""
+LONGEST_DELIVERY_MS: Final = 60_000
+"""Used where the chain does not say when delivery ends."""
+
+
+async def most_rows(pool: Pool, miners: int) -> int:
+    """The most rows that one of this many members may get from all registered providers."""
+    if not pool.cfg.market.buy or not miners:
+        return 0
+    try:
+        providers = await pool.chain.providers()
+    except PoflError as error:
+        log.warning("cannot list the providers, no rows are bought", error=error)
+        return 0
+    return sum(-(-provider.rows // miners) for provider in providers)
+
+
+async def buy_rows(pool: Pool, task: TaskView, miners: Sequence[AccountId]) -> None:
+    """Try a trade with every registered provider, one after another."""
+    if not pool.cfg.market.buy or not miners:
+        return
+    market = pool.cfg.market
+    private = PoolPrivate(
+        Q=float(market.profit), alpha=market.leak_alpha_micro / MILLION, beta=market.leak_beta_micro / MILLION
+    )
+    buyer = Buyer(pool.chain, pool.wallet, pool.role.key, pool.chain_id, private)
+    try:
+        providers = await pool.chain.providers()
+    except PoflError as error:
+        log.warning("cannot list the providers, no rows are bought", error=error)
+        return
+    for provider in providers:
+        try:
+            await _buy_from(pool, buyer, provider, task, miners)
+        except PoflError as error:
+            log.warning("no rows bought", provider=provider.provider, error=error)
+
+
+async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: TaskView, miners: Sequence[AccountId]) -> None:
+    buyers = list(miners)[: max(0, provider.rows // CHUNKS)]
+    if not buyers:
+        log.info("no rows bought: too few on sale", provider=provider.provider, rows=provider.rows)
+        return
+    channel = pool.open(provider.endpoint, "provider")
+    try:
+        seller = MarketClient(channel, provider.endpoint)
+        spec = task.spec
+        outcome: TradeOutcome = await buyer.buy(
+            seller, provider, buyers, timeout=BUY_SECONDS, features=spec.features, classes=spec.classes
+        )
+        if isinstance(outcome, Undecided):
+            outcome = await buyer.follow(outcome, timeout=BUY_SECONDS)
+    finally:
+        await channel.close(None)
+    _hand_out(pool, provider, outcome)
+
+
+def _hand_out(pool: Pool, provider: ProviderView, outcome: TradeOutcome) -> None:
+    match outcome:
+        case Declined(reason):
+            log.info("no trade", provider=provider.provider, reason=reason)
+        case NoDeal(trade):
+            log.info("the draw said no", provider=provider.provider, p_ppm=trade.p_ppm, bid=trade.bid)
+        case Undecided(trade_id):
+            log.warning("the draw is not there in time; its rows come too late", trade=short(trade_id))
+        case Deal(trade) as deal:
+            deadline = trade.delivery_deadline_ms or Milliseconds(pool.clock.now_ms() + LONGEST_DELIVERY_MS)
+            for miner, share in deal.shares():
+                pool.members.assign_rows(
+                    miner,
+                    FetchRows(
+                        trade.trade_id, share.data_root, provider.endpoint, provider.provider, CHUNKS, share.first,
+                        share.count, deadline,
+                    ),
+                )  # fmt: skip
+            log.info(
+                "rows bought", provider=provider.provider, price=trade.bid + trade.markup, rows=deal.data_set.rows,
+                miners=len(trade.miners),
+            )  # fmt: skip

@@ -1,0 +1,17 @@
+"""``python -m pool.miner --config FILE``."""
+
+from __future__ import annotations
+
+import sys
+
+from pool.miner.app import main as serve
+from pool.miner.config import MinerConfig
+from services.rpc.role import role_main
+
+
+def main() -> int:
+    return role_main(MinerConfig, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

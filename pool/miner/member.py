@@ -1,0 +1,203 @@
+"""A miner's membership of its pool: join, train, fetch bought rows; again with a fresh key whenever the connection breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from grpc import aio
+
+from core.chain.transaction import ChunkReceipt
+from core.errors import AuthError, CryptoError, DeadlineError, MalformedError, PoflError, UnavailableError
+from core.ids import AccountId, Digest, TaskId, short
+from core.ports import Clock
+from pool.flower.jobs import JoinTicket
+from pool.flower.keys import new_node_key
+from pool.miner.config import MinerConfig
+from pool.miner.rows import TrainingRows
+from services.rpc.channel import backoff, connect, dial_forever
+from services.rpc.convert_mining import FetchRows, Join, MinerStatus, TrainOn
+from services.rpc.market_client import MarketClient, receive_rows, share_of
+from services.rpc.mining_client import PoolClient
+from services.rpc.role import Role
+from services.runtime.logging import logger
+from services.runtime.metrics import counter, gauge
+
+if TYPE_CHECKING:
+    from pool.flower.fleet import FleetMiner
+
+__all__ = ["Membership", "warm_up"]
+
+log = logger(__name__)
+
+JOINS = counter("miner_joins", "Times that this miner became a member.")
+BOUGHT = gauge("miner_bought_rows", "Rows that its pool bought for it.")
+
+WATCH_SECONDS: Final = 1.0
+ONLINE_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 5.0
+LEAST_DELIVERY_SECONDS: Final = 5.0
+TORCH_THREADS: Final = 1
+
+
+class Membership:
+    """Runs for ever. ``phase`` is for the owner's eyes: starting, joining, idle, training, refused."""
+
+    def __init__(self, role: Role[MinerConfig], rows: TrainingRows, clock: Clock) -> None:
+        self._role = role
+        self._rows = rows
+        self._clock = clock
+        self._fleet: FleetMiner | None = None
+        self._pool: AccountId | None = None
+        self._training: TrainOn | None = None
+        self._fetching: dict[Digest, asyncio.Task[None]] = {}
+        self.phase = "starting"
+        self.joined = asyncio.Event()
+
+    def status(self) -> MinerStatus:
+        task: TaskId | None = None
+        phase = self.phase
+        if self._training is not None and self._training.deadline_ms > self._clock.now_ms():
+            task = self._training.task_id
+            phase = "training" if phase == "idle" else phase
+        return MinerStatus(
+            self._role.account, phase, self._rows.own, self._rows.bought, self._pool, task,
+            0 if self._fleet is None else self._fleet.answered,
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        """Join, and join again, until cancelled. Raises WrongChainError if the pool is of another network."""
+        cfg, failures = self._role.cfg, 0
+        try:
+            while True:
+                self.phase = "joining"
+                connection = await dial_forever(cfg.pool, self._role.tls, self._role.identity, expect_role="pool")
+                started = asyncio.get_running_loop().time()
+                try:
+                    await self._attend(PoolClient(connection.channel, cfg.pool), AccountId(connection.remote.account))
+                    reason = "the pool ended the membership"
+                except (AuthError, CryptoError) as error:
+                    self.phase, reason = "refused", error.message
+                except PoflError as error:
+                    reason = error.message
+                finally:
+                    await connection.close()
+                    await self._stop_fleet()
+                failures = 0 if asyncio.get_running_loop().time() - started > ONLINE_SECONDS else failures + 1
+                delay = backoff(failures)
+                log.warning("no member now, joining again", pool=cfg.pool, seconds=round(delay, 1), reason=reason)
+                await asyncio.sleep(delay)
+        finally:
+            for task in self._fetching.values():
+                task.cancel()
+            await self._stop_fleet()
+
+    async def _attend(self, client: PoolClient, pool: AccountId) -> None:
+        """One membership. Ends with an error, or when the pool ends it."""
+        private, public = new_node_key()
+        join = Join(
+            self._role.genesis.chain_id, pool, self._role.account, public, self._rows.own + self._rows.bought,
+            self._rows.features, self._role.cfg.token.encode(),
+        )  # fmt: skip
+        signed = await client.join(self._role.key, join)
+        joined = signed.joined
+        if joined.pool != pool:
+            raise AuthError(f"the handshake was with pool {short(pool)}, the answer is signed by {short(joined.pool)}")
+        ticket = JoinTicket(joined.superlink_address, joined.superlink_ca, joined.hpke_public_key, public)
+        self._pool = pool
+        JOINS.inc()
+        try:
+            await self._train_and_fetch(client, join, ticket, private)
+        finally:
+            with contextlib.suppress(PoflError):
+                await client.leave(self._role.key, join)
+
+    async def _train_and_fetch(self, client: PoolClient, join: Join, ticket: JoinTicket, private: bytes) -> None:
+        # Here, and not on top: it brings torch and flwr, which take seconds to load.
+        from pool.flower.fleet import FleetMiner
+
+        folder = self._role.cfg.data_dir / "flower"
+        self._fleet = FleetMiner(ticket, private, self._rows.source, folder, threads=TORCH_THREADS)
+        self._fleet.start()
+        await asyncio.to_thread(self._fleet.wait_online, ONLINE_SECONDS)
+        self.phase = "idle"
+        log.info("member of the pool", pool=self._role.cfg.pool, rows=join.rows, superlink=ticket.superlink_address)
+        self.joined.set()
+        listening = asyncio.create_task(self._listen(client, join), name="assignments")
+        watching = asyncio.create_task(self._watch(self._fleet), name="fleet")
+        try:
+            done, _ = await asyncio.wait({listening, watching}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (listening, watching):
+                task.cancel()
+            await asyncio.gather(listening, watching, return_exceptions=True)
+
+    async def _listen(self, client: PoolClient, join: Join) -> None:
+        async for assignment in client.attend(self._role.key, join):
+            if isinstance(assignment, TrainOn):
+                self._training = assignment
+                log.info("training", task=assignment.task_id, deadline_ms=assignment.deadline_ms)
+                continue
+            known = self._fetching.get(assignment.trade_id)
+            if not self._rows.has(assignment.trade_id) and (known is None or known.done()):
+                self._fetching[assignment.trade_id] = asyncio.create_task(self._fetch(client, assignment))
+
+    async def _watch(self, fleet: FleetMiner) -> None:
+        """Ends when the Flower client does."""
+        while fleet.failure is None and fleet.is_online:  # noqa: ASYNC110 - it is a thread's state
+            await asyncio.sleep(WATCH_SECONDS)
+        raise fleet.failure or UnavailableError("the Flower client ended")
+
+    async def _stop_fleet(self) -> None:
+        fleet, self._fleet = self._fleet, None
+        if fleet is not None:
+            try:
+                await asyncio.to_thread(fleet.stop, STOP_SECONDS)
+            except DeadlineError as error:
+                log.warning("the Flower client does not end", error=error)
+
+    # Bought rows
+
+    async def _fetch(self, client: PoolClient, fetch: FetchRows) -> None:
+        """Fetch this miner's share straight from the provider; failing costs the rows, nothing else."""
+        channel: aio.Channel | None = None
+        try:
+            channel = connect(
+                fetch.provider_endpoint, self._role.tls, expect_role="provider", caller=self._role.identity.caller
+            )
+            seller = MarketClient(channel, fetch.provider_endpoint)
+            data_set = await seller.data_set(fetch.data_root)
+            share = share_of(data_set, fetch.first_row, fetch.rows)
+            if data_set.features != self._rows.features:
+                raise MalformedError(f"rows of {data_set.features} features, own rows have {self._rows.features}")
+            left = max(LEAST_DELIVERY_SECONDS, (fetch.deadline_ms - self._clock.now_ms()) / 1000)
+
+            async def hand_in(receipt: ChunkReceipt) -> None:
+                await client.hand_in(receipt)
+
+            x, y = await receive_rows(
+                seller, self._role.genesis.chain_id, fetch.trade_id, self._role.key, share, hand_in, timeout=left
+            )
+            self._rows.add(fetch.trade_id, x, y, data_set.feature_scale_micro)
+        except PoflError as error:
+            log.warning("bought rows did not come", trade=fetch.trade_id, provider=fetch.provider_endpoint, error=error)
+        else:
+            BOUGHT.set(self._rows.bought)
+            log.info("bought rows are here", trade=fetch.trade_id, rows=len(y), bought=self._rows.bought)
+        finally:
+            if channel is not None:
+                await channel.close(None)
+
+
+def warm_up(threads: int = TORCH_THREADS) -> None:
+    """Load torch and flwr and train on nothing, before the pool counts on this miner."""
+    import torch
+
+    from pool.flower.fleet import FleetMiner  # noqa: F401 - for its imports
+    from pool.learning.training import warm_up as train_once
+
+    torch.set_num_threads(threads)
+    train_once()
