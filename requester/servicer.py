@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +14,7 @@ from pofl.task.v1 import task_pb2 as pb
 from pofl.task.v1 import task_pb2_grpc as rpc
 from pofl.verify.v1 import verify_pb2, verify_pb2_grpc
 
-from core.errors import AuthError, LimitError, MalformedError, NotFoundError, SequenceError
+from core.errors import AuthError, LimitError, MalformedError, NotFoundError, PoflError, SequenceError
 from core.ids import TaskId
 from core.verification.messages import Envelope
 from core.verification.transcript import Purpose
@@ -36,6 +38,8 @@ RULES: Final = {
     f"{blobs.SERVICE}/Read": ["node", "pool", "requester"],
     OWNER: ["user"],
 }
+DRAIN_S: Final = 2.0
+QUIET_S: Final = 0.1
 MAX_PATH: Final = 4096
 MAX_NAME: Final = 64
 MAX_HIDDEN: Final = 8
@@ -77,9 +81,25 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
         try:
             async for reply in replies:
                 yield envelope_to_proto(reply)
+        except PoflError:
+            await _drain(requests)
+            raise
         finally:
             # At once, not when it is collected: it may hold a place that others wait for.
             await replies.aclose()  # type: ignore[attr-defined]
+
+
+async def _drain(requests: AsyncIterator[verify_pb2.Envelope]) -> None:
+    """Reads what the caller is still sending, for a moment.
+
+    A stream that ends while the other side is in the middle of a large message arrives there as a failure of the transport,
+    without the refusal's code and sentence.
+    """
+    with contextlib.suppress(TimeoutError, StopAsyncIteration):
+        async with asyncio.timeout(DRAIN_S):
+            while True:
+                async with asyncio.timeout(QUIET_S):
+                    await anext(requests)
 
 
 async def _envelopes(requests: AsyncIterator[verify_pb2.Envelope]) -> AsyncIterator[Envelope]:

@@ -68,7 +68,7 @@ class SessionLimits:
     """What a stream of an audit or stored check may take in all."""
     silence_s: float = 30.0
     """Longest silence of a pool on an open stream."""
-    chain_s: float = 3.0
+    chain_s: float = 1.0
     """How long a message that the chain does not allow yet is kept, before the caller is told to come again."""
 
 
@@ -243,7 +243,9 @@ class Sessions:
                 if self._audits.waiting and now - started > self._limits.slot_s:
                     raise UnavailableError("others wait for this place: open the stream again to go on")
         finally:
-            waiting.cancel()
+            if not waiting.done():
+                waiting.cancel()
+                await asyncio.wait((waiting,))
 
     # Opening
 

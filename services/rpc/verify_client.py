@@ -56,6 +56,9 @@ __all__ = ["EvaluationClient", "audit", "check_stored"]
 
 LONGEST_PAUSE: Final = 1.0
 """Seconds between two tries at most: the windows of a task are short."""
+HESITATION: Final = 0.05
+"""Seconds between the first message of a stream and more that are ready: a refusal comes before megabytes are sent, and is
+not lost (a stream that ends while a large message is being written fails without its status)."""
 FAREWELL: Final = 1.0
 """Seconds that the requester has to end a stream that is done."""
 
@@ -162,15 +165,19 @@ class _Line:
         """Streams until ``is_done``. Raises DeadlineError, CheatingError for an unusable message, or what was answered."""
         end = time.monotonic() + timeout
         first, attempt = self._settled, 0
+        why = "it says nothing"
         while not is_done():
             try:
                 await self._stream(first, is_done, end)
+            except DeadlineError as error:
+                raise DeadlineError(f"{self._who} did not answer within {timeout:g} s: {why}") from error
             except (UnavailableError, AbortError) as error:
                 # The requester is not ready, is restarting, or wants us to queue again.
+                why = error.message
                 delay = min(backoff(attempt), LONGEST_PAUSE)
                 attempt += 1
                 if time.monotonic() + delay >= end:
-                    raise DeadlineError(f"{self._who} did not answer within {timeout:g} s: {error.message}") from error
+                    raise DeadlineError(f"{self._who} did not answer within {timeout:g} s: {why}") from error
                 await asyncio.sleep(delay)
             except NotFoundError:
                 if first == 0:
@@ -199,6 +206,8 @@ class _Line:
                 else:
                     yield envelope_to_proto(self._outbox[position])
                     position += 1
+                    if position == first + 1 and position < len(self._outbox):
+                        await asyncio.sleep(HESITATION)
 
         call = self._method(requests(), timeout=left)
         try:
