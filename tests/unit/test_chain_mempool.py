@@ -1,0 +1,89 @@
+"""Which transactions wait, in what order, and when they go."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.chain import build, mempool, rules
+from core.chain.mempool import Mempool
+from core.chain.transaction import EnterTask, Refusal, SignedTransaction, Transfer
+from core.errors import TransactionError
+from core.ids import Amount, Milliseconds
+from tests.chainkit import Chain, account, key
+
+NOW = Milliseconds(5)
+
+
+def pay(chain: Chain, nonce: int, fee: int = 1, sender: str = "other", amount: int = 5) -> SignedTransaction:
+    return chain.tx(sender, Transfer(account("x"), Amount(amount)), fee=fee, nonce=nonce)
+
+
+def filled(chain: Chain, *transactions: SignedTransaction) -> Mempool:
+    pool = Mempool()
+    for tx in transactions:
+        pool = mempool.add(pool, chain.state, tx, NOW)
+    return pool
+
+
+def refused(pool: Mempool, chain: Chain, tx: SignedTransaction) -> str:
+    with pytest.raises(TransactionError) as caught:
+        mempool.add(pool, chain.state, tx, NOW)
+    return caught.value.reason
+
+
+def test_in_order_of_nonces_without_gaps_and_best_fees_first() -> None:
+    chain = Chain()
+    late, first, gap = pay(chain, 1), pay(chain, 0), pay(chain, 3)
+    rich = pay(chain, 0, fee=9, sender="pool0")
+    pool = filled(chain, late, first, gap, rich)
+    assert mempool.candidates(pool, chain.state) == (rich, first, late)
+    assert mempool.next_nonce(pool, chain.state, account("other")) == 2
+    built = build.build_transaction_block(chain.state, key("v0"), None, mempool.candidates(pool, chain.state))
+    assert built.dropped == ()
+    chain.apply(built.block)
+    after, dropped = mempool.after_block(pool, chain.state, NOW)
+    assert [w.signed for w in after.waiting.values()] == [gap]
+    assert dropped == ()
+    assert not mempool.has_candidates(after, chain.state)
+    assert after.size == len(gap.transaction)
+
+
+def test_the_same_again_changes_nothing_and_more_pay_replaces() -> None:
+    chain = Chain()
+    tx = pay(chain, 0)
+    pool = filled(chain, tx)
+    assert mempool.add(pool, chain.state, tx, NOW) is pool
+    assert refused(pool, chain, pay(chain, 0, amount=6)) == Refusal.FEE_TOO_LOW
+    better = pay(chain, 0, fee=2, amount=6)
+    pool = mempool.add(pool, chain.state, better, NOW)
+    assert mempool.candidates(pool, chain.state) == (better,)
+    assert better.tx_id in pool
+    assert pool.get(tx.tx_id) is None
+
+
+def test_too_early_waits_and_too_late_goes() -> None:
+    chain = Chain()
+    task = chain.publish()
+    enter = chain.tx("pool0", EnterTask(task, Amount(100_000), "a:1"))
+    pool = filled(chain, enter)
+    assert not mempool.has_candidates(pool, chain.state)
+    chain.block()
+    pool, _ = mempool.after_block(pool, chain.state, NOW)
+    assert mempool.candidates(pool, chain.state) == (enter,)
+    windows = chain.state.windows(task)
+    assert windows is not None
+    chain.until(windows.entry_close_ms)
+    pool, dropped = mempool.after_block(pool, chain.state, NOW)
+    assert len(pool) == 0
+    assert dropped[0][0] == enter.tx_id
+    assert "is over" in dropped[0][1]
+
+
+def test_limits_and_expiry() -> None:
+    chain = Chain()
+    pool = filled(chain, *(pay(chain, n) for n in range(rules.MAX_NONCE_AHEAD)))
+    assert refused(pool, chain, pay(chain, rules.MAX_NONCE_AHEAD)) == Refusal.BAD_NONCE
+    assert refused(pool, chain, pay(chain, 0, amount=10**9, fee=5)) == Refusal.INSUFFICIENT_FUNDS
+    after, dropped = mempool.after_block(pool, chain.state, Milliseconds(NOW + mempool.EXPIRY_MS + 1))
+    assert len(after) == 0
+    assert len(dropped) == rules.MAX_NONCE_AHEAD
