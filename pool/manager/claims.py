@@ -66,9 +66,7 @@ class WorkWatch:
             if data in self._seen or len(self._seen) >= PER_SIGNER * len(self._validators) * len(self._claims):
                 continue
             try:
-                verdict = check_verdict(
-                    decode(SignedVerdict, data, MAX_VERDICT), self._chain_id, self.height, self._powers
-                )
+                verdict = check_verdict(decode(SignedVerdict, data, MAX_VERDICT), self._chain_id, self.height, self._powers)
                 check_verdict_claim(verdict, self._task_id, self._claims)
             except (ChainError, InputError) as error:
                 log.warning("a node sent a verdict that does not count", height=self.height, error=error)

@@ -9,12 +9,11 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from core.chain.transaction import ChunkReceipt
+from core.chain.transaction import ChunkReceipt, Refusal
 from core.codec import decode, encode
 from core.crypto.hashing import digest
 from core.errors import (
     AuthError,
-    DeadlineError,
     InputError,
     NotFoundError,
     PoflError,
@@ -26,7 +25,7 @@ from core.market.contract import CHUNKS
 from core.market.delivery import verify_receipt
 from pool.manager.archive import write_durably
 from services.rpc.chain_client import ChainClient, Wallet
-from services.rpc.views import TradeView
+from services.rpc.views import TradePhase, TradeView
 from services.runtime.logging import logger
 
 __all__ = ["ReceiptDesk"]
@@ -34,11 +33,12 @@ __all__ = ["ReceiptDesk"]
 log = logger(__name__)
 
 DOMAIN_NAME: Final = b"pofl/pool-receipt-name/1"
-AT_ONCE: Final = 16
-"""Receipts that wait for a block: few, so that a commit or claim never stands behind many of them."""
 MAX_KEPT: Final = 10_000
-FINAL_SECONDS: Final = 60.0
+FINAL_SECONDS: Final = 30.0
 PAUSE_SECONDS: Final = 2.0
+GRACE_SECONDS: Final = 10.0
+PASSING: Final = (Refusal.BAD_NONCE, Refusal.TOO_EARLY, Refusal.LIMIT)
+"""Refusals that say nothing of the receipt."""
 
 
 class ReceiptDesk:
@@ -79,42 +79,37 @@ class ReceiptDesk:
         self._wake.set()
 
     async def run(self) -> None:
-        """Put receipts on the chain, for ever."""
+        """Put receipts on the chain, for ever, one after another: never more than one stands before a commit or claim.
+
+        The provider, whom they pay, has them too and is first (docs/adr/0054): what she settled within GRACE_SECONDS costs
+        this pool nothing.
+        """
         while True:
             self._wake.clear()
-            batch = list(self._waiting.items())[:AT_ONCE]
-            if not batch:
+            if not self._waiting:
                 await self._wake.wait()
-                continue
-            settled = [await self._send(path, receipt) for path, receipt in batch]
-            results = await asyncio.gather(*(task for task in settled if task is not None))
-            if not any(results):
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(GRACE_SECONDS)
+            for path, receipt in list(self._waiting.items()):
+                try:
+                    await self._send(path, receipt)
+                except PoflError as error:
+                    log.warning("receipts wait, trying again", trade=receipt.trade_id, chunk=receipt.chunk, error=error)
+                    await asyncio.sleep(PAUSE_SECONDS)
+                    break
 
-    async def _send(self, path: Path, receipt: ChunkReceipt) -> asyncio.Task[bool] | None:
-        """Hand in one transaction; the task waits until it is final. Whether the receipt is settled."""
+    async def _send(self, path: Path, receipt: ChunkReceipt) -> None:
+        trade = await self._chain.trade(receipt.trade_id)
+        if trade.phase in (TradePhase.SETTLED, TradePhase.REFUNDED) or trade.chunks_delivered >= trade.chunks_total:
+            self._settle(path, receipt, "the trade is settled")
+            return
         try:
-            transaction = await self._wallet.send(receipt)
+            await self._wallet.send_and_wait(receipt, FINAL_SECONDS)
         except TransactionError as error:
+            if error.reason in PASSING:
+                raise
             self._settle(path, receipt, f"refused: {error.reason}")
-            return None
-        except PoflError as error:
-            log.warning("a receipt waits, no node takes it", trade=receipt.trade_id, chunk=receipt.chunk, error=error)
-            return None
-
-        async def wait() -> bool:
-            try:
-                await self._chain.wait_final(transaction.tx_id, FINAL_SECONDS, again=transaction)
-            except TransactionError as error:
-                self._settle(path, receipt, f"refused: {error.reason}")
-            except (DeadlineError, UnavailableError) as error:
-                log.warning("a receipt is not final yet", trade=receipt.trade_id, chunk=receipt.chunk, error=error)
-                return False
-            else:
-                self._settle(path, receipt, "final")
-            return True
-
-        return asyncio.create_task(wait())
+        else:
+            self._settle(path, receipt, "final")
 
     def _settle(self, path: Path, receipt: ChunkReceipt, how: str) -> None:
         log.debug("receipt settled", trade=receipt.trade_id, chunk=receipt.chunk, miner=receipt.miner, how=how)

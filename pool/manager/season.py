@@ -52,6 +52,8 @@ ROUNDS = counter("pool_rounds", "Rounds of training.")
 MARGIN_MS: Final = 1_000
 """Between the end of training and the last instant at which a commit is sure to reach a block."""
 AGAIN_SECONDS: Final = 0.25
+STUCK_SECONDS: Final = 3.0
+"""Several blocks: a transaction that is in none of them may wait for a nonce before it."""
 ROWS_SECONDS: Final = 1.5
 """How long training waits for bought rows; later ones join in when they arrive."""
 EARLY: Final = frozenset({Refusal.TOO_EARLY, Refusal.BAD_NONCE})
@@ -167,9 +169,7 @@ class Season:
         pool, view = self._pool, self._feed.view
         requester = pool.open(view.spec.endpoint, "requester")
         supplies = Supplies(pool, view, self._folder, requester)
-        scoring = Scoring(
-            self._folder, lambda session, batch: self._evaluation(requester, session, batch), SystemRng().bytes
-        )
+        scoring = Scoring(self._folder, lambda session, batch: self._evaluation(requester, session, batch), SystemRng().bytes)
         helpers: set[asyncio.Task[None]] = set()
         try:
             claimed = self._folder.claimed
@@ -223,9 +223,7 @@ class Season:
         online = pool.members.online_for(features)
         allowance = await trading.most_rows(pool, len(online))
         self._show("training", f"{len(online)} miners")
-        pool.members.assign_training(
-            TrainOn(self._task_id, windows.training_end_ms, features, view.spec.classes)
-        )
+        pool.members.assign_training(TrainOn(self._task_id, windows.training_end_ms, features, view.spec.classes))
         key = asyncio.create_task(supplies.public_key(pool.seconds_until(windows.commit_close_ms)))
         try:
             job = self._job(view, windows.training_end_ms)
@@ -253,9 +251,12 @@ class Season:
         log.info(
             "round", task=self._task_id, number=report.number, participants=report.participants,
             accepted=len(report.accepted), practice=f"{report.practice_correct}/{report.practice_total}",
-            seconds=round(report.seconds, 2), refused=refused or None,
+            seconds=round(report.seconds, 2),
         )  # fmt: skip
-        self._show("training", "; ".join(f"{key}: {reason}" for key, reason in refused.items()))
+        detail = "; ".join(f"{key}: {reason}" for key, reason in refused.items())
+        if detail:
+            log.info("updates not counted", task=self._task_id, number=report.number, refused=detail)
+        self._show("training", detail)
 
     def _shares(self, result: MiningResult) -> dict[AccountId, int]:
         """Contributions by account: a member that joined anew in between had more than one key."""
@@ -267,7 +268,7 @@ class Season:
         log.info(
             "training is over", task=self._task_id, rounds=result.rounds,
             practice=f"{result.best_practice_correct}/{result.best_practice_total}",
-            contributions={short(account): amount for account, amount in shares.items()},
+            contributions=", ".join(f"{short(account)}: {amount}" for account, amount in shares.items()),
         )  # fmt: skip
         return shares
 
@@ -323,9 +324,7 @@ class Season:
         self._show("evaluating", "")
         started = self._pool.clock.now_ms()
         model = model_of(committed)
-        result = await scoring.evaluate(
-            model, committed.commitment, lambda: self._pool.seconds_until(windows.claim_close_ms)
-        )
+        result = await scoring.evaluate(model, committed.commitment, lambda: self._pool.seconds_until(windows.claim_close_ms))
         claimed = Claimed(result.correct, result.vm)
         await asyncio.to_thread(self._folder.claim, claimed)
         log.info(
@@ -396,8 +395,10 @@ class Season:
     # Small things
 
     async def _send(self, payload: Payload, close_ms: Milliseconds) -> None:
-        """A transaction that must be final before its window closes; again while it is only too early.
+        """A transaction that must be final before its window closes.
 
+        Sent again while it is only too early, and when it waits long: an earlier transaction of this account may have been
+        dropped, and a new copy takes the nonce that is missing (the chain takes one copy, the other is a duplicate).
         Raises TransactionError with the refusal, DeadlineError, UnavailableError when no node could be reached in time.
         """
         pool, name = self._pool, type(payload).__name__
@@ -405,15 +406,15 @@ class Season:
         end = close_ms + pool.role.genesis.params.min_window_ms(len(pool.role.genesis.validators))
         while True:
             try:
-                await pool.wallet.send_and_wait(payload, max(1.0, pool.seconds_until(end)))
+                await pool.wallet.send_and_wait(payload, min(STUCK_SECONDS, max(1.0, pool.seconds_until(end))))
             except TransactionError as error:
                 if error.reason == Refusal.DUPLICATE:
                     log.info("already on the chain", transaction=name, task=self._task_id)
                     return
                 if error.reason not in EARLY or pool.seconds_until(close_ms) <= 0:
                     raise
-            except UnavailableError:
-                if pool.seconds_until(close_ms) <= 0:
+            except (UnavailableError, DeadlineError):
+                if pool.seconds_until(end) <= 0:
                     raise
             else:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from pofl.mining.v1 import mining_pb2_grpc
 
@@ -31,6 +32,8 @@ async def main(role: Role[MinerConfig], life: Lifecycle) -> None:
     except InputError as error:
         raise ConfigError(f"data: {error.message}") from None
     log.info("own rows loaded", rows=rows.own, features=rows.features, file=str(cfg.data))
+    # It logs each request of the Flower client at INFO.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     membership = Membership(role, rows, SystemClock())
     server = await open_server(role, life, RULES)
     server.add(mining_pb2_grpc.add_MinerServiceServicer_to_server, MinerServicer(membership), MINER)

@@ -254,9 +254,7 @@ def assignment_from_proto(message: pb.AttendResponse) -> Assignment:
     kind = message.WhichOneof("kind")
     if kind == "train":
         train = message.train
-        return TrainOn(
-            TaskId(exact("task_id", train.task_id)), Milliseconds(train.deadline_ms), train.features, train.classes
-        )
+        return TrainOn(TaskId(exact("task_id", train.task_id)), Milliseconds(train.deadline_ms), train.features, train.classes)
     if kind == "fetch":
         fetch = message.fetch
         return FetchRows(
@@ -284,9 +282,7 @@ def receipt_from_proto(message: pb.HandInReceiptRequest) -> ChunkReceipt:
 
 
 def member_to_proto(member: Member) -> pb.Member:
-    return pb.Member(
-        miner=member.miner, rows=member.rows, contribution=member.contribution, online=member.is_online
-    )
+    return pb.Member(miner=member.miner, rows=member.rows, contribution=member.contribution, online=member.is_online)
 
 
 def member_from_proto(message: pb.Member) -> Member:

@@ -91,5 +91,3 @@ class MinerClient:
         request = pb.GetStatusRequest()
         answer = await call(self._stub.GetStatus, request, CALL_TIMEOUT, peer=self._peer, idempotent=True)
         return convert.status_from_proto(answer)
-
-
