@@ -24,7 +24,7 @@ from core.ids import AccountId, Correct, ModelCommitment
 from core.ports import Rng
 from core.verification.evaluation_requester import EVALUATION_RUNS, EXTRA_ROWS, evaluation_limit, keys_digest
 from core.verification.field import T, centred, matmul, pack_values, random_values, unpack_values
-from core.verification.forms import evaluation_form, label_number
+from core.verification.forms import evaluation_forms, label_number
 from core.verification.messages import (
     BaseTransfer,
     BatchAccepted,
@@ -218,10 +218,9 @@ class EvaluationPool(Session):
         if message.receipt.output_keys_digest != keys_digest(message.keys):
             raise CheatingError("the receipt names other output keys than were returned")
         labels = label_number(self.task, self._test_set, self._predictions)
-        forms = []
-        for _ in range(EVALUATION_RUNS):
-            coins = random_values(self._rng, self.task.samples + self.task.first_width + 1)
-            forms.append(evaluation_form(self.task, self._test_set, self._model, self._z, labels, correct, coins))
+        width = self.task.samples + self.task.first_width + 1
+        coins = random_values(self._rng, EVALUATION_RUNS * width).reshape(EVALUATION_RUNS, width)
+        forms = evaluation_forms(self.task, self._test_set, self._model, self._z, labels, correct, coins)
         self._verifier = ZeroCheckVerifier(self._pk, forms, self._rng, self.transcript.head)
         self._pending = EvaluationResult(correct, vm)
         self._expected = (ZeroCommitments,)

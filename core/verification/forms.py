@@ -19,7 +19,7 @@ from core.verification.scored_model import Labels, ModelShape, ScoredModel, colu
 from core.verification.task import TaskContext
 from core.verification.test_set import EncryptedTestSet
 
-__all__ = ["AuditCoins", "Number", "audit_form", "evaluation_form", "feature_numbers", "label_number", "stored_number"]
+__all__ = ["AuditCoins", "Number", "audit_form", "evaluation_forms", "feature_numbers", "label_number", "stored_number"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +83,22 @@ def stored_number(task: TaskContext, test_set: EncryptedTestSet, samples: Ints) 
     return number(halves[0], halves[1], task.spread(samples))
 
 
-def evaluation_form(
+def evaluation_forms(
     task: TaskContext, test_set: EncryptedTestSet, model: ScoredModel, z: Ints, labels: Number, correct: int, coins: Ints
-) -> LinearForm:
-    """One run of the pool's check: ``s^T (A W_1) r - s^T (z_1 - b_1) r + c4 (Σ_c Y[c] [prediction = c] - N)``.
+) -> list[LinearForm]:
+    """The pool's check, one form a run: ``s^T (A W_1) r - s^T (z_1 - b_1) r + c4 (Σ_c Y[c] [prediction = c] - N)``.
 
-    ``coins``: I + K + 1 secret values modulo t, fresh for the run: s, r, c4. ``labels``: label_number of the predictions.
+    ``coins``: (runs, I + K + 1) secret values modulo t, fresh for each run: s, r, c4. ``labels``: label_number of the
+    predictions.
     """
-    s, r, c4 = coins[: task.samples], coins[task.samples : -1], int(coins[-1])
-    products = feature_numbers(task, test_set, matmul(model.weights[0], r)[None], s[None])[0]
-    const = -dot(matmul(s, z - model.biases[0]), r) - c4 * correct
-    return (products + labels.times(c4)).equals(const)
+    s, r, c4 = coins[:, : task.samples], coins[:, task.samples : -1], coins[:, -1]
+    columns = matmul(r, np.ascontiguousarray(model.weights[0].T))
+    products = feature_numbers(task, test_set, columns, s)
+    rest = z - model.biases[0]
+    return [
+        (products[run] + labels.times(int(c4[run]))).equals(-dot(matmul(s[run], rest), r[run]) - int(c4[run]) * correct)
+        for run in range(len(coins))
+    ]
 
 
 @dataclass(frozen=True, eq=False)
