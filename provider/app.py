@@ -39,11 +39,9 @@ async def main(role: Role[ProviderConfig], life: Lifecycle) -> None:
     chain = open_chain(role, life)
     wallet = Wallet(chain, chain_id, role.key)
 
-    receipts = asyncio.Event()
-    seller = Seller(
-        role.key, chain_id, chain, goods, cfg.rule.rule(), ledger, offer_ms=cfg.offer_ms, clock=SystemClock(), rng=rng
-    )
-    deliveries = Deliveries(role.account, chain_id, chain, goods, ledger, receipts)
+    receipts, clock = asyncio.Event(), SystemClock()
+    seller = Seller(role.key, chain_id, chain, goods, cfg.rule.rule(), ledger, offer_ms=cfg.offer_ms, clock=clock, rng=rng)
+    deliveries = Deliveries(role.account, chain_id, chain, goods, ledger, receipts, clock=clock)
     servicer = ProviderServicer(goods, chain_id, seller, deliveries, receipt_wait=cfg.receipt_ms / 1000)
     server = await open_server(role, life, RULES)
     server.add(rpc.add_ProviderServiceServicer_to_server, servicer, SERVICE)

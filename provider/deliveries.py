@@ -12,11 +12,21 @@ from types import TracebackType
 from typing import Final
 
 from core.chain.transaction import ChunkReceipt
-from core.errors import AbortError, AuthError, CheatingError, CryptoError, LimitError, NotFoundError, SequenceError
-from core.ids import AccountId, Digest, Signature, short
+from core.errors import (
+    AbortError,
+    AuthError,
+    CheatingError,
+    CryptoError,
+    DeadlineError,
+    LimitError,
+    NotFoundError,
+    SequenceError,
+)
+from core.ids import AccountId, Digest, Milliseconds, Signature, short
 from core.market import delivery
 from core.market.contract import CHUNKS
 from core.market.delivery import Share, SignedOpen
+from core.ports import Clock
 from provider.goods import Goods
 from provider.ledger import SalesLedger
 from provider.seller import ChainReads
@@ -29,6 +39,8 @@ __all__ = ["Deliveries", "Delivery"]
 DRAW_WAIT: Final = 5.0
 """Seconds that a miner waits here for the draw: its node may be a block ahead of ours."""
 POLL: Final = 0.2
+SETTLE_MS: Final = 3_000
+"""What a receipt needs to reach the chain: nothing is sent later than this before the trade's deadline."""
 MAX_DELIVERIES: Final = 256
 """At once."""
 DELIVERABLE: Final = (TradePhase.DELIVERY, TradePhase.SETTLED)
@@ -40,7 +52,7 @@ class Deliveries:
 
     def __init__(
         self, provider: AccountId, chain_id: Digest, chain: ChainReads, goods: Goods, ledger: SalesLedger,
-        on_receipt: asyncio.Event, *, draw_wait: float = DRAW_WAIT,
+        on_receipt: asyncio.Event, *, clock: Clock, draw_wait: float = DRAW_WAIT,
     ) -> None:  # fmt: skip
         """``on_receipt`` is set whenever a new receipt is in the ledger."""
         self._provider = provider
@@ -49,6 +61,7 @@ class Deliveries:
         self._goods = goods
         self._ledger = ledger
         self._on_receipt = on_receipt
+        self._clock = clock
         self._draw_wait = draw_wait
         self._running: dict[tuple[Digest, AccountId], Delivery] = {}
 
@@ -78,7 +91,9 @@ class Deliveries:
             older.is_superseded = True
         if len(self._running) >= MAX_DELIVERIES:
             raise LimitError(f"{MAX_DELIVERIES} deliveries are running: try again later")
-        found = self._running[place] = Delivery(self, signed, share, start)
+        # What is settled is paid for, so it may be fetched at any time.
+        deadline = trade.delivery_deadline_ms if trade.phase is TradePhase.DELIVERY else None
+        found = self._running[place] = Delivery(self, signed, share, start, deadline)
         return found
 
     async def _drawn(self, trade_id: Digest, miner: AccountId) -> TradeView:
@@ -106,6 +121,14 @@ class Deliveries:
                 raise AuthError(f"trade {short(trade_id)} is not drawn yet: {phase}")
             await asyncio.sleep(POLL)
 
+    def _require_time(self, run: Delivery) -> None:
+        now = self._clock.now_ms()
+        if run.deadline_ms is not None and now + SETTLE_MS > run.deadline_ms:
+            raise DeadlineError(
+                f"the trade's deadline is {run.deadline_ms}, now is {now}: a receipt could not reach the chain in time",
+                deadline_ms=run.deadline_ms, now_ms=now,
+            )  # fmt: skip
+
     async def _seal(self, run: Delivery, chunk: int) -> SealedChunk:
         sealed = await run_cpu(delivery.seal_chunk, self._goods.data, run.signed.opened, run.share, chunk)
         return SealedChunk(chunk, sealed)
@@ -124,10 +147,13 @@ class Deliveries:
 class Delivery:
     """One miner's chunks, one after the other."""
 
-    def __init__(self, parent: Deliveries, signed: SignedOpen, share: Share, start: int) -> None:
+    def __init__(
+        self, parent: Deliveries, signed: SignedOpen, share: Share, start: int, deadline_ms: Milliseconds | None
+    ) -> None:
         self._parent = parent
         self.signed = signed
         self.share = share
+        self.deadline_ms = deadline_ms
         self.is_superseded = False
         self._next = start
         self._is_due = False
@@ -142,12 +168,19 @@ class Delivery:
         self._parent._end(self)
 
     async def next_chunk(self) -> SealedChunk | None:
-        """The next chunk, or None after the last. Raises AbortError if a newer delivery took over."""
+        """The next chunk, or None after the last.
+
+        Raises:
+            SequenceError: the receipt of the last one is due.
+            DeadlineError: the trade's deadline is too near.
+            AbortError: a newer delivery took over.
+        """
         self._check()
         if self._is_due:
             raise SequenceError(f"chunk {self._next} has no receipt yet; nothing more is sent before it")
         if self._next == CHUNKS:
             return None
+        self._parent._require_time(self)
         part = await self._parent._seal(self, self._next)
         self._is_due = True
         return part

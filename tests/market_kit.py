@@ -80,7 +80,8 @@ class KitChain:
 
     async def account(self, account: AccountId) -> AccountView:
         self._up()
-        return queries.account_view(self.chain.state, queries.Names(self.chain.genesis), account, 0)
+        state = self.chain.state
+        return queries.account_view(state, queries.Names(self.chain.genesis), account, state.account(account).nonce)
 
     async def providers(self) -> tuple[ProviderView, ...]:
         self._up()

@@ -10,14 +10,14 @@ import pytest
 
 from core.chain.transaction import RegisterProvider
 from core.crypto.sealing import SealingKeyPair
-from core.errors import AbortError, AuthError, CheatingError, CryptoError, MarketError, SequenceError
+from core.errors import AbortError, AuthError, CheatingError, CryptoError, DeadlineError, MarketError, SequenceError
 from core.ids import Digest, Signature
 from core.market import contract, delivery
 from core.market.contract import CHUNKS
 from core.market.delivery import Share, SignedOpen
 from core.verification.quantise import quantise_features
 from provider import onchain
-from provider.deliveries import Deliveries, Delivery
+from provider.deliveries import SETTLE_MS, Deliveries, Delivery
 from services.rpc.views import TradePhase
 from tests.chainkit import account, key
 from tests.market_kit import MINERS, KitChain, Shop, asked, bidding, on_chain, terms_for
@@ -36,8 +36,9 @@ class Sold:
 
     def restarted(self) -> Deliveries:
         return Deliveries(
-            account("provider"), self.kit.chain_id, self.kit, self.shop.goods, self.shop.ledger, self.event, draw_wait=0.0
-        )
+            account("provider"), self.kit.chain_id, self.kit, self.shop.goods, self.shop.ledger, self.event, clock=self.kit,
+            draw_wait=0.0,
+        )  # fmt: skip
 
     def ask(self, miner: str, from_chunk: int = 0) -> SignedOpen:
         return asked(self.kit, self.trade_id, miner, SEALING.public_key, from_chunk)
@@ -224,6 +225,16 @@ async def test_receipts_that_are_on_the_chain_already_or_too_late_are_not_tried_
     assert list(sold.shop.ledger.unpaid()) == []
     with pytest.raises(AuthError, match="no deal: refunded"):
         await sold.deliveries.begin(sold.ask("miner1"))
+
+
+async def test_nothing_is_sent_whose_receipt_would_come_too_late(sold: Sold) -> None:
+    deadline = (await sold.kit.trade(sold.trade_id)).delivery_deadline_ms
+    assert deadline is not None
+    with await sold.deliveries.begin(sold.ask("miner0")) as run:
+        await sold.receive(run, "miner0", 1)
+        sold.kit.chain.clock = deadline - SETTLE_MS + 1
+        with pytest.raises(DeadlineError, match="could not reach the chain"):
+            await run.next_chunk()
 
 
 async def test_receipts_wait_while_no_node_answers(sold: Sold) -> None:
