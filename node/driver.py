@@ -328,6 +328,7 @@ class Driver:
             case Finalise():
                 await self._finalise(action)
             case Faulty():
+                log.warning("found a fault that signatures prove", kind=type(action.evidence).__name__)
                 self._report(action.evidence)
 
     def _keep(self, message: Message) -> None:
@@ -356,25 +357,34 @@ class Driver:
 
     async def _build(self, round_: int) -> None:
         state, certificate = self.state, self._store.tip_certificate
-        transactions = [*self._verdicts(), *self.pending.candidates(state)]
+        transactions = self._transactions()
         built = await asyncio.to_thread(build.build_transaction_block, state, self._key, certificate, transactions)
         for dropped in built.dropped:
             if dropped.error.reason not in _MAY_BE_GOOD:
                 self.pending.drop(dropped.tx_id, dropped.error.message)
         self.tell(BlockBuilt(round_, built.block), Height(state.height + 1))
 
-    def _verdicts(self) -> list[SignedTransaction]:
-        """After a work or void block: the verdicts behind it, for the block that this node proposes."""
-        state = self.state
-        record = self._store.work(state.height)
-        if record is None or not record.verdicts:
-            return []
-        if state.pot is not None and not any(record.z_digest):
-            # Only who audited the winner can show what the right tags are.
-            return []
-        nonce = state.account(self._node).nonce
-        payload = Verdicts(state.height, record.z_digest, record.verdicts)
-        return [build.make_transaction(self._key, state.chain_id, nonce, Amount(0), payload)]
+    def _transactions(self) -> list[SignedTransaction]:
+        """For the block that this node proposes. Of those that would pay the auditors only what this node can stand for:
+        its own finding, or without one that of another validator."""
+        state, found = self.state, self._own_verdicts()
+        chosen = [] if found is None else [build.make_transaction(
+            self._key, state.chain_id, state.account(self._node).nonce, Amount(0), found
+        )]  # fmt: skip
+        validators = {bytes(v.node_id) for v in state.validators}
+        for signed in self.pending.candidates(state):
+            transaction = signed.decoded()
+            payload = transaction.payload
+            if not isinstance(payload, Verdicts) or (found is None and transaction.sender in validators):
+                chosen.append(signed)
+        return chosen
+
+    def _own_verdicts(self) -> Verdicts | None:
+        """After a work block that this node audited: who else did, as the transaction that pays them."""
+        record = self._store.work(self.height)
+        if record is None or not any(record.z_digest):
+            return None
+        return Verdicts(self.height, record.z_digest, record.verdicts)
 
     async def _finalise(self, action: Finalise) -> None:
         assert self._work is not None
@@ -385,6 +395,10 @@ class Driver:
             z_digest = digests.get(vm.model_commitment) if vm is not None else None
             record = WorkRecord(z_digest or Digest(bytes(32)), action.verdicts, times, self.state.validators)
         await self._commit(action.block, action.certificate, action.state, record)
+        found = self._own_verdicts()
+        if found is not None:
+            # Whoever proposes the next block may not have audited this one.
+            self._report(found)
 
     async def _take_fetched(self, fetched: _Fetched) -> None:
         state, certificate = self.state, fetched.certificate
@@ -452,11 +466,10 @@ class Driver:
             self._links.broadcast(self._progress())
 
     def _report(self, evidence: Payload) -> None:
-        log.warning("found a fault that is proven by signatures", kind=type(evidence).__name__)
         try:
             self.submit_own(evidence)
         except TransactionError as error:
-            log.info("evidence was refused", error=error)
+            log.info("a report was refused", kind=type(evidence).__name__, error=error)
 
 
 def _received(message: Message) -> Event:

@@ -101,6 +101,8 @@ class Interceptor(_Base):
     async def _guard(self, method: str, context: Context) -> AsyncIterator[None]:
         started = time.monotonic()
         code = StatusCode.OK.name
+        # Asked now: once the other side has gone away, gRPC's answer to this is a segmentation fault.
+        peer = context.peer()
         RUNNING.labels(method).inc()
         try:
             async with self._admitted(method, context):
@@ -108,20 +110,25 @@ class Interceptor(_Base):
         except PoflError as error:
             status, details, trailers = to_status(error)
             code = status.name
-            log.debug("call refused", method=method, peer=context.peer(), code=code, error=error)
-            await context.abort(status, details, trailers)
+            log.debug("call refused", method=method, peer=peer, code=code, error=error)
+            await _abort(context, status, details, trailers)
         except DecodeError as error:
             status, details, trailers = to_status(MalformedError(f"a request of {method} does not decode: {error}"))
             code = status.name
-            await context.abort(status, details, trailers)
+            await _abort(context, status, details, trailers)
         except aio.AbortError:
             code = context.code().name if isinstance(context.code(), StatusCode) else "ABORTED"
             raise
-        except Exception:
+        except Exception as error:
+            if context.cancelled() or context.done():
+                # Writing to a caller who has gone away fails in gRPC's own ways; nobody is there to be told.
+                code = StatusCode.CANCELLED.name
+                log.debug("the caller went away", method=method, peer=peer, error=error)
+                return
             # The boundary: a defect in one method must not end the server.
             code = StatusCode.INTERNAL.name
             incident = secrets.token_hex(4)
-            log.exception("a call failed unexpectedly", method=method, peer=context.peer(), incident=incident)
+            log.exception("a call failed unexpectedly", method=method, peer=peer, incident=incident)
             await context.abort(StatusCode.INTERNAL, f"internal error {incident}: see the log of this process")
         except BaseException:
             code = StatusCode.CANCELLED.name
@@ -142,6 +149,14 @@ class Interceptor(_Base):
             raise MalformedError(f"{method} was called without a deadline: set one on every call")
         with self._limiter.enter(str(who)), scope(caller=str(who)):
             yield
+
+
+async def _abort(
+    context: Context, status: StatusCode, details: str, trailers: tuple[tuple[str, str], ...]
+) -> None:
+    """End the call with a status, unless its caller has gone away."""
+    if not (context.cancelled() or context.done()):
+        await context.abort(status, details, trailers)
 
 
 def _decoded(decode: Callable[[bytes], Any], data: bytes) -> Any:

@@ -18,7 +18,8 @@ from services.storage.faulty import Faulty
 from tests.node_world import Made, Maker, keys, make_genesis
 
 VALIDATORS = keys(4)
-USERS = keys(3, "user")
+USERS = keys(4, "user")
+"""The last one never appears in a transaction."""
 GENESIS = make_genesis(VALIDATORS, USERS)
 NODE = VALIDATORS[0].public_key
 

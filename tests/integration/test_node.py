@@ -31,6 +31,7 @@ async def agree(network: Network, height: int, count: int) -> None:
     assert len({view.state_root for view in views}) == 1
 
 
+@pytest.mark.slow
 async def test_four_nodes_finalise_transfers_survive_a_kill_and_let_a_late_node_join(network: Network) -> None:
     for node in network.nodes[:4]:
         await node.start()
