@@ -1,0 +1,71 @@
+"""requester.data: wrong files end in one sentence that names file, row and fault."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.errors import InputError, MalformedError
+from requester.data import clamped_features, feature_scale_of, load_rows, practice_bytes, scored_test_set
+
+X = np.array([[0.0, 0.5], [1.0, -1.0], [0.25, 2.0]])
+Y = np.array([0, 1, 1])
+
+
+def write(folder: Path, **arrays: Any) -> Path:
+    path = folder / "rows.npz"
+    np.savez(path, allow_pickle=True, **arrays)
+    return path
+
+
+def test_rows_are_read_and_scaled(tmp_path: Path) -> None:
+    rows = load_rows(write(tmp_path, x=X.astype(np.float32), y=Y.astype(np.uint8)))
+    assert (rows.features, rows.classes) == (2, 2)
+    plain = scored_test_set(rows, 2, 127_000_000)
+    assert plain.features.tolist() == [[0, 64], [127, -127], [32, 127]]
+    assert clamped_features(rows, 127_000_000) == 1
+    assert feature_scale_of(rows) == 63_500_000
+    assert clamped_features(rows, feature_scale_of(rows)) == 0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x": X}, "it holds ['x'], but no array y"),
+        ({"x": X[0], "y": Y}, "x must be numbers of shape (rows, features), it is float64 of (2,)"),
+        ({"x": X, "y": Y[:2]}, "x has 3 rows, y has 2 labels"),
+        ({"x": X[:0], "y": Y[:0]}, "x is empty, its shape is (0, 2)"),
+        ({"x": X.astype(str), "y": Y}, "x must be numbers"),
+        ({"x": X, "y": Y.reshape(1, 3)}, "y must be whole numbers of shape (rows,)"),
+        ({"x": X * [[1, 1], [1, np.nan], [1, 1]], "y": Y}, "row 1: feature 1 is nan, not a finite number"),
+        ({"x": X, "y": np.array([0, 1, -1])}, "row 2: label -1 is not a whole number from 0 to 65534"),
+        ({"x": X, "y": np.array([0, 0.5, 1])}, "row 1: label 0.5 is not a whole number"),
+        ({"x": X, "y": np.array([{}, {}, {}])}, "not an .npz file of plain arrays"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, arrays: dict[str, Any], sentence: str) -> None:
+    path = write(tmp_path, **arrays)
+    with pytest.raises(MalformedError) as caught:
+        load_rows(path)
+    assert str(path) in caught.value.message
+    assert sentence in caught.value.message
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    for content in (b"", b"not a zip", b"PK\x03\x04" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="plain arrays"):
+            load_rows(path)
+
+
+def test_the_practice_set_is_published_without_pickle(tmp_path: Path) -> None:
+    rows = load_rows(write(tmp_path, x=X, y=Y))
+    with np.load(io.BytesIO(practice_bytes(rows)), allow_pickle=False) as arrays:
+        assert arrays["x"].dtype == np.float32
+        assert arrays["y"].tolist() == [0, 1, 1]
+    assert practice_bytes(rows) == practice_bytes(rows)

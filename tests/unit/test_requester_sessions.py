@@ -1,0 +1,334 @@
+"""requester.sessions without a network: restarts in mid-session, used-up runs, places."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from core.crypto.signing import KeyPair
+from core.errors import (
+    AuthError,
+    BudgetError,
+    CheatingError,
+    DeadlineError,
+    NotFoundError,
+    SequenceError,
+    UnavailableError,
+)
+from core.ids import AccountId, Amount, Correct, Height, Milliseconds, NodeId
+from core.ports import SystemRng
+from core.verification import audit_requester
+from core.verification.audit_node import AuditNode, StoredNode, Valid
+from core.verification.body import make_body
+from core.verification.evaluation_pool import EvaluationPool
+from core.verification.messages import Envelope, KnowledgeOpening, StoredOpen, ZeroQueries
+from core.verification.session import Session
+from core.verification.transcript import Purpose
+from requester.models import TaskBooks, TaskSides, _KeptBook
+from requester.sessions import SessionLimits, Sessions
+from requester.standing import Follower
+from requester.store import RequesterStore
+from services.rpc.chain_client import TaskUpdate
+from services.rpc.views import EntryView, TaskPhase, TaskView
+from services.storage import Memory
+from tests.models import random_model
+from tests.seeded import SeededRng
+from tests.verification import claim_of, small_world
+
+WORLD = small_world()
+TASK = WORLD.task
+POOL = AccountId(KeyPair.generate(SeededRng("pool")).public_key)
+NODES = [KeyPair.generate(SeededRng(f"node {i}")) for i in range(4)]
+MODEL = random_model((8, 4, 3), TASK.spec.activation, 1)
+BODY, _ = make_body(WORLD.pk, MODEL, SeededRng("body"))
+CLAIM = claim_of(WORLD, BODY, MODEL.count(WORLD.plain.features, WORLD.plain.labels), POOL)
+ENTRY = EntryView(POOL, Amount(1), "127.0.0.1:1", CLAIM.vm.model_commitment, Correct(CLAIM.correct), CLAIM.vm)
+FAST = SessionLimits(audit_slots=1, audit_queue=1, slot_s=0.4, audit_s=5.0, silence_s=5.0, chain_s=0.1)
+
+
+def view(phase: TaskPhase, entry: EntryView = ENTRY) -> TaskView:
+    return TaskView(
+        TASK.task_id, TASK.requester, TASK.spec, Amount(1), Amount(1), Amount(1), bytes(32), Height(1), phase,
+        Milliseconds(1), entries=(entry,),
+    )  # fmt: skip
+
+
+class Chain:
+    """A stream of updates that the test writes."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[TaskUpdate] = asyncio.Queue()
+        self.height = 0
+
+    async def watch_tasks(self) -> AsyncIterator[TaskUpdate]:
+        while True:
+            yield await self.queue.get()
+
+    async def become(self, *tasks: TaskView) -> None:
+        self.height += 1
+        self.queue.put_nowait(TaskUpdate(Height(self.height), Milliseconds(1), tasks))
+        await asyncio.sleep(0.01)
+
+
+class Bench:
+    """Sessions over a store that outlives them."""
+
+    def __init__(self, kv: Memory) -> None:
+        self.kv = kv
+        self.chain = Chain()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, limits: SessionLimits = FAST) -> Sessions:
+        """A new process, as it were."""
+        store = RequesterStore(self.kv)
+        follower = Follower(self.chain, (NodeId(node.public_key) for node in NODES))  # type: ignore[arg-type]
+        for task in self.tasks:
+            task.cancel()
+        self.tasks = {asyncio.create_task(follower.run())}
+        books = TaskBooks(TASK.chain_id, WORLD.signer, store, None)  # type: ignore[arg-type]
+        book = _KeptBook(TASK, WORLD.sk, WORLD.plain, WORLD.signer, store)
+        books._open[TASK.task_id] = TaskSides(TASK, WORLD.sk, WORLD.plain, book)
+        return Sessions(books, follower, store, WORLD.signer, SystemRng(), limits)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench(Memory())
+    yield made
+    for task in made.tasks:
+        task.cancel()
+
+
+async def talk(
+    sessions: Sessions,
+    purpose: Purpose,
+    caller: bytes,
+    sent: Sequence[Envelope],
+    machine: Session | None = None,
+    is_done: Callable[[], bool] = lambda: False,
+) -> tuple[list[Envelope], list[Envelope]]:
+    """One stream: sends, lets ``machine`` answer, until both are silent. ``(all sent, all received)``."""
+    outbox, replies = list(sent), []
+    waiting: asyncio.Queue[Envelope | None] = asyncio.Queue()
+    for envelope in outbox:
+        waiting.put_nowait(envelope)
+    if machine is None:
+        waiting.put_nowait(None)
+
+    async def incoming() -> AsyncIterator[Envelope]:
+        while (envelope := await waiting.get()) is not None:
+            yield envelope
+
+    async for reply in sessions.serve(purpose, caller, incoming()):
+        replies.append(reply)
+        if machine is None:
+            continue
+        for answer in machine.step(reply):
+            if answer.index > outbox[-1].index:
+                outbox.append(answer)
+                waiting.put_nowait(answer)
+        if machine.is_over or is_done():
+            waiting.put_nowait(None)
+    return outbox, replies
+
+
+def audit_machine(node: int = 0, attempt: int = 0) -> AuditNode:
+    rng = SystemRng()
+    return AuditNode(TASK, rng.bytes(32), NODES[node], WORLD.pk, WORLD.encrypted, CLAIM, rng, attempt)
+
+
+def pool_machine(batch: int = 0) -> EvaluationPool:
+    rng = SystemRng()
+    return EvaluationPool(TASK, rng.bytes(32), POOL, WORLD.pk, WORLD.encrypted, rng, batch)
+
+
+async def test_an_audit_survives_restarts_at_every_message(bench: Bench) -> None:
+    node = audit_machine()
+    caller = NODES[0].public_key
+    whole, replies = await audited(bench, node, caller)
+    assert isinstance(node.finding, Valid)
+    for count in range(1, len(whole) + 1):
+        # Killed after `count` messages: everything is sent again to a new process.
+        sessions = bench.start()
+        await bench.chain.become(view(TaskPhase.WORK))
+        _, again = await talk(sessions, Purpose.AUDIT, caller, whole[:count])
+        assert again == replies[: len(again)]
+    assert again == replies
+
+
+async def audited(bench: Bench, node: AuditNode, caller: bytes) -> tuple[list[Envelope], list[Envelope]]:
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.WORK))
+    return await talk(sessions, Purpose.AUDIT, caller, node.start(), node)
+
+
+async def test_secret_coins_answer_one_message_only_also_after_a_restart(bench: Bench) -> None:
+    # The same mask under two challenges would give the model away: w1 - w2 = (χ1 - χ2) W_1 r.
+    node = audit_machine()
+    whole, _ = await audited(bench, node, NODES[0].public_key)
+    changed = next(i for i, envelope in enumerate(whole) if type(envelope.message).__name__ == "Challenges")
+    challenges = whole[changed].message
+    forged = replace(whole[changed], message=replace(challenges, chi=tuple(c ^ 1 for c in challenges.chi)))  # type: ignore[union-attr, call-arg]
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.WORK))
+    with pytest.raises(SequenceError, match=f"another message under number {changed}, which is used"):
+        await talk(sessions, Purpose.AUDIT, NODES[0].public_key, [*whole[:changed], forged])
+
+
+async def test_each_attempt_is_charged_once(bench: Bench) -> None:
+    for attempt in range(3):
+        await audited(bench, audit_machine(attempt=attempt), NODES[0].public_key)
+    with pytest.raises(BudgetError):
+        await audited(bench, audit_machine(attempt=2), NODES[0].public_key)
+    await audited(bench, audit_machine(node=1), NODES[1].public_key)  # others have their own
+
+
+async def test_a_refused_knowledge_check_uses_the_run_up_for_ever(bench: Bench) -> None:
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.TRAINING))
+    pool = pool_machine()
+    outbox = list(pool.start())
+    _, replies = await talk(sessions, Purpose.EVALUATION, POOL, outbox)
+    honest = [answer for reply in replies for answer in pool.step(reply)]
+    opening = honest[0].message
+    assert isinstance(opening, KnowledgeOpening)
+    forged = replace(honest[0], message=replace(opening, g=opening.g[5:] + opening.g[:5]))
+    with pytest.raises(CheatingError, match="knowledge check failed"):
+        await talk(sessions, Purpose.EVALUATION, POOL, [forged])
+    for again in (sessions, bench.start()):
+        await bench.chain.become(view(TaskPhase.TRAINING))
+        with pytest.raises(SequenceError, match="the session is over"):
+            await talk(again, Purpose.EVALUATION, POOL, [*outbox, *honest])
+
+
+async def test_what_the_chain_does_not_allow_yet_costs_nothing(bench: Bench) -> None:
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.ENTRY))
+    pool = pool_machine()
+    outbox = list(pool.start())
+    with pytest.raises(UnavailableError, match="entry has closed"):
+        await talk(sessions, Purpose.EVALUATION, POOL, outbox)
+    await bench.chain.become(view(TaskPhase.TRAINING, replace(ENTRY, model_commitment=None, correct=None)))
+    await talk(sessions, Purpose.EVALUATION, POOL, outbox, pool, lambda: pool.is_prepared)
+    online = list(pool.evaluate(MODEL, CLAIM.vm.model_commitment))
+    with pytest.raises(UnavailableError, match="when commits have closed"):
+        await talk(sessions, Purpose.EVALUATION, POOL, online)
+    await bench.chain.become(view(TaskPhase.EVALUATION))
+    await talk(sessions, Purpose.EVALUATION, POOL, online, pool)
+    assert pool.result is not None
+    assert pool.result.correct == CLAIM.correct
+
+
+async def test_a_claim_is_audited_at_its_work_height_only(bench: Bench) -> None:
+    for phase in (TaskPhase.EVALUATION, TaskPhase.OPEN):
+        sessions = bench.start()
+        await bench.chain.become(view(phase))
+        with pytest.raises(UnavailableError, match="is not claimed, or claims are still open"):
+            await talk(sessions, Purpose.AUDIT, NODES[0].public_key, audit_machine().start())
+
+
+async def test_strangers_and_wrong_openings_are_refused(bench: Bench) -> None:
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.TRAINING))
+    session = bytes(32)
+    cases: list[tuple[Purpose, bytes, Envelope, type[Exception]]] = [
+        (Purpose.EVALUATION, b"\x09" * 32, pool_machine().start()[0], AuthError),
+        (Purpose.EVALUATION, POOL, Envelope(session, 0, ZeroQueries(())), SequenceError),
+        (Purpose.EVALUATION, POOL, Envelope(session, 1, ZeroQueries(())), NotFoundError),
+        (Purpose.EVALUATION, POOL, audit_machine().start()[0], SequenceError),
+        (Purpose.AUDIT, POOL, audit_machine().start()[0], AuthError),
+        (Purpose.STORED_CHECK, NODES[0].public_key, stored_opening(), SequenceError),
+    ]
+    for purpose, caller, envelope, error in cases:
+        with pytest.raises(error):
+            await talk(sessions, purpose, caller, [envelope])
+    other = StoredOpen(TASK.chain_id, TASK.task_id, NodeId(NODES[0].public_key), 0)
+    unknown = Envelope(session, 0, replace(other, task_id=b"\x08" * 32))
+    with pytest.raises(NotFoundError, match="is not an open task of this requester"):
+        await talk(sessions, Purpose.STORED_CHECK, NODES[0].public_key, [unknown])
+
+
+def stored_opening(node: int = 0) -> Envelope:
+    rng = SystemRng()
+    machine = StoredNode(TASK, rng.bytes(32), NodeId(NODES[node].public_key), WORLD.pk, WORLD.encrypted, rng)
+    return machine.start()[0]
+
+
+async def test_places_are_given_up_when_others_wait(bench: Bench) -> None:
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.PENDING))
+    gone = asyncio.Event()
+
+    def stream(node: int, after: Callable[[], object]) -> asyncio.Task[list[Envelope]]:
+        async def incoming() -> AsyncIterator[Envelope]:
+            yield stored_opening(node)
+            after()
+            await gone.wait()
+
+        async def serve() -> list[Envelope]:
+            caller = NODES[node].public_key
+            return [reply async for reply in sessions.serve(Purpose.STORED_CHECK, caller, incoming())]
+
+        return asyncio.create_task(serve())
+
+    slow = stream(0, lambda: None)
+    await asyncio.sleep(0.1)
+    second = stream(1, lambda: None)
+    await asyncio.sleep(0.1)
+    with pytest.raises(UnavailableError, match="1 wait for an audit already"):
+        await stream(2, lambda: None)
+    with pytest.raises(UnavailableError, match="others wait for this place"):
+        await slow
+    await asyncio.sleep(0.5)  # nobody waits for the second one's place: it keeps it
+    assert not second.done()
+    second.cancel()  # as when its connection breaks: the place is free at once
+    await asyncio.wait((second,))
+    third = stream(3, gone.set)
+    async with asyncio.timeout(1):
+        assert len(await third) == 1
+
+
+async def test_a_silent_pool_is_let_go(bench: Bench) -> None:
+    sessions = bench.start(replace(FAST, silence_s=0.2))
+    await bench.chain.become(view(TaskPhase.TRAINING))
+
+    async def incoming() -> AsyncIterator[Envelope]:
+        yield pool_machine().start()[0]
+        await asyncio.sleep(30)
+
+    with pytest.raises(DeadlineError, match="silent"):
+        async for _ in sessions.serve(Purpose.EVALUATION, POOL, incoming()):
+            pass
+
+
+async def test_a_model_is_decrypted_once_for_all_validators(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = audit_requester.bodies.decrypt_body
+
+    def counted(*args: object) -> object:
+        calls.append(args)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(audit_requester.bodies, "decrypt_body", counted)
+    sessions = bench.start(replace(FAST, audit_slots=4))
+    await bench.chain.become(view(TaskPhase.WORK))
+    machines = [audit_machine(node) for node in range(4)]
+    await asyncio.gather(
+        *(talk(sessions, Purpose.AUDIT, NODES[i].public_key, m.start(), m) for i, m in enumerate(machines))
+    )
+    assert [type(m.finding) for m in machines] == [Valid] * 4
+    assert len(calls) == 1
+    assert RequesterStore(bench.kv).decrypted(TASK.task_id, CLAIM.vm.model_commitment) is not None
+
+
+async def test_activity_is_seen_by_who_looks_on(bench: Bench) -> None:
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.WORK))
+    node = audit_machine()
+    await talk(sessions, Purpose.AUDIT, NODES[0].public_key, node.start(), node)
+    async for activity in sessions.activity.watch():
+        assert (activity.kind, activity.step, activity.peer) == ("audit", "ZeroNumbers", NODES[0].public_key)
+        break
