@@ -20,6 +20,7 @@ __all__ = ["ChainParams", "Genesis", "GenesisAccount", "GenesisValidator", "DOMA
 
 DOMAIN_GENESIS: Final = b"pofl/genesis/1"
 PROTOCOL_VERSION: Final = 1
+MAX_SUPPLY: Final = 2**63 - 1
 MAX_GENESIS: Final = 4 * 1024 * 1024
 
 
@@ -163,6 +164,8 @@ class Genesis:
             raise ConfigError("genesis: every validator needs a power of at least 1")
         if any(a.balance < 0 for a in self.accounts):
             raise ConfigError("genesis: a balance is negative")
+        if sum(a.balance for a in self.accounts) > MAX_SUPPLY:
+            raise ConfigError(f"genesis: the balances sum to more than {MAX_SUPPLY}")
         self.params.check(len(self.validators))
 
     def to_json(self) -> str:

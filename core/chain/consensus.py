@@ -15,55 +15,28 @@ An invalid event raises VoteError, BlockError or WrongChainError and changes not
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from core.chain import build, rules, verify
-from core.chain.block import MAX_BODY, MAX_HEADER, NIL, Block, Certificate
+from core.chain import messages as msg
+from core.chain.auditing import Auditing
+from core.chain.block import NIL, Block, Certificate
 from core.chain.candidates import Candidates
-from core.chain.claims import ZERO, Adopted, Undecided, Void, tag
-from core.chain.messages import (
-    Action,
-    AuditClaim,
-    AuditDone,
-    BlockAvailable,
-    BlockBuilt,
-    BodyHeld,
-    Broadcast,
-    ConsensusRecord,
-    Event,
-    Faulty,
-    Finalise,
-    NeedBlock,
-    Persist,
-    ReceivedProposal,
-    ReceivedVerdict,
-    ReceivedVote,
-    Relay,
-    RequestBlock,
-    RequestWork,
-    RoundStep,
-    SetTimer,
-    Start,
-    Timeout,
-    Timer,
-    TimerKind,
-    TransactionsWaiting,
-)
-from core.chain.state import Entry, State, Validator
-from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Step, Verdict, VerdictKind, Vote
+from core.chain.claims import Adopted, Void
+from core.chain.messages import Action, Event, RoundStep, Timer, TimerKind
+from core.chain.state import State
+from core.chain.turns import proposer
+from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Step, Vote
 from core.chain.vote_book import VoteBook
 from core.chain.work_height import WorkHeight, commitment_of
 from core.codec import decode, encode
 from core.crypto.signing import KeyPair
 from core.errors import InputError, VoteError
-from core.ids import BlockHash, Correct, Digest, Height, Milliseconds, ModelCommitment, NodeId, short
+from core.ids import BlockHash, Digest, Height, Milliseconds, ModelCommitment, NodeId, short
 
 __all__ = ["Consensus", "proposer"]
 
-MAX_BLOCK: Final = MAX_HEADER + MAX_BODY + 128
 MAX_PROPOSAL_AHEAD: Final = 4
 """Proposals of later rounds are dropped; they are sent again."""
 KEPT_ROUNDS: Final = 3
@@ -105,15 +78,13 @@ class Consensus:
         self._is_work = rules.is_work_height(state)
         self.work = WorkHeight(state, self.me)
         self._blocks = Candidates(state, self.work, audited)
+        self._auditing = Auditing(state, key, self.work, self._blocks)
         self._proposals: dict[int, tuple[Proposal, SignedProposal]] = {}
         self._own_votes: dict[tuple[int, Step], SignedVote] = {}
         self._locked: tuple[int, BlockHash] | None = None
         self._valid: tuple[int, BlockHash] | None = None
         self._polka: tuple[SignedVote, ...] = ()
-        self._bodies: set[ModelCommitment] = set()
         self._has_transactions = False
-        self._top: int | None = None
-        self._audit_timers: set[int] = set()
         self._asked: set[object] = set()
         self._scheduled: set[Timer] = set()
         self._wake_at: int | None = None
@@ -136,29 +107,29 @@ class Consensus:
         self._now = max(self._now, now_ms)
         self._out, self._dirty = [], False
         match event:
-            case Start():
+            case msg.Start():
                 self._on_start()
-            case Timeout(timer):
+            case msg.Timeout(timer):
                 self._on_timeout(timer)
-            case TransactionsWaiting(waiting):
+            case msg.TransactionsWaiting(waiting):
                 self._has_transactions = waiting
-            case ReceivedVote(signed_vote):
+            case msg.ReceivedVote(signed_vote):
                 self._on_vote(signed_vote)
-            case ReceivedProposal(signed_proposal):
+            case msg.ReceivedProposal(signed_proposal):
                 self._on_proposal(signed_proposal)
-            case ReceivedVerdict(signed_verdict):
+            case msg.ReceivedVerdict(signed_verdict):
                 self._on_verdict(signed_verdict)
-            case BlockAvailable(block, verdicts):
+            case msg.BlockAvailable(block, verdicts):
                 self._take(block, verdicts)
-            case BlockBuilt(round_, block):
+            case msg.BlockBuilt(round_, block):
                 self._on_built(round_, block)
-            case BodyHeld(commitment):
-                self._bodies.add(commitment)
-            case AuditDone():
-                self._on_audit(event)
+            case msg.BodyHeld(commitment):
+                self._auditing.hold_body(commitment)
+            case msg.AuditDone():
+                self._give(self._auditing.on_done(event, self._now))
         while not self.is_decided and self._advance():
             pass
-        persist: list[Action] = [Persist(self.record())] if self._dirty else []
+        persist: list[Action] = [msg.Persist(self.record())] if self._dirty else []
         return persist + self._out
 
     def proposer(self, round_: int) -> NodeId:
@@ -173,28 +144,22 @@ class Consensus:
         self._resend()
         if self.phase is not RoundStep.WAITING:
             self._set(TimerKind.PROPOSE, self.round, self._params.propose_ms)
-        self._out.append(SetTimer(Timer(TimerKind.RESEND, 0), RESEND_MS))
+        self._out.append(msg.SetTimer(Timer(TimerKind.RESEND, 0), RESEND_MS))
 
     def _on_timeout(self, timer: Timer) -> None:
         kind, key = timer.kind, timer.key
         if kind is TimerKind.RESEND:
             self._asked.clear()
             self._resend()
-            self._out.append(SetTimer(timer, RESEND_MS))
+            self._out.append(msg.SetTimer(timer, RESEND_MS))
         elif kind is TimerKind.PROPOSE and key == self.round and self.phase is RoundStep.PROPOSE:
             self._prevote(NIL)  # line 57
         elif kind is TimerKind.PREVOTE and key == self.round and self.phase is RoundStep.PREVOTE:
             self._precommit(NIL)  # line 61
         elif kind is TimerKind.PRECOMMIT and key == self.round:
             self._start_round(self.round + 1)  # line 65
-        elif kind is TimerKind.BODY and key == self._top:
-            entry = self.work.claims[key]
-            if not self._holds(entry) and not self.work.own_kinds(commitment_of(entry)):
-                self._give(entry, VerdictKind.UNAVAILABLE, f"no work block or body within {self._params.body_ms} ms")
-        elif kind is TimerKind.AUDIT:
-            entry = self.work.claims[key]
-            if not self.work.own_kinds(commitment_of(entry)) - {VerdictKind.UNAVAILABLE}:
-                self._give(entry, VerdictKind.REQUESTER_FAULT, f"no right answer within {self._params.audit_ms} ms")
+        elif kind in (TimerKind.BODY, TimerKind.AUDIT):
+            self._give(self._auditing.on_timeout(timer, self._now))
         elif kind is TimerKind.DUE:
             self._wake_at = None
 
@@ -205,9 +170,9 @@ class Consensus:
         vote = verify.check_vote(signed, self.state.chain_id, self.height, self._power)
         is_new, evidence = self._votes.add(vote, signed, max(self.round, 0))
         if evidence is not None:
-            self._out.append(Faulty(evidence))
+            self._out.append(msg.Faulty(evidence))
         if is_new:
-            self._out.append(Relay(signed))
+            self._out.append(msg.Relay(signed))
 
     def _peek(self, signed: SignedVote) -> Vote | None:
         try:
@@ -216,15 +181,20 @@ class Consensus:
             return None
 
     def _on_verdict(self, signed: SignedVerdict) -> None:
-        if not self.work.is_known(signed):
-            self._add_verdict(self.work.check(signed), signed, is_relayed=True)
-
-    def _add_verdict(self, verdict: Verdict, signed: SignedVerdict, is_relayed: bool) -> None:
-        is_new, evidence = self.work.add(verdict, signed)
+        if self.work.is_known(signed):
+            return
+        is_new, evidence = self.work.add(self.work.check(signed), signed)
         if evidence is not None:
-            self._out.append(Faulty(evidence))
-        if is_new and is_relayed:
-            self._out.append(Relay(signed))
+            self._out.append(msg.Faulty(evidence))
+        if is_new:
+            self._out.append(msg.Relay(signed))
+
+    def _give(self, verdicts: list[Action]) -> None:
+        """Own verdicts: on disk, then out; a skip of theirs becomes proposable gossip_ms later."""
+        if verdicts:
+            self._dirty = True
+            self._out.extend(verdicts)
+            self._wake(self._now + self._params.gossip_ms)
 
     def _on_proposal(self, signed: SignedProposal) -> None:
         proposal = verify.check_proposal(signed, self.state.chain_id, self.height, self._power)
@@ -236,62 +206,21 @@ class Consensus:
         known = self._proposals.get(proposal.round)
         if (known is not None and known[0].block_hash in self._blocks) or proposal.round > self.round + MAX_PROPOSAL_AHEAD:
             return
-        try:
-            block = decode(Block, signed.block, MAX_BLOCK)
-        except InputError as error:
-            raise VoteError(f"proposal: {error.message}") from None
-        if block.block_hash != proposal.block_hash:
-            raise VoteError(f"a proposal for {short(proposal.block_hash)} brings block {short(block.block_hash)}")
+        block = verify.proposed_block(signed, proposal)
         self._take(block, signed.verdicts)
         self._proposals[proposal.round] = (proposal, signed)
-        self._out.append(Relay(signed))
+        self._out.append(msg.Relay(signed))
         if self.phase is RoundStep.WAITING and proposal.round == 0 and not self._is_work:
             self._start_round(0)
 
     def _take(self, block: Block, verdicts: Iterable[SignedVerdict] = ()) -> None:
         _, evidence = self._blocks.take(block, verdicts)
-        self._out.extend(Faulty(e) for e in evidence)
+        self._out.extend(msg.Faulty(e) for e in evidence)
 
     def _on_built(self, round_: int, block: Block) -> None:
         if round_ == self.round and self.phase is RoundStep.PROPOSE and self._may_propose():
             self._take(block)
             self._propose(block.block_hash, -1)
-
-    def _on_audit(self, done: AuditDone) -> None:
-        entry = next((e for e in self.work.claims if commitment_of(e) == done.model_commitment), None)
-        if entry is None or entry.claim is None:
-            raise VoteError(f"an audit of {short(done.model_commitment)}, which is no claim at height {self.height}")
-        if (done.kind is VerdictKind.VALID) and (done.correct != entry.claim.correct or done.z_digest is None):
-            raise VoteError(f"an audit found {done.correct} of a claim of {entry.claim.correct}: that is not 'valid'")
-        given = self.work.own_kinds(done.model_commitment)
-        if done.kind in given or given - {VerdictKind.UNAVAILABLE}:
-            return
-        self._give(entry, done.kind, done.reason, done.correct, done.z_digest)
-
-    # -- verdicts of this node -----------------------------------------------------------------------------------------
-
-    def _holds(self, entry: Entry) -> bool:
-        commitment = commitment_of(entry)
-        return commitment in self._bodies and self._blocks.work_block(commitment) is not None
-
-    def _give(
-        self, entry: Entry, kind: VerdictKind, reason: str, correct: Correct | None = None, z: Digest | None = None
-    ) -> None:
-        if not self._is_validator:
-            return
-        commitment = commitment_of(entry)
-        has_tag = z is not None and kind in (VerdictKind.VALID, VerdictKind.POOL_FAULT)
-        mark = tag(self.state.chain_id, entry.task_id, commitment, z, self.me) if has_tag and z is not None else ZERO
-        verdict = Verdict(
-            self.state.chain_id, self.height, entry.task_id, entry.pool, commitment, kind, correct or Correct(0),
-            reason.encode()[:200].decode(errors="ignore"), mark, self.me,
-        )  # fmt: skip
-        signed = build.make_verdict(self._key, verdict)
-        self._add_verdict(verdict, signed, is_relayed=False)
-        self.work.note_given(commitment, self._now)
-        self._dirty = True
-        self._out.append(Broadcast(signed))
-        self._wake(self._now + self._params.gossip_ms)
 
     # -- rules that fire whenever they can -----------------------------------------------------------------------------
 
@@ -322,27 +251,16 @@ class Consensus:
                 certificate = build.make_certificate(self._votes.votes(round_, Step.PRECOMMIT, block_hash))
                 self.is_decided = True
                 justified = self._blocks.verdicts_for(block_hash)
-                self._out.append(Finalise(known.block, certificate, known.state, justified, self.work.all_signed()))
+                self._out.append(msg.Finalise(known.block, certificate, known.state, justified, self.work.all_signed()))
                 return True
-            self._ask(RequestBlock(block_hash))
+            self._ask(msg.RequestBlock(block_hash))
         return False
 
     def _follow_claims(self) -> None:
-        """Names the top remaining claim, and times its body and audit."""
-        if not self._is_work:
-            return
-        found = self.work.found
-        if isinstance(found, Undecided):
-            if found.index != self._top:
-                self._top = found.index
-                if not self.work.own_kinds(commitment_of(found.claim)) - {VerdictKind.UNAVAILABLE}:
-                    self._out.append(AuditClaim(found.index, found.claim))
-                self._set(TimerKind.BODY, found.index, self._params.body_ms, grows=False)
-        elif isinstance(found, Adopted) and self._blocks.work_block(commitment_of(found.claim)) is None:
-            self._ask(RequestWork(found.claim))
-        if self._top is not None and self._top not in self._audit_timers and self._holds(self.work.claims[self._top]):
-            self._audit_timers.add(self._top)
-            self._set(TimerKind.AUDIT, self._top, self._params.audit_ms, grows=False)
+        self._out.extend(self._auditing.follow())
+        wanted = self._auditing.wanted_work()
+        if wanted is not None:
+            self._ask(wanted)
 
     def _begin(self) -> bool:
         """Whether round 0 starts now; at other heights than work heights, sets a timer for when it may."""
@@ -379,7 +297,7 @@ class Consensus:
             self._propose(self._valid[1], self._valid[0])
             return True
         if not self._is_work:
-            self._ask(NeedBlock(self.round))
+            self._ask(msg.NeedBlock(self.round))
             return False
         if not self.work.is_ripe(self._now, self._params.gossip_ms):
             return False
@@ -407,9 +325,9 @@ class Consensus:
         signed = build.make_proposal(self._key, proposal, known.block, self._blocks.verdicts_for(block_hash))
         self._proposals[self.round] = (proposal, signed)
         self._dirty = True
-        self._out.append(Broadcast(signed))
+        self._out.append(msg.Broadcast(signed))
         if valid_round >= 0:
-            self._out.extend(Broadcast(v) for v in self._polka)
+            self._out.extend(msg.Broadcast(v) for v in self._polka)
 
     def _try_prevote(self) -> bool:
         """Lines 22 and 28. A fresh proposal that is not valid or preferred yet waits until the propose timeout."""
@@ -452,7 +370,7 @@ class Consensus:
                     self._set_valid(round_, chosen)
                     return True
             else:
-                self._ask(RequestBlock(chosen))
+                self._ask(msg.RequestBlock(chosen))
         elif chosen == NIL and self.phase is RoundStep.PREVOTE:
             self._precommit(NIL)
             return True
@@ -486,36 +404,36 @@ class Consensus:
         signed = build.make_vote(self._key, vote)
         self._own_votes[(self.round, step)] = signed
         self._votes.add(vote, signed, self.round)
-        self._out.append(Broadcast(signed))
+        self._out.append(msg.Broadcast(signed))
 
     def _resend(self) -> None:
         """What others may lack: of this round all votes and the proposal, own votes before, own verdicts, the polka."""
         for signed_verdict in self.work.all_signed():
-            self._out.append(Broadcast(signed_verdict))
+            self._out.append(msg.Broadcast(signed_verdict))
         if self.round < 0:
             return
         for _, signed in sorted(self._own_votes.items()):
-            self._out.append(Broadcast(signed))
+            self._out.append(msg.Broadcast(signed))
         own = {s.vote for s in self._own_votes.values()}
         for step in Step:
-            self._out.extend(Broadcast(s) for _, s in self._votes.votes(self.round, step) if s.vote not in own)
+            self._out.extend(msg.Broadcast(s) for _, s in self._votes.votes(self.round, step) if s.vote not in own)
         if self.round in self._proposals:
             proposal, signed_proposal = self._proposals[self.round]
-            self._out.append(Broadcast(signed_proposal))
+            self._out.append(msg.Broadcast(signed_proposal))
             if proposal.valid_round >= 0:
                 votes = self._votes.votes(proposal.valid_round, Step.PREVOTE, proposal.block_hash)
-                self._out.extend(Broadcast(s) for _, s in votes)
+                self._out.extend(msg.Broadcast(s) for _, s in votes)
 
-    def _ask(self, action: NeedBlock | RequestBlock | RequestWork) -> None:
+    def _ask(self, action: msg.NeedBlock | msg.RequestBlock | msg.RequestWork) -> None:
         """Once, until the next resending."""
-        key: object = action if not isinstance(action, RequestWork) else ("work", action.claim.pool)
+        key: object = action if not isinstance(action, msg.RequestWork) else ("work", action.claim.pool)
         if key not in self._asked:
             self._asked.add(key)
             self._out.append(action)
 
-    def _set(self, kind: TimerKind, key: int, base_ms: int, grows: bool = True) -> None:
+    def _set(self, kind: TimerKind, round_: int, base_ms: int) -> None:
         """Each round's timeouts are longer by delta_ms."""
-        self._out.append(SetTimer(Timer(kind, key), base_ms + (key * self._params.delta_ms if grows else 0)))
+        self._out.append(msg.SetTimer(Timer(kind, round_), base_ms + round_ * self._params.delta_ms))
 
     def _set_once(self, kind: TimerKind, round_: int, base_ms: int) -> None:
         if Timer(kind, round_) not in self._scheduled:
@@ -526,7 +444,7 @@ class Consensus:
         """Looks again at the instant ``at``, or before."""
         if self._wake_at is None or at < self._wake_at:
             self._wake_at = at
-            self._out.append(SetTimer(Timer(TimerKind.DUE, 0), at - self._now))
+            self._out.append(msg.SetTimer(Timer(TimerKind.DUE, 0), at - self._now))
 
     # -- for the node --------------------------------------------------------------------------------------------------
 
@@ -548,7 +466,7 @@ class Consensus:
         own = self._proposals.get(self.round)
         locked, valid = self._pack(self._locked), self._pack(self._valid)
         return encode(
-            ConsensusRecord(
+            msg.ConsensusRecord(
                 self.state.chain_id, self.height, self.round, int(self.phase),
                 own[1] if own is not None and own[0].validator == self.me else None,
                 tuple(s for _, s in sorted(self._own_votes.items())), self.work.own(), *locked, *valid, self._polka,
@@ -563,7 +481,7 @@ class Consensus:
 
     def _restore(self, data: bytes) -> None:
         """Goes on where the record was written. Raises MalformedError, or what its parts raise: they were checked then."""
-        old = decode(ConsensusRecord, data)
+        old = decode(msg.ConsensusRecord, data)
         if old.chain_id != self.state.chain_id or old.height != self.height:
             return
         self.round, self.phase = old.round, RoundStep(old.step)
@@ -579,38 +497,11 @@ class Consensus:
         self._polka = old.polka
         if old.proposal is not None:
             proposal = verify.check_proposal(old.proposal, self.state.chain_id, self.height, self._power)
-            self._blocks.take(decode(Block, old.proposal.block, MAX_BLOCK), old.proposal.verdicts)
+            self._blocks.take(verify.proposed_block(old.proposal, proposal), old.proposal.verdicts)
             self._proposals[proposal.round] = (proposal, old.proposal)
 
     def _unpack(self, round_: int, block: bytes, verdicts: tuple[SignedVerdict, ...]) -> tuple[int, BlockHash] | None:
         if round_ < 0:
             return None
-        known, _ = self._blocks.take(decode(Block, block, MAX_BLOCK), verdicts)
+        known, _ = self._blocks.take(decode(Block, block), verdicts)
         return round_, known.block.block_hash
-
-
-def proposer(validators: Sequence[Validator], height: Height, round_: int) -> NodeId:
-    """Whose turn it is: one after another, each as often as its power says, spread evenly; successive rounds differ."""
-    order = _turns(tuple((v.node_id, v.power) for v in validators))
-    return order[(height + round_) % len(order)]
-
-
-MAX_TURNS: Final = 4096
-
-
-@functools.lru_cache(maxsize=16)
-def _turns(powers: tuple[tuple[NodeId, int], ...]) -> tuple[NodeId, ...]:
-    """Smooth weighted round robin over one period; very uneven powers are rounded to keep the period short."""
-    unit = math.gcd(*(power for _, power in powers))
-    weights = [power // unit for _, power in powers]
-    if sum(weights) > MAX_TURNS:
-        total = sum(weights)
-        weights = [max(1, w * MAX_TURNS // total) for w in weights]
-    credit = [0] * len(weights)
-    turns: list[NodeId] = []
-    for _ in range(sum(weights)):
-        credit = [c + w for c, w in zip(credit, weights, strict=True)]
-        first = max(range(len(weights)), key=lambda i: (credit[i], -i))
-        credit[first] -= sum(weights)
-        turns.append(powers[first][0])
-    return tuple(turns)

@@ -12,8 +12,10 @@ from typing import Final, Protocol
 from core.chain import merkle
 from core.chain.block import (
     DOMAIN_HEADER_SIGNATURE,
+    MAX_BODY,
     MAX_HEADER,
     NIL,
+    Block,
     Body,
     Certificate,
     CommitSignature,
@@ -36,13 +38,14 @@ from core.chain.vote import (
 from core.codec import decode, encode
 from core.crypto import signing
 from core.errors import BlockError, CryptoError, InputError, VoteError, WrongChainError
-from core.ids import BlockHash, Digest, Height, Milliseconds, short
+from core.ids import Digest, Height, Milliseconds, short
 
 __all__ = [
     "PowerOf", "block_time", "body_root", "check_certificate", "check_header_signature", "check_proposal",
-    "check_verdict", "check_vote", "is_quorum", "is_third", "median_time", "powers",
+    "check_verdict", "check_vote", "is_quorum", "is_third", "median_time", "powers", "proposed_block",
 ]  # fmt: skip
 
+MAX_BLOCK: Final = MAX_HEADER + MAX_BODY + 128
 PAYOUT_LEAF: Final = b"\x01"
 TRANSACTION_LEAF: Final = b"\x02"
 
@@ -221,6 +224,17 @@ def check_proposal(signed: SignedProposal, chain_id: Digest, height: Height, kno
     return proposal
 
 
+def proposed_block(signed: SignedProposal, proposal: Proposal) -> Block:
+    """The block that came with a proposal. Raises VoteError if it does not decode or is another one."""
+    try:
+        block = decode(Block, signed.block, MAX_BLOCK)
+    except InputError as error:
+        raise VoteError(f"proposal: {error.message}") from None
+    if block.block_hash != proposal.block_hash:
+        raise VoteError(f"a proposal for {short(proposal.block_hash)} brings block {short(block.block_hash)}")
+    return block
+
+
 def check_verdict(signed: SignedVerdict, chain_id: Digest, height: Height, known: Mapping[bytes, int]) -> Verdict:
     """As ``check_vote``, for a verdict; whether its claim exists is the caller's to check."""
     try:
@@ -238,15 +252,3 @@ def _verify(key: bytes, domain: bytes, message: bytes, signature: bytes) -> None
         signing.verify(key, domain, message, signature)
     except CryptoError as error:
         raise VoteError(error.message, validator=key) from None
-
-
-def decode_header(signed: SignedHeader) -> Header:
-    """The header, unverified. Raises BlockError."""
-    try:
-        return decode(Header, signed.header, MAX_HEADER)
-    except InputError as error:
-        raise BlockError(f"header {short(signed.block_hash)}: {error.message}") from None
-
-
-def is_nil(block_hash: BlockHash) -> bool:
-    return block_hash == NIL

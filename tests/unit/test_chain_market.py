@@ -83,6 +83,7 @@ def test_the_price_is_locked_until_the_draw_and_comes_back_without_a_deal() -> N
     offer = make_offer(chain)
     chain.block(chain.tx("pool0", make_bid(offer)))
     price = contract.terms(offer.rule, Amount(6000), offer.reputation_ppm).price
+    assert only_trade(chain)[1].phase is TradePhase.BID  # its own block's hash draws nothing
     assert chain.state.account(account("pool0")).balance == FUNDS - 1 - price
     assert rules.due(chain.state, Milliseconds(chain.state.tip.timestamp_ms + 500), False)
     chain, _ = drawn(TradePhase.NO_DEAL)
