@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from core.chain import rules, rules_tasks, verify
 from core.chain.block import (
@@ -57,8 +58,10 @@ __all__ = [
     "make_certificate", "make_proposal", "make_transaction", "make_verdict", "make_vote", "sign_header",
 ]  # fmt: skip
 
-BODY_RESERVE = 64 * 1024
+BODY_RESERVE: Final = 64 * 1024
 """Kept free of transactions for the parent's certificate."""
+MAX_TAKEN: Final = 500
+"""Transactions of one block: every voter applies them within propose_ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ def build_transaction_block(
     left_out = 0
     for signed in sorted(transactions, key=lambda s: not _pays_auditors(s, state)):
         data = encode(signed)
-        if len(data) + 4 > room:
+        if len(data) + 4 > room or len(taken) >= MAX_TAKEN:
             left_out += 1
             continue
         try:
