@@ -236,8 +236,8 @@ class LyingBook(AnswerBook):
 @pytest.mark.parametrize("kind", ["z1", "z2", "rows", "far", "count", "labels", "digest", "too many"])
 def test_a_wrong_answer_is_the_requesters_fault(kind: str) -> None:
     """Attacks 5 and 13: one z shifted by one in any layer, rows permuted, z beyond the bound, another count, other labels.
-    Defence: the node's forms. Each part of the form was taken out of audit_form once: the kind that it is for then passed
-    (z1: the c2 part; z2: the layer part; count, labels: the c4 part; rows: all)."""
+    Defence: the node's forms, bounds and digest. Seen to fail without: the c2 part (z1), the bound (far), the range of N* (too
+    many), the digest (digest). The other parts of the form: tests/property/test_audit_forms.py."""
     book = type("Book", (LyingBook,), {"kind": kind})(WORLD.task, WORLD.sk, WORLD.plain, WORLD.signer)
     claim = CLAIM if kind not in ("count", "labels") else claim_of(WORLD, BODY, _lied(book))
     finding = make_audit(WORLD, claim, book=book).run()
@@ -304,14 +304,14 @@ class WrongZero(AuditRequester):
 
 @pytest.mark.parametrize("kind", ["T", "m", "w", "zero w"])
 def test_wrong_hints_and_products_are_the_requesters_fault(kind: str) -> None:
-    """Attack 5. Defence: the ω and c2 parts of the form; without ω, "zero w" with T = 0 passes any Z_1 that she can fit."""
+    """Attack 5. Defence: the ω and c2 parts of the form, each taken out in tests/property/test_audit_forms.py."""
     liar = type("Liar", (WrongHint,), {"kind": kind})
     assert isinstance(make_audit(WORLD, CLAIM, requester=liar).run(), RequesterFault)
 
 
 @pytest.mark.parametrize("kind", ["refuse", "other", "signature"])
 def test_wrong_openings_are_the_requesters_fault(kind: str) -> None:
-    """Attack 5. Defence: commitments before μ, openings signed over the transcript."""
+    """Attack 5. Defence: commitments before μ, openings signed over the transcript; "signature" passes without the check."""
     liar = type("Liar", (WrongZero,), {"kind": kind})
     assert isinstance(make_audit(WORLD, CLAIM, requester=liar).run(), RequesterFault)
 

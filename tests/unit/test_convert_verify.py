@@ -70,7 +70,8 @@ def test_every_message_is_covered() -> None:
 
 
 def test_field_numbers_are_tags_plus_ten() -> None:
-    numbers = {field.message_type.name: field.number for field in pb.Envelope.DESCRIPTOR.oneofs_by_name["message"].fields}
+    fields = pb.Envelope.DESCRIPTOR.oneofs_by_name["message"].fields
+    numbers = {field.message_type.name: field.number for field in fields if field.message_type is not None}
     assert numbers == {kind.__name__: tag + 10 for tag, kind in m.MESSAGE.members.items()}
 
 
@@ -90,7 +91,7 @@ def test_field_numbers_are_tags_plus_ten() -> None:
         pb.Envelope(session=A, zero_queries=pb.ZeroQueries(queries=[pb.ZeroQuery(x0=bytes(65))])),
         pb.Envelope(session=A, zero_openings=pb.ZeroOpenings(openings=[pb.ZeroOpening(value=5)], signature=SIGNATURE)),
         pb.Envelope(session=A, zero_openings=pb.ZeroOpenings(openings=[pb.ZeroOpening(equal=True)], signature=SIGNATURE)),
-        pb.Envelope(session=A, audit_answer=pb.AuditAnswer(kind=0)),
+        pb.Envelope(session=A, audit_answer=pb.AuditAnswer(kind=pb.ANSWER_KIND_UNSPECIFIED)),
         pb.Envelope(session=A, run_seeds=pb.RunSeeds(seeds=[A[:31]])),
     ],
 )
