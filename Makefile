@@ -1,6 +1,9 @@
 # `make help` lists what can be done here.
 PYTHON ?= python3.11
 BLOCKS ?= 3
+NODES ?= 4
+POOLS ?= 2
+MINERS ?= 3
 BIN := .venv/bin
 SOURCES := core services node pool requester provider tools
 # Torch comes first and from the processor-only index where one is given, so that no CUDA libraries are fetched.
@@ -37,8 +40,8 @@ test: setup ## every test; say ARGS='-k name' to choose
 proto: setup ## write the stubs beside the contracts in proto/
 	$(BIN)/python tools/generate_stubs.py
 
-testnet: setup ## run a whole network on this machine until BLOCKS work blocks are final
-	$(BIN)/pofl testnet up --blocks $(BLOCKS)
+testnet: setup ## mine BLOCKS work blocks on this machine with NODES, POOLS and MINERS in each pool
+	$(BIN)/pofl testnet up --blocks $(BLOCKS) --nodes $(NODES) --pools $(POOLS) --miners $(MINERS)
 
 clean: ## remove caches and build output; keeps .venv and data
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -11,8 +11,9 @@ from core.chain.state import total_supply
 from core.chain.transaction import SignedTransaction
 from core.codec import encode
 from core.errors import AuthError, NotFoundError
-from core.ids import AccountId, BlockHash, Digest, Height, Milliseconds, ModelCommitment, NodeId, TaskId, TxId
+from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, ModelCommitment, NodeId, TaskId, TxId
 from core.params import Genesis
+from core.verification.receipt import SignedAnswer
 from node import queries
 from node.driver import Driver
 from node.links import Links
@@ -65,7 +66,7 @@ class NodeApi:
             next_time_ms=rules.next_time(state, certificate),
             current_task=state.current,
             work_height=rules.is_work_height(state),
-            supply=total_supply(state),
+            supply=Amount(total_supply(state) - state.burned),
             burned=state.burned,
             peers=len(self._links.peers),
             mempool=len(self._driver.pending),
@@ -184,3 +185,10 @@ class NodeApi:
         if body is None:
             raise NotFoundError(f"no body of model {commitment.hex()[:8]} here", model_commitment=commitment)
         return body
+
+    def opening(self, commitment: ModelCommitment, malformed: SignedAnswer) -> bytes:
+        """Raises NotFoundError, CryptoError without the requester's signed answer: an opening is a model."""
+        opening = self._work.opening(commitment, malformed)
+        if opening is None:
+            raise NotFoundError(f"no opening of model {commitment.hex()[:8]} here", model_commitment=commitment)
+        return opening

@@ -21,8 +21,9 @@ class TrainingConfig:
         "How updates are aggregated.", default="fedavg"
     )
     local_epochs: int = config.option("Passes over its data that a miner makes in a round.", default=5, low=1)
-    learning_rate: float = config.option("Step length, zeta in the paper.", default=0.05, low=1e-9)
-    batch: int = config.option("Rows in a step; 0: all.", default=32, low=0)
+    optimizer: Literal["sgd", "adam"] = config.option("How a miner takes its steps.", default="adam")
+    learning_rate: float = config.option("Step length, zeta in the paper.", default=0.01, low=1e-9)
+    batch: int = config.option("Rows in a step; 0: all.", default=16, low=0)
     quorum: int = config.option("Updates that make a round.", default=1, low=1)
     round_timeout_s: float = config.option("Longest round, seconds.", default=8.0, low=0.5)
     seed: int = config.option("Seed of initial weights and shuffling.", default=1, low=0)

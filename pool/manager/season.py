@@ -210,8 +210,8 @@ class Season:
             job_id=view.task_id, features=spec.features, classes=spec.classes, practice=self._folder.practice,
             deadline_ms=deadline_ms, hidden=spec.hidden, activation=spec.activation.name.lower(),
             round_timeout_s=training.round_timeout_s, quorum=training.quorum, algorithm=training.algorithm,
-            local_epochs=training.local_epochs, learning_rate=training.learning_rate, batch=training.batch or 1 << 30,
-            seed=training.seed,
+            local_epochs=training.local_epochs, optimizer=training.optimizer,
+            learning_rate=training.learning_rate, batch=training.batch or 1 << 30, seed=training.seed,
         )  # fmt: skip
 
     async def _train(self, supplies: Supplies, trade: asyncio.Task[None], windows: Windows) -> Committed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import Enum
@@ -17,7 +18,8 @@ from rich.table import Table
 __all__ = ["JsonOption", "console", "emit_json", "instant", "plain", "table"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-console = Console(soft_wrap=False)
+# Without a terminal there is no width to fit: a line of a log stays one line.
+console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
 
 
 def plain(value: object) -> object:

@@ -37,8 +37,8 @@ MODULES: Final = {
     "pool": "pool.manager", "miner": "pool.miner",
 }  # fmt: skip
 BALANCE: Final = {"node": 10_000_000, "requester": 1_000_000_000, "provider": 1_000_000, "pool": 100_000_000, "miner": 1_000}
-MINER_START_MS: Final = 2_500
-"""Torch costs each miner about five seconds of one core to load: they start one after the other."""
+MINER_START_MS: Final = 2_000
+"""Torch costs each miner about three seconds of one core to load: they start one after the other."""
 
 
 @dataclass(frozen=True, slots=True)

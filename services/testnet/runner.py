@@ -35,6 +35,7 @@ __all__ = ["Observer", "Report", "WorkBlock", "connected", "run_testnet"]
 
 T = TypeVar("T")
 POLL: Final = 0.5
+MEMBERS_TIMEOUT: Final = 60.0
 AGREE_TIMEOUT: Final = 20.0
 """Seconds that the slowest node has to reach the last work block."""
 
@@ -125,16 +126,13 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
     started = time.monotonic()
     report = Report(str(layout.folder))
     async with Supervisor() as supervisor, connected(layout) as clients, _Watchers() as watchers:
-        for member in layout.members:
-            await supervisor.start(layout.process(member))
-            observer.state(member.name, member.role, "starting")
         assert supervisor.failed is not None
         for member in layout.of("node"):
             watchers.add(_watch_node(member, clients.nodes[member.name], observer))
         for name, pool in clients.pools.items():
             watchers.add(_watch_pool(name, pool, observer))
         watchers.add(_watch_requester(layout.of("requester")[0].name, clients, layout, observer))
-        work = _collect(layout, blocks, clients, observer, report, started)
+        work = _mine(layout, blocks, supervisor, clients, observer, report, started)
         try:
             async with asyncio.timeout(timeout if blocks else None):
                 await _first(work, supervisor.failed)
@@ -150,13 +148,27 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
     return report
 
 
-async def _collect(
-    layout: Layout, blocks: int, clients: Clients, observer: Observer, report: Report, started: float
+async def _mine(
+    layout: Layout, blocks: int, supervisor: Supervisor, clients: Clients, observer: Observer, report: Report, started: float
 ) -> None:
-    """Every block from the first one on; ends with the last work block that was asked for."""
+    """Start the processes, then follow every block; ends with the last work block that was asked for.
+
+    The requester comes last, once every pool has a member: a task that nobody can enter yet would be void.
+    """
+
+    async def start(*roles: str) -> None:
+        for member in layout.members:
+            if member.role in roles:
+                await supervisor.start(layout.process(member))
+                observer.state(member.name, member.role, "starting")
+
+    await start("node", "pool", "miner", "platform", "provider")
     await _when_ready(clients)
     report.ready_seconds = time.monotonic() - started
-    observer.say(f"{len(clients.nodes)} nodes answer after {report.ready_seconds:.1f} s")
+    observer.say(f"{len(clients.nodes)} nodes answer")
+    await _when_manned(clients, time.monotonic() + MEMBERS_TIMEOUT)
+    observer.say("every pool has a member")
+    await start("requester")
     async for view in clients.chain.watch_blocks(Height(1)):
         report.height = view.header.height
         observer.say(_line(layout, view))
@@ -255,6 +267,18 @@ async def _when_ready(clients: Clients) -> None:
                 break
             except (UnavailableError, DeadlineError):
                 await asyncio.sleep(POLL / 2)
+
+
+async def _when_manned(clients: Clients, end: float) -> None:
+    """Until every pool has a member online, or ``end``: a pool without members only misses the first task."""
+    for pool in clients.pools.values():
+        while time.monotonic() < end:
+            try:
+                if any(member.online for member in await pool.members()):
+                    break
+            except (UnavailableError, DeadlineError):
+                pass
+            await asyncio.sleep(POLL / 2)
 
 
 async def _first(work: Coroutine[Any, Any, None], failed: asyncio.Future[str]) -> None:
