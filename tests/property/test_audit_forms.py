@@ -134,7 +134,7 @@ def test_the_truth_is_zero() -> None:
 
 @pytest.mark.parametrize("kind", ["z1", "z2", "z3", "rows", "columns", "count", "T", "w", "m", "w zero", "w and T"])
 def test_a_lie_is_not_zero(kind: str) -> None:
-    """Attack 5, 50 tries of each kind, none missed. Defence: audit_form. Seen to fail without its c2 part (z1, columns, T), its
+    """Attack 5, 50 tries of each kind, none missed. Defence: audit_form. Seen to fail without its c2 part (z1, rows, T), its
     ω part (m), its layer part (z2, z3), its c4 part (count)."""
     assert all(run(told(kind, seed), seed) != 0 for seed in range(50))
 
