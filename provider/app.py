@@ -40,7 +40,10 @@ async def main(role: Role[ProviderConfig], life: Lifecycle) -> None:
     wallet = Wallet(chain, chain_id, role.key)
 
     receipts, clock = asyncio.Event(), SystemClock()
-    seller = Seller(role.key, chain_id, chain, goods, cfg.rule.rule(), ledger, offer_ms=cfg.offer_ms, clock=clock, rng=rng)
+    seller = Seller(
+        role.key, chain_id, chain, goods, cfg.rule.rule(), ledger, offer_ms=cfg.offer_ms,
+        draw_window_ms=role.genesis.params.draw_window_ms, clock=clock, rng=rng,
+    )  # fmt: skip
     deliveries = Deliveries(role.account, chain_id, chain, goods, ledger, receipts, clock=clock)
     servicer = ProviderServicer(goods, chain_id, seller, deliveries, receipt_wait=cfg.receipt_ms / 1000)
     server = await open_server(role, life, RULES)

@@ -11,14 +11,14 @@ from typing import Final, Protocol
 from core.codec import encode
 from core.crypto import signing
 from core.errors import AuthError, CryptoError, DeadlineError, LimitError, MalformedError, MarketError, NotFoundError
-from core.ids import AccountId, Amount, Digest, Milliseconds, short
+from core.ids import AccountId, Amount, Digest, Height, Milliseconds, short
 from core.market import contract, delivery
 from core.market.contract import IntegerRule, Offer, SignedOffer, TradeTerms
 from core.ports import Clock, Rng
 from provider.goods import Goods
 from provider.ledger import Accepted, SalesLedger
 from services.rpc.convert_market import Bidding
-from services.rpc.views import MarketView, Tip, TradePhase, TradeView
+from services.rpc.views import BlockView, MarketView, Tip, TradePhase, TradeView
 
 __all__ = ["ChainReads", "Seller"]
 
@@ -35,6 +35,7 @@ class ChainReads(Protocol):
     async def market(self, provider: AccountId, pool: AccountId) -> MarketView: ...
     async def trade(self, trade_id: Digest) -> TradeView: ...
     async def tip(self) -> Tip: ...
+    async def block(self, key: Height) -> BlockView: ...
 
 
 class Seller:
@@ -50,6 +51,7 @@ class Seller:
         ledger: SalesLedger,
         *,
         offer_ms: int,
+        draw_window_ms: int,
         clock: Clock,
         rng: Rng,
     ) -> None:
@@ -60,6 +62,7 @@ class Seller:
         self._rule = rule
         self._ledger = ledger
         self._offer_ms = offer_ms
+        self._draw_window_ms = draw_window_ms
         self._clock = clock
         self._rng = rng
         self._offers: OrderedDict[bytes, Offer] = OrderedDict()
@@ -73,7 +76,7 @@ class Seller:
 
         Raises:
             NotFoundError: another data set.
-            MarketError: a trade of this pool is open.
+            MarketError: a trade of this pool is open, or it bid within the chain's draw window.
             LimitError: too many offers are outstanding.
         """
         if data_root != self._goods.data.root:
@@ -144,20 +147,22 @@ class Seller:
         return Milliseconds(max(self._clock.now_ms(), (await self._chain.tip()).next_time_ms))
 
     async def _refuse_open(self, pool: AccountId, last: Accepted | None, now: Milliseconds) -> None:
-        """Raises MarketError while the last trade of the pool may still come on the chain, or is not settled there."""
+        """Raises MarketError while the last trade of the pool may still come on the chain or is not settled there, and
+        while the chain would refuse another bid because of it."""
         if last is None:
             return
+        name = f"trade {short(last.trade_id)} of pool {short(pool)}"
         try:
-            phase = (await self._chain.trade(last.trade_id)).phase
+            trade = await self._chain.trade(last.trade_id)
         except NotFoundError:
-            if now > last.expiry_ms:
-                return
-            problem = f"may reach the chain until {last.expiry_ms}"
-        else:
-            if phase not in OPEN_PHASES:
-                return
-            problem = f"is in phase {phase.name.lower()}"
-        raise MarketError(f"trade {short(last.trade_id)} of pool {short(pool)} {problem}: one trade at a time")
+            if now <= last.expiry_ms:
+                raise MarketError(f"{name} may reach the chain until {last.expiry_ms}: one trade at a time") from None
+            return
+        if trade.phase in OPEN_PHASES:
+            raise MarketError(f"{name} is in phase {trade.phase.name.lower()}: one trade at a time")
+        again_ms = (await self._chain.block(trade.bid_height)).header.timestamp_ms + self._draw_window_ms
+        if now < again_ms:
+            raise MarketError(f"{name} was bid for less than {self._draw_window_ms} ms ago: bid again from {again_ms}")
 
     def _remember(self, offer: Offer, now: Milliseconds) -> None:
         for nonce in [n for n, known in self._offers.items() if known.expiry_ms < now]:

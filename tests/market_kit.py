@@ -28,7 +28,7 @@ from provider.goods import Goods
 from provider.ledger import SalesLedger
 from provider.seller import Seller
 from services.rpc.convert_market import Bidding
-from services.rpc.views import AccountView, MarketView, ProviderView, Tip, TradeView
+from services.rpc.views import AccountView, BlockView, MarketView, ProviderView, Tip, TradeView
 from services.storage import KeyValueStore, Memory
 from tests.chainkit import Chain, account, key
 from tests.seeded import SeededRng
@@ -94,6 +94,12 @@ class KitChain:
             state.height, state.tip.block_hash, StateRoot(bytes(32)), None, self.now_ms(), None, False,
             total_supply(state), state.burned, 0, 0,
         )  # fmt: skip
+
+    async def block(self, key: Height) -> BlockView:
+        self._up()
+        block, certificate = self.chain.blocks[key - 1], self.chain.certificate()
+        assert certificate is not None
+        return BlockView(block, block.header.decoded(), (), (), certificate, StateRoot(bytes(32)))
 
     async def wait_final(self, tx_id: TxId, timeout: float, again: SignedTransaction | None = None) -> Height:
         self._up()
@@ -176,7 +182,7 @@ class Shop:
     def restarted(self) -> Seller:
         return Seller(
             key("provider"), self.kit.chain_id, self.kit, self.goods, DEFAULT_RULE, self.ledger, offer_ms=OFFER_MS,
-            clock=self.kit, rng=SeededRng("shop"),
+            draw_window_ms=self.kit.chain.genesis.params.draw_window_ms, clock=self.kit, rng=SeededRng("shop"),
         )  # fmt: skip
 
     async def offer(self, pool: str = "pool0") -> Offer:

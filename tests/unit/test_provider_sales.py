@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,13 @@ from core.chain.transaction import RegisterProvider
 from core.codec import encode
 from core.crypto import signing
 from core.errors import AuthError, DeadlineError, MalformedError, MarketError, NotFoundError
-from core.ids import Amount, Digest, PartsPerMillion
+from core.ids import AccountId, Amount, Digest, PartsPerMillion
 from core.market import contract
 from core.market.contract import DEFAULT_RULE
+from pool.manager.config import MarketConfig
 from provider.ledger import Accepted
 from provider.seller import MAX_OFFERS_OF_A_POOL
-from services.rpc.views import TradePhase
+from services.rpc.views import MarketView, TradePhase
 from tests.chainkit import account, key
 from tests.market_kit import MINERS, PRIVATE, KitChain, Shop, bidding, on_chain, terms_for
 
@@ -68,7 +70,7 @@ async def test_with_the_defaults_a_new_pool_buys_at_a_moderate_probability_and_p
     terms = contract.check_trade(trade)
     assert 600_000 <= terms.p_ppm <= 800_000
     assert terms.price < 0.02 * 1_000_000  # of a task's reward
-    assert terms.price < PRIVATE.Q
+    assert MarketConfig().profit == PRIVATE.Q > terms.price
 
 
 async def test_anothers_bid_is_refused(shop: Shop) -> None:
@@ -130,6 +132,34 @@ async def test_one_trade_of_a_pool_at_a_time(shop: Shop) -> None:
         elif when == "bid":
             shop.kit.draw(first, deal=True)
     assert (await shop.offer("pool1")).pool == account("pool1")
+
+
+async def test_of_two_bids_at_once_one_passes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    trades = [terms_for(await shop.offer()), terms_for(await shop.offer())]
+    market = shop.kit.market
+
+    async def slow(provider: AccountId, pool: AccountId) -> MarketView:
+        await asyncio.sleep(0.01)
+        return await market(provider, pool)
+
+    monkeypatch.setattr(shop.kit, "market", slow)
+    results = await asyncio.gather(*(shop.seller.accept(bidding(t)) for t in trades), return_exceptions=True)
+    assert sorted(type(r).__name__ for r in results) == ["Accepted", "MarketError"]
+
+
+async def test_after_no_deal_a_pool_bids_again_from_when_the_chain_takes_it(shop: Shop) -> None:
+    shop.kit.deal = False
+    accepted = await bought(shop)
+    trade = await shop.kit.trade(accepted.trade_id)
+    assert trade.phase is TradePhase.NO_DEAL
+    bid_ms = shop.kit.chain.blocks[trade.bid_height - 1].header.decoded().timestamp_ms
+    again_ms = bid_ms + shop.kit.chain.genesis.params.draw_window_ms
+    shop.kit.chain.clock = again_ms - 1
+    with pytest.raises(MarketError, match=f"bid again from {again_ms}"):
+        await shop.offer()
+    shop.kit.chain.clock = again_ms
+    second = await agreed(shop)
+    await shop.kit.wallet("pool0").send_and_wait(on_chain(second.trade, key("provider"), second.signature), 1)
 
 
 async def test_a_trade_that_never_reaches_the_chain_blocks_until_its_expiry(shop: Shop) -> None:
