@@ -186,7 +186,7 @@ class Chain:
         )  # fmt: skip
         self.block(self.tx(requester, payload))
         found = task_id(self.state.chain_id, account(requester), some(name))
-        self.block(*(self.tx(v, Stored(found), fee=0) for v in self.names[:3]))
+        self.block(*(self.tx(v, Stored(found), fee=0) for v in self.names[: -(-2 * len(self.names) // 3)]))
         return found
 
     def enter(self, task: TaskId, *pools: str, bond: int = 100_000) -> None:
