@@ -48,7 +48,8 @@ async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
     blobs = BlobStore(cfg.data_dir / "blobs", BLOB_QUOTA)
 
     life.on_stop(engine.stop)
-    await engine.start()
+    # It takes seconds to load; what does not need it yet goes on, and joins wait for it.
+    engine_started = life.spawn(engine.start(), "start Flower")
     server = await open_server(role, life, RULES)
     servicer = PoolServicer(genesis.chain_id, members, receipts, board)
     server.add(mining_pb2_grpc.add_PoolServiceServicer_to_server, servicer, POOL)
@@ -63,6 +64,7 @@ async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
     follower = Follower(chain, board, lambda feed: Season(pool, feed).run())
     life.spawn(receipts.run(), "put receipts on chain")
     life.spawn(follower.run(), "follow tasks")
+    await engine_started
     await server.ready()
     await life.wait()
 

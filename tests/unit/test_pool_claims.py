@@ -1,0 +1,89 @@
+"""pool.manager.claims: a losing model leaves the pool only when every better claim is refuted or skipped."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.chain.block import Block, SignedHeader
+from core.chain.vote import VerdictKind
+from core.errors import NotFoundError, SequenceError
+from core.ids import Digest, Height, ModelCommitment, Signature
+from pool.manager.claims import Shelf, WorkWatch
+from services.rpc.views import EntryView
+from tests.pool_kit import CHAIN, HEIGHT, VALIDATORS, entry, task, verdict
+
+BEST, SECOND, THIRD = entry(1, 390), entry(2, 380), entry(3, 370)
+BLOCK = Block(SignedHeader(b"h", Signature(bytes(64))), b"")
+
+
+def watch(own: EntryView) -> WorkWatch:
+    assert own.vm is not None
+    return WorkWatch(CHAIN, HEIGHT, task(entries=[BEST, SECOND, THIRD, entry(4)]), VALIDATORS, own.vm.model_commitment)
+
+
+def served(own: EntryView, seen: WorkWatch) -> Shelf:
+    assert own.vm is not None
+    shelf = Shelf()
+    shelf.put(seen, own.vm.model_commitment, BLOCK, b"body")
+    return shelf
+
+
+def c_w(own: EntryView) -> ModelCommitment:
+    assert own.vm is not None
+    return own.vm.model_commitment
+
+
+def test_the_best_claim_is_shown_at_once() -> None:
+    seen = watch(BEST)
+    assert seen.is_ours_to_show
+    assert served(BEST, seen).body(c_w(BEST)) == b"body"
+
+
+def test_a_lower_claim_waits_for_the_end_of_every_higher_one() -> None:
+    seen = watch(THIRD)
+    shelf = served(THIRD, seen)
+    assert shelf.block(HEIGHT, c_w(THIRD)) == BLOCK
+    with pytest.raises(SequenceError, match="claim 3 of its height"):
+        shelf.body(c_w(THIRD))
+    # The best is refuted by more than a third; the second still stands.
+    assert seen.hear([verdict(0, BEST, VerdictKind.POOL_FAULT), verdict(1, BEST, VerdictKind.POOL_FAULT)])
+    with pytest.raises(SequenceError, match="claim 2 of 3 is being audited"):
+        shelf.body(c_w(THIRD))
+    # The second is skipped: two thirds spoke, without agreeing.
+    kinds = [VerdictKind.UNAVAILABLE, VerdictKind.UNAVAILABLE, VerdictKind.POOL_FAULT]
+    seen.hear(verdict(i, SECOND, kind) for i, kind in enumerate(kinds))
+    assert seen.is_ours_to_show
+    assert shelf.body(c_w(THIRD)) == b"body"
+
+
+def test_an_adopted_or_dead_higher_claim_keeps_the_body_here() -> None:
+    for kind in (VerdictKind.VALID, VerdictKind.REQUESTER_FAULT):
+        seen = watch(SECOND)
+        seen.hear([verdict(0, BEST, kind), verdict(1, BEST, kind)])
+        assert not seen.is_ours_to_show
+        with pytest.raises(SequenceError):
+            served(SECOND, seen).body(c_w(SECOND))
+
+
+def test_one_liar_opens_nothing() -> None:
+    """Verdicts that are not signed by validators, are of another place, or repeat, do not count."""
+    seen = watch(SECOND)
+    good = verdict(0, BEST, VerdictKind.POOL_FAULT)
+    forged = good[:-64] + bytes(64)
+    other_height = verdict(1, BEST, VerdictKind.POOL_FAULT, height=Height(10))
+    other_chain = verdict(1, BEST, VerdictKind.POOL_FAULT, chain=Digest(b"x" * 32))
+    no_claim = verdict(1, entry(9, 300), VerdictKind.POOL_FAULT)
+    assert seen.hear([good])
+    assert not seen.hear([good, good, forged, other_height, other_chain, no_claim, b"", b"\xff" * 100])
+    assert not seen.is_ours_to_show
+
+
+def test_what_is_not_here_is_not_found() -> None:
+    seen = watch(BEST)
+    shelf = served(BEST, seen)
+    with pytest.raises(NotFoundError):
+        shelf.body(c_w(SECOND))
+    with pytest.raises(NotFoundError):
+        shelf.block(Height(10), c_w(BEST))
+    with pytest.raises(NotFoundError, match="no claim of task"):
+        WorkWatch(CHAIN, HEIGHT, task(entries=[BEST]), VALIDATORS, ModelCommitment(b"z" * 32))

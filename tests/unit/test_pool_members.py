@@ -1,0 +1,195 @@
+"""pool.manager.members: admission, presence, assignments, contributions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from core.crypto import signing
+from core.crypto.signing import KeyPair
+from core.errors import AuthError, CryptoError, NotFoundError
+from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
+from pool.flower.jobs import JoinTicket
+from pool.manager.config import AdmissionConfig
+from pool.manager.members import Members
+from services.rpc.convert_mining import (
+    DOMAIN_ATTEND,
+    DOMAIN_LEAVE,
+    Assignment,
+    FetchRows,
+    Join,
+    TrainOn,
+    attend_message,
+    leave_message,
+    sign_join,
+    verify_joined,
+)
+from tests.pool_kit import CHAIN, T0, keys
+
+POOL, ANN, BOB = keys(3, "pool")
+ACCOUNT = AccountId(POOL.public_key)
+
+
+class Enrolment:
+    """Remembers which Flower keys are registered, in memory."""
+
+    def __init__(self) -> None:
+        self.registered: list[bytes] = []
+        self.given_up: list[bytes] = []
+
+    async def register(self, node_public_key: bytes) -> JoinTicket:
+        self.registered.append(node_public_key)
+        return JoinTicket("127.0.0.1:7", b"CA", b"h" * 32, node_public_key)
+
+    async def unregister(self, node_public_key: bytes) -> None:
+        self.given_up.append(node_public_key)
+
+
+class FixedClock:
+    def now_ms(self) -> Milliseconds:
+        return Milliseconds(T0)
+
+
+def members(admission: AdmissionConfig | None = None) -> tuple[Members, Enrolment]:
+    enrolment = Enrolment()
+    return Members(enrolment, POOL, CHAIN, admission or AdmissionConfig(), FixedClock()), enrolment
+
+
+def join(key: KeyPair, node_key: int = 1, token: bytes = b"", features: int = 64) -> Join:
+    return Join(CHAIN, ACCOUNT, AccountId(key.public_key), bytes([node_key]) * 33, 100, features, token)
+
+
+def presence(key: KeyPair, domain: bytes, node_key: int = 1) -> tuple[AccountId, bytes]:
+    miner = AccountId(key.public_key)
+    message = (attend_message if domain == DOMAIN_ATTEND else leave_message)(CHAIN, ACCOUNT, miner, bytes([node_key]) * 33)
+    return miner, signing.sign(key, domain, message)
+
+
+@contextlib.asynccontextmanager
+async def attending(group: Members, key: KeyPair, node_key: int = 1) -> AsyncIterator[asyncio.Queue[Assignment | None]]:
+    """A member online; what it is assigned, then None when its stream ends."""
+    received: asyncio.Queue[Assignment | None] = asyncio.Queue()
+
+    async def listen() -> None:
+        async for assignment in group.attend(*presence(key, DOMAIN_ATTEND, node_key)):
+            received.put_nowait(assignment)
+        received.put_nowait(None)
+
+    task = asyncio.create_task(listen())
+    await asyncio.sleep(0)
+    try:
+        yield received
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+
+
+async def test_a_join_is_answered_under_the_pools_signature() -> None:
+    group, enrolment = members()
+    signed = await group.join(sign_join(ANN, join(ANN)))
+    verify_joined(signed)
+    assert signed.joined.pool == ACCOUNT
+    assert signed.joined.hpke_public_key == b"h" * 32
+    assert enrolment.registered == [b"\x01" * 33]
+    for changed in (
+        replace(signed.joined, hpke_public_key=b"x" * 32),
+        replace(signed.joined, node_public_key=b"\x02" * 33),
+        replace(signed.joined, superlink_address="127.0.0.1:8"),
+        replace(signed.joined, superlink_ca=b"other"),
+    ):
+        with pytest.raises(CryptoError):
+            verify_joined(replace(signed, joined=changed))
+
+
+async def test_only_the_miner_itself_can_join_and_leave() -> None:
+    group, enrolment = members()
+    stolen = replace(sign_join(BOB, join(BOB)), join=join(ANN))
+    for bad in (stolen, replace(sign_join(ANN, join(ANN)), signature=Signature(bytes(64)))):
+        with pytest.raises(AuthError, match="is not signed by"):
+            await group.join(bad)
+    other_pool = replace(join(ANN), pool=AccountId(BOB.public_key))
+    with pytest.raises(AuthError):
+        await group.join(replace(sign_join(ANN, other_pool), join=join(ANN)))
+    assert enrolment.registered == []
+    await group.join(sign_join(ANN, join(ANN)))
+    with pytest.raises(AuthError):
+        await group.leave(AccountId(ANN.public_key), presence(BOB, DOMAIN_LEAVE)[1])
+    # A signature to attend is none to leave.
+    with pytest.raises(AuthError):
+        await group.leave(*presence(ANN, DOMAIN_ATTEND))
+    await group.leave(*presence(ANN, DOMAIN_LEAVE))
+    await group.leave(*presence(ANN, DOMAIN_LEAVE))
+    assert group.listed() == ()
+
+
+async def test_admission_by_token_and_by_list() -> None:
+    group, _ = members(AdmissionConfig(mode="token", token="open sesame"))
+    for token in (b"", b"open", b"open sesame "):
+        with pytest.raises(AuthError, match="token"):
+            await group.join(sign_join(ANN, join(ANN, token=token)))
+    await group.join(sign_join(ANN, join(ANN, token=b"open sesame")))
+    group, _ = members(AdmissionConfig(mode="allow", allow=(ANN.public_key.hex().upper(),)))
+    await group.join(sign_join(ANN, join(ANN)))
+    with pytest.raises(AuthError, match="list"):
+        await group.join(sign_join(BOB, join(BOB)))
+
+
+async def test_a_member_is_online_while_it_attends() -> None:
+    group, enrolment = members()
+    with pytest.raises(NotFoundError, match="join first"):
+        await anext(group.attend(*presence(ANN, DOMAIN_ATTEND)))
+    await group.join(sign_join(ANN, join(ANN)))
+    assert group.online == ()
+    async with attending(group, ANN):
+        assert group.online_for(64) == (ANN.public_key,)
+        assert group.online_for(32) == ()
+        assert dict(group.roster(64, 50)) == {b"\x01" * 33: 150}
+        with pytest.raises(AuthError, match="attends already"):
+            await anext(group.attend(*presence(ANN, DOMAIN_ATTEND)))
+    assert group.online == ()
+    assert enrolment.given_up == [b"\x01" * 33]
+    assert len(group.roster(64)) == 0
+
+
+async def test_a_new_membership_ends_the_old_one_and_keeps_what_was_assigned() -> None:
+    group, enrolment = members()
+    miner = AccountId(ANN.public_key)
+    fetch = FetchRows(
+        Digest(b"d" * 32), Digest(b"e" * 32), "127.0.0.1:9", AccountId(b"s" * 32), 10, 0, 30, Milliseconds(T0 + 1000)
+    )
+    train = TrainOn(TaskId(b"t" * 32), Milliseconds(T0 + 9000), 64, 10)
+    await group.join(sign_join(ANN, join(ANN)))
+    async with attending(group, ANN) as first:
+        group.assign_rows(miner, fetch)
+        group.assign_rows(miner, replace(fetch, trade_id=Digest(b"o" * 32), deadline_ms=Milliseconds(T0 - 1)))
+        group.assign_training(train)
+        group.credit({miner: 700})
+        await asyncio.sleep(0)
+        await group.join(sign_join(ANN, join(ANN, node_key=2)))
+        received = [await first.get() for _ in range(4)]
+        assert received[0] == fetch
+        assert received[2:] == [train, None]
+    assert enrolment.given_up == [b"\x01" * 33]
+    async with attending(group, ANN, node_key=2) as second:
+        # What is past its deadline is not told again.
+        assert [await second.get(), await second.get()] == [fetch, train]
+        assert second.empty()
+        assert group.owner(b"\x01" * 33) == group.owner(b"\x02" * 33) == miner
+        assert [m.contribution for m in group.listed()] == [700]
+
+
+async def test_waiting_for_members_ends_when_they_come() -> None:
+    group, _ = members()
+    waiting = asyncio.create_task(group.wait_online(64, 2))
+    await group.join(sign_join(ANN, join(ANN)))
+    await group.join(sign_join(BOB, join(BOB, node_key=2)))
+    async with attending(group, ANN):
+        assert not waiting.done()
+        async with attending(group, BOB, node_key=2):
+            await asyncio.wait_for(waiting, 1)
