@@ -17,7 +17,7 @@ def at_genesis(seed: int, link: Link, stop: int = 3, liars: frozenset[str] = fro
     chain = Chain()
     return Sim(
         seed, chain.state, None, chain.names, stop, GENESIS_MS + 100, link, liars, skew_ms=skew_ms,
-        transactions=transfers(chain.state, 40),
+        transactions=transfers(chain.state, 4),
     )  # fmt: skip
 
 
