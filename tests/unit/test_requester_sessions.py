@@ -24,13 +24,13 @@ from core.verification import audit_requester
 from core.verification.audit_node import AuditNode, StoredNode, Valid
 from core.verification.body import make_body
 from core.verification.evaluation_pool import EvaluationPool
-from core.verification.messages import Envelope, KnowledgeOpening, StoredOpen, ZeroQueries
+from core.verification.messages import Abort, Envelope, KnowledgeOpening, StoredOpen, ZeroQueries
 from core.verification.session import Session
 from core.verification.transcript import Purpose
 from requester.models import TaskBooks, TaskSides, _KeptBook
-from requester.sessions import SessionLimits, Sessions
+from requester.sessions import SessionLimits, Sessions, _compute, _Live
 from requester.standing import Follower
-from requester.store import RequesterStore
+from requester.store import RequesterStore, SessionCoins, SessionRecord
 from services.rpc.chain_client import TaskUpdate
 from services.rpc.views import EntryView, TaskPhase, TaskView
 from services.storage import Memory
@@ -40,6 +40,7 @@ from tests.verification import claim_of, small_world
 
 WORLD = small_world()
 TASK = WORLD.task
+STRANGER = AccountId(KeyPair.generate(SeededRng("stranger")).public_key)
 POOL = AccountId(KeyPair.generate(SeededRng("pool")).public_key)
 NODES = [KeyPair.generate(SeededRng(f"node {i}")) for i in range(4)]
 MODEL = random_model((8, 4, 3), TASK.spec.activation, 1)
@@ -140,9 +141,9 @@ def audit_machine(node: int = 0, attempt: int = 0) -> AuditNode:
     return AuditNode(TASK, rng.bytes(32), NODES[node], WORLD.pk, WORLD.encrypted, CLAIM, rng, attempt)
 
 
-def pool_machine(batch: int = 0) -> EvaluationPool:
+def pool_machine(batch: int = 0, pool: AccountId = POOL) -> EvaluationPool:
     rng = SystemRng()
-    return EvaluationPool(TASK, rng.bytes(32), POOL, WORLD.pk, WORLD.encrypted, rng, batch)
+    return EvaluationPool(TASK, rng.bytes(32), pool, WORLD.pk, WORLD.encrypted, rng, batch)
 
 
 async def test_an_audit_survives_restarts_at_every_message(bench: Bench) -> None:
@@ -211,7 +212,7 @@ async def test_what_the_chain_does_not_allow_yet_costs_nothing(bench: Bench) -> 
     outbox = list(pool.start())
     with pytest.raises(UnavailableError, match="entry has closed"):
         await talk(sessions, Purpose.EVALUATION, POOL, outbox)
-    await bench.chain.become(view(TaskPhase.TRAINING, replace(ENTRY, model_commitment=None, correct=None)))
+    await bench.chain.become(view(TaskPhase.TRAINING, replace(ENTRY, correct=None)))
     await talk(sessions, Purpose.EVALUATION, POOL, outbox, pool, lambda: pool.is_prepared)
     online = list(pool.evaluate(MODEL, CLAIM.vm.model_commitment))
     with pytest.raises(UnavailableError, match="when commits have closed"):
@@ -236,6 +237,7 @@ async def test_strangers_and_wrong_openings_are_refused(bench: Bench) -> None:
     session = bytes(32)
     cases: list[tuple[Purpose, bytes, Envelope, type[Exception]]] = [
         (Purpose.EVALUATION, b"\x09" * 32, pool_machine().start()[0], AuthError),
+        (Purpose.EVALUATION, STRANGER, pool_machine(pool=STRANGER).start()[0], AuthError),
         (Purpose.EVALUATION, POOL, Envelope(session, 0, ZeroQueries(())), SequenceError),
         (Purpose.EVALUATION, POOL, Envelope(session, 1, ZeroQueries(())), NotFoundError),
         (Purpose.EVALUATION, POOL, audit_machine().start()[0], SequenceError),
@@ -243,7 +245,7 @@ async def test_strangers_and_wrong_openings_are_refused(bench: Bench) -> None:
         (Purpose.STORED_CHECK, NODES[0].public_key, stored_opening(), SequenceError),
     ]
     for purpose, caller, envelope, error in cases:
-        with pytest.raises(error):
+        with pytest.raises(error, match=r"did not enter|is no validator|pending|open this kind|in memory"):
             await talk(sessions, purpose, caller, [envelope])
     other = StoredOpen(TASK.chain_id, TASK.task_id, NodeId(NODES[0].public_key), 0)
     unknown = Envelope(session, 0, replace(other, task_id=b"\x08" * 32))
@@ -332,3 +334,35 @@ async def test_activity_is_seen_by_who_looks_on(bench: Bench) -> None:
     async for activity in sessions.activity.watch():
         assert (activity.kind, activity.step, activity.peer) == ("audit", "ZeroNumbers", NODES[0].public_key)
         break
+
+
+class Moody:
+    """A machine that draws coins and then refuses its first message; the second time it answers."""
+
+    is_over = False
+
+    def __init__(self, coins: SessionCoins, refusals: int) -> None:
+        self.coins, self.refusals = coins, refusals
+
+    def step(self, envelope: Envelope) -> tuple[Envelope, ...]:
+        drawn = self.coins.bytes(32)
+        if self.refusals:
+            self.refusals -= 1
+            raise SequenceError("not now")
+        return (Envelope(envelope.session, 0, Abort(drawn.hex())),)
+
+
+def test_a_refused_try_does_not_move_the_coins() -> None:
+    # A new process never sees the refused try: its replies must be the same all the same.
+    found = []
+    for refusals in (1, 0):
+        store = RequesterStore(Memory())
+        record, coins = SessionRecord(1, TASK.task_id, POOL, bytes(32), b"s" * 32), SessionCoins(b"s" * 32)
+        machine = Moody(coins, refusals)
+        live = _Live(record, Purpose.EVALUATION, machine, coins, [], None)  # type: ignore[arg-type]
+        envelope = Envelope(bytes(32), 0, Abort("x"))
+        for _ in range(refusals):
+            with pytest.raises(SequenceError):
+                _compute(live, envelope, store)
+        found.append(_compute(live, envelope, store))
+    assert found[0] == found[1]
