@@ -13,7 +13,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     remember_signatures(monkeypatch)
 
 
-def at_genesis(seed: int, link: Link, stop: int = 3, liars: frozenset[str] = frozenset(), skew_ms: int = 0) -> Sim:
+def at_genesis(seed: int, link: Link, stop: int = 2, liars: frozenset[str] = frozenset(), skew_ms: int = 0) -> Sim:
     chain = Chain()
     return Sim(
         seed, chain.state, None, chain.names, stop, GENESIS_MS + 100, link, liars, skew_ms=skew_ms,
