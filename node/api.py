@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from core.chain import rules
@@ -97,10 +98,14 @@ class NodeApi:
         task_id = view.header.task_id
         task = None if task_id is None else queries.task_view(state, state.task(task_id))
         known = self._store.work(height)
+        vm = view.header.vm
+        body = self._work.body(vm.model_commitment) if vm is not None else None
         if known is None:
-            return queries.explanation(view, task, (), {}, state.validators, self.names, self._node)
-        audits = {a.model_commitment: a.milliseconds for a in known.audits}
-        return queries.explanation(view, task, known.verdicts, audits, known.validators, self.names, self._node)
+            found = queries.explanation(view, task, (), {}, state.validators, self.names, self._node)
+        else:
+            audits = {a.model_commitment: a.milliseconds for a in known.audits}
+            found = queries.explanation(view, task, known.verdicts, audits, known.validators, self.names, self._node)
+        return replace(found, vm_bytes=len(body) if body is not None else 0)
 
     # Accounts, tasks, trades
 
