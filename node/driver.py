@@ -42,7 +42,7 @@ from core.chain.messages import (
     TransactionsWaiting,
 )
 from core.chain.state import Entry, State
-from core.chain.transaction import Payload, Refusal, SignedTransaction, Verdicts
+from core.chain.transaction import Payload, SignedTransaction
 from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, Vote
 from core.codec import decode
 from core.crypto.signing import KeyPair
@@ -50,6 +50,7 @@ from core.errors import BlockError, PoflError, StorageError, TransactionError
 from core.ids import AccountId, Amount, Digest, Height, NodeId, TxId
 from core.params import PROTOCOL_VERSION
 from core.ports import Clock
+from node.author import BlockAuthor
 from node.links import Acceptance, Links
 from node.pending import Pending
 from node.signal import Signal
@@ -75,7 +76,6 @@ SOFTWARE: Final = "pofl"
 HEARTBEAT_SECONDS: Final = 2.0
 MAX_EARLY: Final = 2_048
 """Messages of the next height that are kept until this node is there."""
-_MAY_BE_GOOD: Final = (Refusal.TOO_EARLY, Refusal.BAD_NONCE)
 MAX_KEPT: Final = 8_192
 """Messages of this height that are kept for peers that come later."""
 
@@ -130,10 +130,12 @@ class Driver:
         self._entered = 0.0
         self._peer_progress: dict[NodeId, Progress] = {}
         self._waiting = False
+        self._building: asyncio.Task[None] | None = None
         self._links: Links | None = None
         self._work: WorkHooks | None = None
         self._progressed: Callable[[NodeId, Progress], None] | None = None
         self.pending = pending
+        self.author = BlockAuthor(store, key, pending)
         self.finalised = Signal()
         self.machine = self._machine()
 
@@ -316,7 +318,7 @@ class Driver:
             case SetTimer():
                 self._set_timer(action)
             case NeedBlock():
-                await self._build(action.round)
+                self._building = asyncio.create_task(self._build(action.round), name="build a block")
             case RequestBlock():
                 # Whoever voted for it has it, and sends all it has to a peer that says twice where it is.
                 self._links.broadcast(self._progress())
@@ -356,35 +358,9 @@ class Driver:
     # Blocks
 
     async def _build(self, round_: int) -> None:
-        state, certificate = self.state, self._store.tip_certificate
-        transactions = self._transactions()
-        built = await asyncio.to_thread(build.build_transaction_block, state, self._key, certificate, transactions)
-        for dropped in built.dropped:
-            if dropped.error.reason not in _MAY_BE_GOOD:
-                self.pending.drop(dropped.tx_id, dropped.error.message)
-        self.tell(BlockBuilt(round_, built.block), Height(state.height + 1))
-
-    def _transactions(self) -> list[SignedTransaction]:
-        """For the block that this node proposes. Of those that would pay the auditors only what this node can stand for:
-        its own finding, or without one that of another validator."""
-        state, found = self.state, self._own_verdicts()
-        chosen = [] if found is None else [build.make_transaction(
-            self._key, state.chain_id, state.account(self._node).nonce, Amount(0), found
-        )]  # fmt: skip
-        validators = {bytes(v.node_id) for v in state.validators}
-        for signed in self.pending.candidates(state):
-            transaction = signed.decoded()
-            payload = transaction.payload
-            if not isinstance(payload, Verdicts) or (found is None and transaction.sender in validators):
-                chosen.append(signed)
-        return chosen
-
-    def _own_verdicts(self) -> Verdicts | None:
-        """After a work block that this node audited: who else did, as the transaction that pays them."""
-        record = self._store.work(self.height)
-        if record is None or not any(record.z_digest):
-            return None
-        return Verdicts(self.height, record.z_digest, record.verdicts)
+        """Build and propose, beside the queue: what comes in meanwhile is still handled."""
+        height = Height(self.height + 1)
+        self.tell(BlockBuilt(round_, await self.author.build()), height)
 
     async def _finalise(self, action: Finalise) -> None:
         assert self._work is not None
@@ -395,7 +371,7 @@ class Driver:
             z_digest = digests.get(vm.model_commitment) if vm is not None else None
             record = WorkRecord(z_digest or Digest(bytes(32)), action.verdicts, times, self.state.validators)
         await self._commit(action.block, action.certificate, action.state, record)
-        found = self._own_verdicts()
+        found = self.author.own_verdicts()
         if found is not None:
             # Whoever proposes the next block may not have audited this one.
             self._report(found)
@@ -433,6 +409,8 @@ class Driver:
         assert self._links is not None
         assert self._work is not None
         self._cancel_timers()
+        if self._building is not None:
+            self._building.cancel()
         self._kept.clear()
         self._sent.clear()
         self._entered = time.monotonic()

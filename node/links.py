@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from enum import Enum, auto
+from time import monotonic
 from typing import Final, Protocol
 
 from core.chain.transaction import SignedTransaction
@@ -100,11 +100,11 @@ class _Pace:
 
     def __init__(self) -> None:
         self._messages, self._bytes = MESSAGE_BURST, BYTE_BURST
-        self._updated = time.monotonic()
+        self._updated = monotonic()
 
     def take(self, size: int) -> float:
         """Seconds to wait before the next message is read."""
-        now = time.monotonic()
+        now = monotonic()
         passed, self._updated = now - self._updated, now
         self._messages = min(MESSAGE_BURST, self._messages + passed * MESSAGE_RATE) - 1
         self._bytes = min(BYTE_BURST, self._bytes + passed * BYTE_RATE) - size
@@ -264,7 +264,7 @@ class Links:
         """Keep one link to an address, for ever."""
         attempt = 0
         while True:
-            started = time.monotonic()
+            started = monotonic()
             try:
                 connection = await dial_forever(address, self._files, self._identity, expect_role="node")
             except PoflError as error:
@@ -276,13 +276,13 @@ class Links:
                 if node == self._identity.key.public_key:
                     log.warning("peers.nodes names this node itself, left out", target=address)
                     return
-                await asyncio.sleep(max(0.0, self._banned.get(node, 0.0) - time.monotonic()))
+                await asyncio.sleep(max(0.0, self._banned.get(node, 0.0) - monotonic()))
                 await self._talk(node, connection)
             except PoflError as error:
                 log.info("link broke off", target=address, peer=node, error=error)
             finally:
                 await connection.close()
-            attempt = 0 if time.monotonic() - started > 10 else attempt + 1
+            attempt = 0 if monotonic() - started > 10 else attempt + 1
             await asyncio.sleep(backoff(attempt))
 
     async def _talk(self, node: NodeId, connection: Connection) -> None:
@@ -317,7 +317,7 @@ class Links:
         return hello.node_id
 
     def _check_ban(self, node: NodeId) -> None:
-        left = self._banned.get(node, 0.0) - time.monotonic()
+        left = self._banned.get(node, 0.0) - monotonic()
         if left > 0:
             raise LimitError(f"node {short(node)} sent invalid messages and is cut off for {left:.0f} s more")
 
@@ -372,7 +372,7 @@ class Links:
 
     def _ban(self, link: Link, error: PoflError) -> None:
         REJECTED.inc()
-        self._banned[link.node] = time.monotonic() + BAN_SECONDS
+        self._banned[link.node] = monotonic() + BAN_SECONDS
         log.warning("peer sent an invalid message, cut off", peer=link.node, seconds=BAN_SECONDS, error=error)
         for other in list(self._links.get(link.node, ())):
             if other is not link:

@@ -13,6 +13,7 @@ from core.chain.transaction import Refusal, SignedTransaction
 from core.errors import LimitError, TransactionError
 from core.ids import AccountId, TxId
 from core.ports import Clock
+from node.signal import Signal
 
 __all__ = ["Pending"]
 
@@ -30,6 +31,7 @@ class Pending:
         self._ids: set[TxId] = set()
         self._refused: OrderedDict[TxId, str] = OrderedDict()
         self._is_due = False
+        self.arrived = Signal()
 
     def __len__(self) -> int:
         return len(self._pool)
@@ -57,6 +59,7 @@ class Pending:
             self._note(tx_id, error.message)
             raise
         self._refused.pop(tx_id, None)
+        self.arrived.notify()
         return True
 
     def is_due(self, state: State) -> bool:

@@ -16,6 +16,7 @@ from core.codec import decode
 from core.crypto.signing import PUBLIC_KEY_SIZE
 from core.errors import MalformedError
 from core.ids import AccountId, BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId, TxId
+from core.verification.receipt import SignedAnswer
 from node.api import MAX_TRANSACTION_BYTES, NodeApi
 from node.links import Links
 from services.rpc import auth, convert_peer
@@ -36,7 +37,9 @@ RULES: Final = {
     f"{PEER}/OfferWork": ["pool"],
     f"{PEER}/WatchWork": ["pool", "requester"],
     CLAIM: ["node", "requester"],
+    f"{CLAIM}/FetchOpening": ["node"],
 }
+MAX_ANSWER: Final = 1024
 MAX_TASKS: Final = 1000
 MAX_BLOCKS: Final = 512
 
@@ -169,6 +172,15 @@ class ClaimServicer(peer_pb2_grpc.ClaimServiceServicer):
         body = self._api.vm_body(ModelCommitment(convert.exact("model_commitment", request.model_commitment)))
         for offset in range(0, len(body), CHUNK):
             yield peer.FetchVmResponse(chunk=body[offset : offset + CHUNK], total_bytes=len(body) if offset == 0 else 0)
+
+    async def FetchOpening(  # noqa: N802
+        self, request: peer.FetchOpeningRequest, context: Context
+    ) -> AsyncIterator[peer.FetchOpeningResponse]:
+        commitment = ModelCommitment(convert.exact("model_commitment", request.model_commitment))
+        opening = self._api.opening(commitment, decode(SignedAnswer, request.malformed_answer, MAX_ANSWER))
+        for offset in range(0, len(opening), CHUNK):
+            total = len(opening) if offset == 0 else 0
+            yield peer.FetchOpeningResponse(chunk=opening[offset : offset + CHUNK], total_bytes=total)
 
 
 def _account(name: str, value: bytes) -> AccountId:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,10 +22,12 @@ from core.chain.messages import AuditDone, BlockAvailable, BodyHeld
 from core.chain.state import Entry, State
 from core.chain.vote import VerdictKind
 from core.codec import encode
-from core.errors import BlockError, NotFoundError, PoflError
+from core.errors import BlockError, CryptoError, NotFoundError, PoflError
 from core.ids import Correct, Digest, Height, ModelCommitment, short
 from core.verification.audit_node import AuditedClaim, Finding, PoolFault, RequesterFault, Undecided, Valid
+from core.verification.body import Blame, judge_opening
 from core.verification.body import commitment as commitment_of
+from core.verification.receipt import AnswerKind, SignedAnswer, verify_answer
 from core.verification.task import TaskContext
 from node.auditor import Auditor
 from node.driver import Driver
@@ -33,7 +35,7 @@ from node.outside import Channels
 from node.signal import Signal
 from node.store import AuditTime
 from node.task_sets import LoadedSet, TaskSets
-from services.rpc.peer_client import fetch_vm, fetch_work
+from services.rpc.peer_client import fetch_opening, fetch_vm, fetch_work
 from services.rpc.views import WorkView
 from services.runtime.logging import logger, scope
 
@@ -56,6 +58,7 @@ class _Place:
     jobs: dict[object, asyncio.Task[None]] = field(default_factory=dict)
     times: dict[ModelCommitment, int] = field(default_factory=dict)
     digests: dict[bytes, Digest] = field(default_factory=dict)
+    openings: dict[ModelCommitment, bytes] = field(default_factory=dict)
 
     @property
     def height(self) -> Height:
@@ -103,10 +106,12 @@ class WorkHeights:
     def examine(self, index: int, claim: Entry) -> None:
         log.info("top remaining claim", height=self._place.height, rank=index + 1, pool=claim.pool)
         self.changed.notify()
-        self._start(("examine", claim.pool), self._examine(self._place, claim))
+        place = self._place
+        self._start(("examine", claim.pool), lambda: self._examine(place, claim))
 
     def need_block(self, claim: Entry) -> None:
-        self._start(("block", claim.pool), self._get_block(self._place, claim))
+        place = self._place
+        self._start(("block", claim.pool), lambda: self._get_block(place, claim))
 
     def audits(self) -> tuple[tuple[AuditTime, ...], dict[bytes, Digest]]:
         place = self._place
@@ -150,43 +155,70 @@ class WorkHeights:
     def body(self, commitment: ModelCommitment) -> bytes | None:
         return self._bodies.get(commitment)
 
+    def opening(self, commitment: ModelCommitment, malformed: SignedAnswer) -> bytes | None:
+        """What the pool showed after the requester's answer "malformed". Raises CryptoError without that answer."""
+        answer, task = malformed.answer, self._place.state.current_task
+        opening = self._place.openings.get(commitment)
+        if opening is None or task is None:
+            return None
+        verify_answer(task.requester, malformed)
+        if (answer.task_id, answer.model_commitment, answer.kind) != (task.task_id, commitment, AnswerKind.MALFORMED):
+            raise CryptoError(f"the answer is not one of 'malformed' about model {short(commitment)}")
+        return opening
+
     # One claim
 
-    def _start(self, key: object, job: AsyncIterator[None] | object) -> None:
+    def _start(self, key: object, job: Callable[[], Coroutine[None, None, None]]) -> None:
         place = self._place
         running = place.jobs.get(key)
         if running is None or running.done():
-            place.jobs[key] = asyncio.create_task(job, name=f"work height {place.height}")  # type: ignore[arg-type]
+            place.jobs[key] = asyncio.create_task(self._guarded(job), name=f"work height {place.height}")
+
+    async def _guarded(self, job: Callable[[], Coroutine[None, None, None]]) -> None:
+        try:
+            await job()
+        except PoflError as error:
+            log.error("gave up on a claim", height=self._place.height, error=error)
 
     async def _examine(self, place: _Place, entry: Entry) -> None:
         """Fetch, check, audit; until the height is decided, which cancels this."""
         with scope(height=place.height, pool=entry.pool):
             started = time.monotonic()
             # The block is wanted, but an audit needs the body only.
-            self._start(("block", entry.pool), self._get_block(place, entry))
+            self._start(("block", entry.pool), lambda: self._get_block(place, entry))
             body = await self._get_body(place, entry)
             log.info("body of the claim is here", bytes=len(body), seconds=round(time.monotonic() - started, 2))
-            if self._driver.is_validator:
-                await self._audit(place, entry, body)
+            if not self._driver.is_validator:
+                return
+            # Without the test set nothing can be audited, and that is not the requester's fault: her time runs from the
+            # moment at which the body is said to be held.
+            loaded = await self._load(place, entry)
+            assert entry.claim is not None
+            self._driver.tell(BodyHeld(entry.claim.vm.model_commitment), place.height)
+            await self._audit(place, entry, body, loaded)
 
-    async def _audit(self, place: _Place, entry: Entry, body: bytes) -> None:
+    async def _load(self, place: _Place, entry: Entry) -> LoadedSet:
+        """The task's test set, as soon as it is here."""
+        task = place.state.tasks[entry.task_id]
+        context = TaskContext(place.state.chain_id, task.task_id, task.requester, task.published.spec)
+        while True:
+            try:
+                return await self._task_sets.load(context)
+            except PoflError as error:
+                log.warning("cannot audit yet: the test set is not here", error=error)
+                await asyncio.sleep(1.0)
+
+    async def _audit(self, place: _Place, entry: Entry, body: bytes, loaded: LoadedSet) -> None:
         assert entry.claim is not None
         state, claim = place.state, entry.claim
-        task = state.tasks[entry.task_id]
-        context = TaskContext(state.chain_id, task.task_id, task.requester, task.published.spec)
-        try:
-            loaded = await self._task_sets.load(context)
-        except PoflError as error:
-            # Nobody's fault that could be named: without the test set this node gives no verdict of its own.
-            log.warning("cannot audit: the test set is not here", error=error)
-            return
         timeout = state.params.audit_ms / 1000
         audited = AuditedClaim(entry.pool, claim.correct, claim.vm, body)
         started = time.monotonic()
         finding, machine = await self._auditor.audit(loaded.task, loaded.public_key, loaded.test_set, audited, timeout)
         milliseconds = round(1000 * (time.monotonic() - started))
         if isinstance(finding, Undecided):
-            opening = await self._opening(loaded, entry)
+            assert finding.malformed is not None
+            opening = await self._get_opening(place, entry, finding.malformed, body, loaded)
             finding = await asyncio.to_thread(machine.judge, opening)
         log.info("audit finished", finding=type(finding).__name__, milliseconds=milliseconds)
         place.times[claim.vm.model_commitment] = milliseconds
@@ -195,8 +227,36 @@ class WorkHeights:
             place.digests[claim.vm.model_commitment] = done.z_digest
         self._driver.tell(done, place.height)
 
-    async def _opening(self, loaded: LoadedSet, entry: Entry) -> bytes | None:
-        return None
+    async def _get_opening(
+        self, place: _Place, entry: Entry, malformed: SignedAnswer, body: bytes, loaded: LoadedSet
+    ) -> bytes | None:
+        """What makes the body again, within open_ms; None if nobody shows it. Whoever shows something else, the pool or a
+        node that wants to frame it, is passed over."""
+        assert entry.claim is not None
+        commitment = entry.claim.vm.model_commitment
+        log.warning("the requester says that the body is malformed, asking for its opening")
+        try:
+            async with asyncio.timeout(place.state.params.open_ms / 1000):
+                while commitment not in place.openings:
+                    async for name, channel in self._sources(entry):
+                        try:
+                            shown = await fetch_opening(channel, commitment, malformed, FETCH_SECONDS, peer=name)
+                        except PoflError as error:
+                            log.debug("no opening", source=name, error=error)
+                            continue
+                        blame = await asyncio.to_thread(
+                            judge_opening, loaded.public_key, body, loaded.task.family, shown
+                        )
+                        if blame is not Blame.REQUESTER:
+                            log.warning("an opening does not make the body", source=name)
+                            continue
+                        place.openings[commitment] = shown
+                        break
+                    else:
+                        await asyncio.sleep(PAUSE_SECONDS)
+        except TimeoutError:
+            return None
+        return place.openings[commitment]
 
     async def _get_block(self, place: _Place, entry: Entry) -> None:
         """The claim's work block, from the pool or whoever has it."""
@@ -237,7 +297,6 @@ class WorkHeights:
                 break
             else:
                 await asyncio.sleep(PAUSE_SECONDS)
-        self._driver.tell(BodyHeld(commitment), place.height)
         return self._bodies[commitment]
 
     async def _sources(self, entry: Entry) -> AsyncIterator[tuple[str, aio.Channel]]:

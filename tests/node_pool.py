@@ -107,6 +107,8 @@ class SmallPool(rpc.ClaimServiceServicer):
 
     async def until(self, task: TaskView, phase: TaskPhase) -> TaskView:
         async with asyncio.timeout(60):
-            while (view := await self.client.task(task.task_id)).phase < phase:
-                await asyncio.sleep(0.1)
-        return view
+            async for update in self.client.watch_tasks():
+                view = next((t for t in update.tasks if t.task_id == task.task_id), None)
+                if view is None or view.phase >= phase:
+                    break
+        return await self.client.task(task.task_id)

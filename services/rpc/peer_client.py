@@ -7,15 +7,17 @@ honest one gives, UnavailableError, DeadlineError.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 from grpc import aio
 from pofl.peer.v1 import peer_pb2 as pb
 from pofl.peer.v1 import peer_pb2_grpc as rpc
 
 from core.chain.block import MAX_VM_BODY, Block, Certificate
+from core.codec import encode
 from core.errors import LimitError, MalformedError
 from core.ids import Height, ModelCommitment
+from core.verification.receipt import SignedAnswer
 from services.rpc import convert_peer as convert
 from services.rpc.channel import Connection, call
 from services.rpc.convert_peer import Gossip
@@ -23,11 +25,12 @@ from services.rpc.errors import translate
 from services.rpc.limits import CHUNK
 from services.rpc.views import WorkView
 
-__all__ = ["fetch_blocks", "fetch_vm", "fetch_work", "gossip", "offer_work", "watch_work"]
+__all__ = ["MAX_OPENING", "fetch_blocks", "fetch_opening", "fetch_vm", "fetch_work", "gossip", "offer_work", "watch_work"]
 
 LINK_SECONDS: Final = 6 * 3600.0
 """A gossip stream is opened anew after this long: every call has a deadline."""
 WATCH_SECONDS: Final = 3600.0
+MAX_OPENING: Final = 2 * MAX_VM_BODY
 
 
 async def gossip(connection: Connection, outgoing: AsyncIterator[Gossip]) -> AsyncIterator[Gossip]:
@@ -89,20 +92,34 @@ async def fetch_work(
 async def fetch_vm(channel: aio.Channel, commitment: ModelCommitment, timeout: float, *, peer: str = "") -> bytes:
     """A claim's Vm body; the caller compares its commitment."""
     stream = rpc.ClaimServiceStub(channel).FetchVm(pb.FetchVmRequest(model_commitment=commitment), timeout=timeout)
+    return await _whole(stream, MAX_VM_BODY, "Vm body", peer)
+
+
+async def fetch_opening(
+    channel: aio.Channel, commitment: ModelCommitment, malformed: SignedAnswer, timeout: float, *, peer: str = ""
+) -> bytes:
+    """What a claim's body was made of, from a pool whose body the requester called malformed; the caller judges it."""
+    request = pb.FetchOpeningRequest(model_commitment=commitment, malformed_answer=encode(malformed))
+    stream = rpc.ClaimServiceStub(channel).FetchOpening(request, timeout=timeout)
+    return await _whole(stream, MAX_OPENING, "opening", peer)
+
+
+async def _whole(stream: Any, limit: int, what: str, peer: str) -> bytes:
+    """What a stream of chunks brings, once its announced size is here."""
     total: int | None = None
-    body = bytearray()
+    data = bytearray()
     try:
         with translate(peer):
             async for response in stream:
                 if total is None:
                     total = response.total_bytes
-                    if total > MAX_VM_BODY:
-                        raise LimitError(f"Vm body of {total} bytes, at most {MAX_VM_BODY}", size=total)
-                if not 0 < len(response.chunk) <= CHUNK or len(body) + len(response.chunk) > total:
-                    raise MalformedError(f"Vm body: a chunk of {len(response.chunk)} bytes at {len(body)} of {total}")
-                body += response.chunk
+                    if total > limit:
+                        raise LimitError(f"{what} of {total} bytes, at most {limit}", size=total)
+                if not 0 < len(response.chunk) <= CHUNK or len(data) + len(response.chunk) > total:
+                    raise MalformedError(f"{what}: a chunk of {len(response.chunk)} bytes at {len(data)} of {total}")
+                data += response.chunk
     finally:
         stream.cancel()
-    if total is None or len(body) != total:
-        raise MalformedError(f"Vm body ended after {len(body)} of {total or 0} bytes")
-    return bytes(body)
+    if total is None or len(data) != total:
+        raise MalformedError(f"{what} ended after {len(data)} of {total or 0} bytes")
+    return bytes(data)

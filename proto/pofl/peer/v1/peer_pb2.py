@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pofl/peer/v1/peer.proto\x12\x0cpofl.peer.v1\"f\n\x05Hello\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x0f\n\x07node_id\x18\x03 \x01(\x0c\x12\x0e\n\x06height\x18\x04 \x01(\x04\x12\x10\n\x08software\x18\x05 \x01(\t\"\xb7\x01\n\rGossipMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.pofl.peer.v1.HelloH\x00\x12\x15\n\x0btransaction\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04vote\x18\x03 \x01(\x0cH\x00\x12\x12\n\x08proposal\x18\x04 \x01(\x0cH\x00\x12\x11\n\x07verdict\x18\x05 \x01(\x0cH\x00\x12*\n\x08progress\x18\x06 \x01(\x0b\x32\x16.pofl.peer.v1.ProgressH\x00\x42\x06\n\x04kind\";\n\x08Progress\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08tip_hash\x18\x03 \x01(\x0c\"=\n\rGossipRequest\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.pofl.peer.v1.GossipMessage\">\n\x0eGossipResponse\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.pofl.peer.v1.GossipMessage\"8\n\x12\x46\x65tchBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"9\n\x13\x46\x65tchBlocksResponse\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"<\n\x10\x46\x65tchWorkRequest\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x18\n\x10model_commitment\x18\x02 \x01(\x0c\"\"\n\x11\x46\x65tchWorkResponse\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"*\n\x0e\x46\x65tchVmRequest\x12\x18\n\x10model_commitment\x18\x01 \x01(\x0c\"5\n\x0f\x46\x65tchVmResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\"!\n\x10OfferWorkRequest\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"*\n\x11OfferWorkResponse\x12\x15\n\rtop_remaining\x18\x01 \x01(\x08\"\x12\n\x10WatchWorkRequest\"r\n\x11WatchWorkResponse\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x13\n\x0bwork_height\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\x0c\x12\x15\n\rtop_remaining\x18\x04 \x01(\x0c\x12\x10\n\x08verdicts\x18\x05 \x03(\x0c\x32\xca\x02\n\x0bPeerService\x12G\n\x06Gossip\x12\x1b.pofl.peer.v1.GossipRequest\x1a\x1c.pofl.peer.v1.GossipResponse(\x01\x30\x01\x12T\n\x0b\x46\x65tchBlocks\x12 .pofl.peer.v1.FetchBlocksRequest\x1a!.pofl.peer.v1.FetchBlocksResponse0\x01\x12L\n\tOfferWork\x12\x1e.pofl.peer.v1.OfferWorkRequest\x1a\x1f.pofl.peer.v1.OfferWorkResponse\x12N\n\tWatchWork\x12\x1e.pofl.peer.v1.WatchWorkRequest\x1a\x1f.pofl.peer.v1.WatchWorkResponse0\x01\x32\xa6\x01\n\x0c\x43laimService\x12L\n\tFetchWork\x12\x1e.pofl.peer.v1.FetchWorkRequest\x1a\x1f.pofl.peer.v1.FetchWorkResponse\x12H\n\x07\x46\x65tchVm\x12\x1c.pofl.peer.v1.FetchVmRequest\x1a\x1d.pofl.peer.v1.FetchVmResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pofl/peer/v1/peer.proto\x12\x0cpofl.peer.v1\"f\n\x05Hello\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x0f\n\x07node_id\x18\x03 \x01(\x0c\x12\x0e\n\x06height\x18\x04 \x01(\x04\x12\x10\n\x08software\x18\x05 \x01(\t\"\xb7\x01\n\rGossipMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.pofl.peer.v1.HelloH\x00\x12\x15\n\x0btransaction\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04vote\x18\x03 \x01(\x0cH\x00\x12\x12\n\x08proposal\x18\x04 \x01(\x0cH\x00\x12\x11\n\x07verdict\x18\x05 \x01(\x0cH\x00\x12*\n\x08progress\x18\x06 \x01(\x0b\x32\x16.pofl.peer.v1.ProgressH\x00\x42\x06\n\x04kind\";\n\x08Progress\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08tip_hash\x18\x03 \x01(\x0c\"=\n\rGossipRequest\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.pofl.peer.v1.GossipMessage\">\n\x0eGossipResponse\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.pofl.peer.v1.GossipMessage\"8\n\x12\x46\x65tchBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"9\n\x13\x46\x65tchBlocksResponse\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"<\n\x10\x46\x65tchWorkRequest\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x18\n\x10model_commitment\x18\x02 \x01(\x0c\"\"\n\x11\x46\x65tchWorkResponse\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"*\n\x0e\x46\x65tchVmRequest\x12\x18\n\x10model_commitment\x18\x01 \x01(\x0c\"5\n\x0f\x46\x65tchVmResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\"I\n\x13\x46\x65tchOpeningRequest\x12\x18\n\x10model_commitment\x18\x01 \x01(\x0c\x12\x18\n\x10malformed_answer\x18\x02 \x01(\x0c\":\n\x14\x46\x65tchOpeningResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\"!\n\x10OfferWorkRequest\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"*\n\x11OfferWorkResponse\x12\x15\n\rtop_remaining\x18\x01 \x01(\x08\"\x12\n\x10WatchWorkRequest\"r\n\x11WatchWorkResponse\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x13\n\x0bwork_height\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\x0c\x12\x15\n\rtop_remaining\x18\x04 \x01(\x0c\x12\x10\n\x08verdicts\x18\x05 \x03(\x0c\x32\xca\x02\n\x0bPeerService\x12G\n\x06Gossip\x12\x1b.pofl.peer.v1.GossipRequest\x1a\x1c.pofl.peer.v1.GossipResponse(\x01\x30\x01\x12T\n\x0b\x46\x65tchBlocks\x12 .pofl.peer.v1.FetchBlocksRequest\x1a!.pofl.peer.v1.FetchBlocksResponse0\x01\x12L\n\tOfferWork\x12\x1e.pofl.peer.v1.OfferWorkRequest\x1a\x1f.pofl.peer.v1.OfferWorkResponse\x12N\n\tWatchWork\x12\x1e.pofl.peer.v1.WatchWorkRequest\x1a\x1f.pofl.peer.v1.WatchWorkResponse0\x01\x32\xff\x01\n\x0c\x43laimService\x12L\n\tFetchWork\x12\x1e.pofl.peer.v1.FetchWorkRequest\x1a\x1f.pofl.peer.v1.FetchWorkResponse\x12H\n\x07\x46\x65tchVm\x12\x1c.pofl.peer.v1.FetchVmRequest\x1a\x1d.pofl.peer.v1.FetchVmResponse0\x01\x12W\n\x0c\x46\x65tchOpening\x12!.pofl.peer.v1.FetchOpeningRequest\x1a\".pofl.peer.v1.FetchOpeningResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,16 +53,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHVMREQUEST']._serialized_end=776
   _globals['_FETCHVMRESPONSE']._serialized_start=778
   _globals['_FETCHVMRESPONSE']._serialized_end=831
-  _globals['_OFFERWORKREQUEST']._serialized_start=833
-  _globals['_OFFERWORKREQUEST']._serialized_end=866
-  _globals['_OFFERWORKRESPONSE']._serialized_start=868
-  _globals['_OFFERWORKRESPONSE']._serialized_end=910
-  _globals['_WATCHWORKREQUEST']._serialized_start=912
-  _globals['_WATCHWORKREQUEST']._serialized_end=930
-  _globals['_WATCHWORKRESPONSE']._serialized_start=932
-  _globals['_WATCHWORKRESPONSE']._serialized_end=1046
-  _globals['_PEERSERVICE']._serialized_start=1049
-  _globals['_PEERSERVICE']._serialized_end=1379
-  _globals['_CLAIMSERVICE']._serialized_start=1382
-  _globals['_CLAIMSERVICE']._serialized_end=1548
+  _globals['_FETCHOPENINGREQUEST']._serialized_start=833
+  _globals['_FETCHOPENINGREQUEST']._serialized_end=906
+  _globals['_FETCHOPENINGRESPONSE']._serialized_start=908
+  _globals['_FETCHOPENINGRESPONSE']._serialized_end=966
+  _globals['_OFFERWORKREQUEST']._serialized_start=968
+  _globals['_OFFERWORKREQUEST']._serialized_end=1001
+  _globals['_OFFERWORKRESPONSE']._serialized_start=1003
+  _globals['_OFFERWORKRESPONSE']._serialized_end=1045
+  _globals['_WATCHWORKREQUEST']._serialized_start=1047
+  _globals['_WATCHWORKREQUEST']._serialized_end=1065
+  _globals['_WATCHWORKRESPONSE']._serialized_start=1067
+  _globals['_WATCHWORKRESPONSE']._serialized_end=1181
+  _globals['_PEERSERVICE']._serialized_start=1184
+  _globals['_PEERSERVICE']._serialized_end=1514
+  _globals['_CLAIMSERVICE']._serialized_start=1517
+  _globals['_CLAIMSERVICE']._serialized_end=1772
 # @@protoc_insertion_point(module_scope)

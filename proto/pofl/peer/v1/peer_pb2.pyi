@@ -291,6 +291,53 @@ class FetchVmResponse(_message.Message):
 Global___FetchVmResponse: _TypeAlias = FetchVmResponse  # noqa: Y015
 
 @_typing.final
+class FetchOpeningRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_COMMITMENT_FIELD_NUMBER: _builtins.int
+    MALFORMED_ANSWER_FIELD_NUMBER: _builtins.int
+    model_commitment: _builtins.bytes
+    malformed_answer: _builtins.bytes
+    """core.verification.receipt.SignedAnswer"""
+    def __init__(
+        self,
+        *,
+        model_commitment: _builtins.bytes = ...,
+        malformed_answer: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["malformed_answer", b"malformed_answer", "model_commitment", b"model_commitment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchOpeningRequest: _TypeAlias = FetchOpeningRequest  # noqa: Y015
+
+@_typing.final
+class FetchOpeningResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """at most 256 KiB"""
+    total_bytes: _builtins.int
+    """in the first message; at most 32 MiB"""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchOpeningResponse: _TypeAlias = FetchOpeningResponse  # noqa: Y015
+
+@_typing.final
 class OfferWorkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

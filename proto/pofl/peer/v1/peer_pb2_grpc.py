@@ -252,6 +252,11 @@ class ClaimServiceStub:
                 request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.SerializeToString,
                 response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.FromString,
                 _registered_method=True)
+        self.FetchOpening = channel.unary_stream(
+                '/pofl.peer.v1.ClaimService/FetchOpening',
+                request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchOpeningRequest.SerializeToString,
+                response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchOpeningResponse.FromString,
+                _registered_method=True)
 
 
 class ClaimServiceServicer:
@@ -273,6 +278,14 @@ class ClaimServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchOpening(self, request, context):
+        """A node, with the requester's signed answer "malformed" about this claim: what the body was made of, in chunks, so that
+        validators can tell who lied. NOT_FOUND if not here; INVALID_ARGUMENT without such an answer: the opening is the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClaimServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -285,6 +298,11 @@ def add_ClaimServiceServicer_to_server(servicer, server):
                     servicer.FetchVm,
                     request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.FromString,
                     response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.SerializeToString,
+            ),
+            'FetchOpening': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchOpening,
+                    request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchOpeningRequest.FromString,
+                    response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchOpeningResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -342,6 +360,33 @@ class ClaimService:
             '/pofl.peer.v1.ClaimService/FetchVm',
             pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmRequest.SerializeToString,
             pofl_dot_peer_dot_v1_dot_peer__pb2.FetchVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchOpening(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pofl.peer.v1.ClaimService/FetchOpening',
+            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchOpeningRequest.SerializeToString,
+            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchOpeningResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -79,6 +79,10 @@ class ClaimServiceStub:
     """A node or the requester of the task: a claim's Vm body in chunks. NOT_FOUND if not here; a pool answers
     FAILED_PRECONDITION until every higher claim is refuted or skipped, so that losers publish nothing.
     """
+    FetchOpening: _aio.UnaryStreamMultiCallable[_peer_pb2.FetchOpeningRequest, _peer_pb2.FetchOpeningResponse]
+    """A node, with the requester's signed answer "malformed" about this claim: what the body was made of, in chunks, so that
+    validators can tell who lied. NOT_FOUND if not here; INVALID_ARGUMENT without such an answer: the opening is the model.
+    """
 
 class ClaimServiceServicer(metaclass=_abc_1.ABCMeta):
     """A claim's block and Vm body, from whoever has them: nodes that hold them, and the pool itself."""
@@ -99,6 +103,16 @@ class ClaimServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_peer_pb2.FetchVmResponse]:
         """A node or the requester of the task: a claim's Vm body in chunks. NOT_FOUND if not here; a pool answers
         FAILED_PRECONDITION until every higher claim is refuted or skipped, so that losers publish nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def FetchOpening(
+        self,
+        request: _peer_pb2.FetchOpeningRequest,
+        context: _aio.ServicerContext[_peer_pb2.FetchOpeningRequest, _abc.AsyncIterator[_peer_pb2.FetchOpeningResponse]],
+    ) -> _abc.AsyncIterator[_peer_pb2.FetchOpeningResponse]:
+        """A node, with the requester's signed answer "malformed" about this claim: what the body was made of, in chunks, so that
+        validators can tell who lied. NOT_FOUND if not here; INVALID_ARGUMENT without such an answer: the opening is the model.
         """
 
 def add_ClaimServiceServicer_to_server(servicer: ClaimServiceServicer, server: _aio.Server) -> None: ...

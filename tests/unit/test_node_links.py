@@ -1,0 +1,209 @@
+"""node.links: who is let in, what is relayed, what a slow or lying peer can do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from core.chain.transaction import SignedTransaction
+from core.chain.vote import SignedVote
+from core.errors import AuthError, LimitError, SequenceError, VoteError, WrongChainError
+from core.ids import BlockHash, Digest, Height, NodeId, Signature
+from node import links as links_module
+from node.links import Acceptance, Link, Links
+from services.rpc.convert_peer import Gossip, Hello, Progress
+from services.rpc.handshake import ChainIdentity, LocalIdentity
+from services.rpc.peer_client import gossip
+from tests.node_world import keys
+
+CHAIN = Digest(b"c" * 32)
+ME, *PEERS = keys(4, "links")
+IDS = [NodeId(key.public_key) for key in PEERS]
+
+
+def hello(node: NodeId, chain: Digest = CHAIN) -> Hello:
+    return Hello(chain, 1, node, Height(0), "test")
+
+
+def vote(number: int) -> SignedVote:
+    return SignedVote(number.to_bytes(4, "big"), Signature(bytes(64)))
+
+
+class Recorder:
+    """A handler that relays votes with an even number, wants those above 100 later, and refuses number 13."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[NodeId, Gossip]] = []
+        self.up: list[NodeId] = []
+
+    def hello(self) -> Hello:
+        return hello(NodeId(ME.public_key))
+
+    def joined(self, node: NodeId) -> None:
+        self.up.append(node)
+
+    async def receive(self, node: NodeId, message: Gossip) -> Acceptance:
+        self.seen.append((node, message))
+        if not isinstance(message, SignedVote):
+            return Acceptance.DROP
+        number = int.from_bytes(message.vote, "big")
+        if number == 13:
+            raise VoteError("number 13")
+        if number > 100:
+            return Acceptance.LATER
+        return Acceptance.RELAY if number % 2 == 0 else Acceptance.DROP
+
+
+class Peer:
+    """The other end of a link that it opened."""
+
+    def __init__(self, links: Links, node: NodeId, first: Gossip | None = None, certified: NodeId | None = None) -> None:
+        self.inbox: list[Gossip] = []
+        self.error: Exception | None = None
+        self._outbox: asyncio.Queue[Gossip | None] = asyncio.Queue()
+        self.say(first or hello(node))
+        self._task = asyncio.create_task(self._run(links, certified or node))
+
+    def say(self, message: Gossip | None) -> None:
+        self._outbox.put_nowait(message)
+
+    async def _messages(self) -> AsyncIterator[Gossip]:
+        while (message := await self._outbox.get()) is not None:
+            yield message
+
+    async def _run(self, links: Links, certified: NodeId) -> None:
+        try:
+            async for message in links.accept(certified, self._messages()):
+                self.inbox.append(message)
+        except Exception as error:  # noqa: BLE001 - what the peer is told is what is tested
+            self.error = error
+
+    async def ended(self) -> Exception | None:
+        async with asyncio.timeout(5):
+            await self._task
+        return self.error
+
+
+def make(handler: Recorder) -> Links:
+    identity = LocalIdentity("node", "node0", ChainIdentity("test", CHAIN, 1), ME)
+    return Links(identity, None, (), handler, gossip)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_link_begins_with_a_hello_of_this_chain_and_of_the_certified_node() -> None:
+    links = make(Recorder())
+    assert isinstance(await Peer(links, IDS[0], first=vote(1)).ended(), SequenceError)
+    wrong = await Peer(links, IDS[0], first=hello(IDS[0], Digest(b"x" * 32))).ended()
+    assert isinstance(wrong, WrongChainError)
+    assert "give both the same genesis file" in str(wrong)
+    assert isinstance(await Peer(links, IDS[0], first=hello(IDS[1]), certified=IDS[0]).ended(), AuthError)
+    assert links.peers == ()
+
+
+async def test_what_is_new_is_relayed_once_and_not_back() -> None:
+    handler = Recorder()
+    links = make(handler)
+    one, two, three = (Peer(links, node) for node in IDS)
+    await settle()
+    assert set(links.peers) == set(IDS)
+    assert handler.up == IDS
+    for peer in (one, two):
+        peer.say(vote(2))
+    one.say(vote(3))
+    await settle()
+    assert [m for m in three.inbox if isinstance(m, SignedVote)] == [vote(2)]
+    assert not [m for m in one.inbox if isinstance(m, SignedVote)]
+    # The second copy never reached the handler.
+    assert [m for _, m in handler.seen] == [vote(2), vote(3)]
+
+
+async def test_what_came_too_early_is_looked_at_again() -> None:
+    handler = Recorder()
+    peer = Peer(make(handler), IDS[0])
+    peer.say(vote(101))
+    peer.say(vote(101))
+    await settle()
+    assert [m for _, m in handler.seen] == [vote(101), vote(101)]
+
+
+async def test_an_invalid_message_cuts_the_peer_off_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = make(Recorder())
+    bystander, liar = Peer(links, IDS[0]), Peer(links, IDS[1])
+    second = Peer(links, IDS[1])
+    await settle()
+    liar.say(vote(13))
+    assert isinstance(await liar.ended(), VoteError)
+    assert isinstance(await second.ended(), VoteError)
+    assert isinstance(await Peer(links, IDS[1]).ended(), LimitError)
+    assert links.peers == (IDS[0],)
+    monkeypatch.setattr(links_module, "monotonic", lambda: 1e9)
+    again = Peer(links, IDS[1])
+    await settle()
+    assert set(links.peers) == {IDS[0], IDS[1]}
+    assert bystander.error is None
+    assert again.error is None
+
+
+async def test_a_second_hello_is_invalid() -> None:
+    peer = Peer(make(Recorder()), IDS[0])
+    peer.say(hello(IDS[0]))
+    assert isinstance(await peer.ended(), SequenceError)
+
+
+async def test_a_broadcast_reaches_everyone_who_does_not_have_it_and_again_everyone() -> None:
+    links = make(Recorder())
+    one, two = Peer(links, IDS[0]), Peer(links, IDS[1])
+    await settle()
+    one.say(vote(4))
+    await settle()
+    links.broadcast(vote(4))
+    links.broadcast(vote(6))
+    await settle()
+    assert one.inbox[1:] == [vote(6)]
+    assert two.inbox[1:] == [vote(4), vote(6)]
+    links.broadcast(vote(6), again=True)
+    await settle()
+    assert one.inbox[1:] == [vote(6), vote(6)]
+
+
+async def test_stopping_ends_every_link() -> None:
+    links = make(Recorder())
+    peers = [Peer(links, node) for node in IDS]
+    await settle()
+    await links.stop()
+    for peer in peers:
+        assert "this node is stopping" in str(await peer.ended())
+    assert links.peers == ()
+
+
+async def test_a_slow_peer_costs_bounded_memory_and_transactions_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links_module, "MAX_VOTES", 3)
+    monkeypatch.setattr(links_module, "MAX_TRANSACTIONS", 2)
+    link = Link(IDS[0], None)
+    for number in range(5):
+        link.put(vote(number))
+        link.put(SignedTransaction(bytes([number]), Signature(bytes(64))))
+        link.put(Progress(Height(number), 0, BlockHash(bytes(32))))
+    outgoing = link.outgoing()
+    got = [await anext(outgoing) for _ in range(6)]
+    assert got[:3] == [vote(2), vote(3), vote(4)]
+    assert got[3] == Progress(Height(4), 0, BlockHash(bytes(32)))
+    assert [m.transaction for m in got[4:] if isinstance(m, SignedTransaction)] == [b"\x03", b"\x04"]
+    link.close()
+    with pytest.raises(StopAsyncIteration):
+        await anext(outgoing)
+
+
+def test_a_link_is_read_no_faster_than_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links_module, "monotonic", lambda: 7.0)
+    pace = links_module._Pace()
+    assert pace.take(1000) == 0
+    assert pace.take(int(links_module.BYTE_BURST)) > 0
+    monkeypatch.setattr(links_module, "monotonic", lambda: 7.0 + 60)
+    assert pace.take(1000) == 0
