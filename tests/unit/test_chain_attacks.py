@@ -1,4 +1,4 @@
-"""Blocks, transactions and evidence that must be refused; each attack works if its check is taken away."""
+"""Blocks, transactions and evidence that must be refused, each with the reason it is refused for."""
 
 from __future__ import annotations
 
