@@ -53,23 +53,20 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    async def Evaluate(  # noqa: N802
+    def Evaluate(  # noqa: N802
         self, request_iterator: AsyncIterator[verify_pb2.Envelope], context: Context
     ) -> AsyncIterator[verify_pb2.Envelope]:
-        async for reply in self._serve(Purpose.EVALUATION, request_iterator, context):
-            yield reply
+        return self._serve(Purpose.EVALUATION, request_iterator, context)
 
-    async def Audit(  # noqa: N802
+    def Audit(  # noqa: N802
         self, request_iterator: AsyncIterator[verify_pb2.Envelope], context: Context
     ) -> AsyncIterator[verify_pb2.Envelope]:
-        async for reply in self._serve(Purpose.AUDIT, request_iterator, context):
-            yield reply
+        return self._serve(Purpose.AUDIT, request_iterator, context)
 
-    async def CheckStored(  # noqa: N802
+    def CheckStored(  # noqa: N802
         self, request_iterator: AsyncIterator[verify_pb2.Envelope], context: Context
     ) -> AsyncIterator[verify_pb2.Envelope]:
-        async for reply in self._serve(Purpose.STORED_CHECK, request_iterator, context):
-            yield reply
+        return self._serve(Purpose.STORED_CHECK, request_iterator, context)
 
     async def _serve(
         self, purpose: Purpose, requests: AsyncIterator[verify_pb2.Envelope], context: Context

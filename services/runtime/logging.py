@@ -19,7 +19,7 @@ import logging.handlers
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
@@ -96,7 +96,9 @@ def scope(**fields: object) -> Iterator[None]:
     try:
         yield
     finally:
-        _scope.reset(token)
+        # A stream whose caller has gone is closed by the event loop, in another context, where nothing was set.
+        with suppress(ValueError):
+            _scope.reset(token)
 
 
 def setup(role: str, name: str, cfg: LogConfig) -> None:

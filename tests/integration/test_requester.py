@@ -277,6 +277,27 @@ async def test_a_dead_caller_frees_its_place(world: World) -> None:
     silent[1].cancel()
 
 
+async def test_a_caller_who_vanishes_frees_its_place_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await world.start()
+    task = await world.chain.published()
+    loaded = await world.load(task, "node", "node1")
+    for attempt in range(3):
+        for name in ("node2", "node3"):
+            opening = stored_machine(loaded, name, attempt).start()[0]
+
+            async def requests(opening: Envelope = opening) -> AsyncIterator[verify_pb2.Envelope]:
+                yield envelope_to_proto(opening)
+                await asyncio.sleep(60)
+
+            call = verify_pb2_grpc.VerifyServiceStub(world.channel("node", name)).CheckStored(requests(), timeout=60)
+            await call.read()
+            call.cancel()
+    started = time.monotonic()
+    await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1"), 10.0)
+    assert time.monotonic() - started < 1.9  # before anybody's session_ms is over
+    assert "failed unexpectedly" not in caplog.text
+
+
 async def test_refused_publications_leave_nothing(world: World) -> None:
     world.settings.pop("tasks")
     await world.start()

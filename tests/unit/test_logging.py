@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 from collections.abc import Iterator
@@ -110,3 +111,14 @@ def test_metrics_are_served_over_http() -> None:
     assert 'pofl_tested_total{what="x"} 3.0' in render()
     with pytest.raises(ConfigError, match="host:port"):
         Exporter("nowhere")
+
+
+def test_a_scope_may_be_left_in_another_context() -> None:
+    # An abandoned stream is closed by the event loop, outside the context in which it began.
+    def stream() -> Iterator[None]:
+        with scope(caller="gone"):
+            yield
+
+    abandoned = stream()
+    contextvars.copy_context().run(next, abandoned)
+    abandoned.close()
