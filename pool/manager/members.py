@@ -240,7 +240,7 @@ class Members:
         try:
             await self._enrolment.unregister(node_key)
         except PoflError as error:
-            log.warning("a former member's key is still registered", error=error)
+            log.info("a former member's key is still registered", error=error)
 
     def _note_change(self) -> None:
         ONLINE.set(len(self.online))

@@ -1,0 +1,92 @@
+"""services.rpc.convert_mining: every message there and back; what no honest peer sends is refused and the field named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pofl.mining.v1 import mining_pb2 as pb
+
+from core.chain.transaction import ChunkReceipt
+from core.errors import CryptoError, InputError
+from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
+from services.rpc import convert_mining as c
+from tests.pool_kit import CHAIN, keys
+
+POOL, MINER = keys(2, "convert mining")
+ACCOUNT, OWN = AccountId(MINER.public_key), AccountId(POOL.public_key)
+TASK = TaskId(b"t" * 32)
+JOIN = c.Join(CHAIN, OWN, ACCOUNT, b"\x02" * 33, 150, 64, b"token")
+JOINED = c.Joined(CHAIN, OWN, ACCOUNT, b"\x02" * 33, "127.0.0.1:1", b"PEM", b"h" * 32)
+FETCH = c.FetchRows(Digest(b"a" * 32), Digest(b"b" * 32), "127.0.0.1:2", OWN, 10, 5, 50, Milliseconds(77))
+
+
+def test_joining_survives_the_wire() -> None:
+    signed = c.sign_join(MINER, JOIN)
+    found = c.join_from_proto(c.join_to_proto(signed), CHAIN, OWN)
+    assert found == signed
+    c.verify_join(found)
+    answer = c.sign_joined(POOL, JOINED)
+    again = c.joined_from_proto(c.joined_to_proto(answer), JOIN)
+    assert again == answer
+    c.verify_joined(again)
+
+
+def test_a_join_is_good_for_one_chain_and_one_pool() -> None:
+    message = c.join_to_proto(c.sign_join(MINER, JOIN))
+    for chain, pool in ((Digest(b"x" * 32), OWN), (CHAIN, ACCOUNT)):
+        with pytest.raises(CryptoError):
+            c.verify_join(c.join_from_proto(message, chain, pool))
+
+
+def test_everything_else_survives_the_wire() -> None:
+    train = c.TrainOn(TASK, Milliseconds(5), 64, 10)
+    for assignment in (FETCH, train):
+        assert c.assignment_from_proto(c.assignment_to_proto(assignment)) == assignment
+    receipt = ChunkReceipt(Digest(b"a" * 32), 9, ACCOUNT, Signature(b"s" * 64))
+    assert c.receipt_from_proto(c.receipt_to_proto(receipt)) == receipt
+    member = c.Member(ACCOUNT, 3, 1 << 40, True)
+    assert c.member_from_proto(c.member_to_proto(member)) == member
+    last = c.Round(3, 2, 1, 90, 100, 0.5, 10, 20)
+    for progress in (c.Progress("idle"), c.Progress("training", TASK, last, "late")):
+        assert c.progress_from_proto(c.progress_to_proto(progress)) == progress
+    for status in (
+        c.MinerStatus(ACCOUNT, "idle", 3, 4, OWN, TASK, 5),
+        c.MinerStatus(ACCOUNT, "starting", 3, 0, None, None, 0),
+    ):
+        assert c.status_from_proto(c.status_to_proto(status)) == status
+
+
+def _join(**changes: object) -> pb.JoinRequest:
+    message = c.join_to_proto(c.sign_join(MINER, JOIN))
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("read", "field"),
+    [
+        (lambda: c.join_from_proto(_join(miner=b"x"), CHAIN, OWN), "miner"),
+        (lambda: c.join_from_proto(_join(node_public_key=b"x" * 32), CHAIN, OWN), "node_public_key"),
+        (lambda: c.join_from_proto(_join(token=b"x" * 257), CHAIN, OWN), "token"),
+        (lambda: c.join_from_proto(_join(rows=0), CHAIN, OWN), "fits no task"),
+        (lambda: c.join_from_proto(_join(features=0), CHAIN, OWN), "fits no task"),
+        (lambda: c.join_from_proto(_join(signature=b""), CHAIN, OWN), "signature"),
+        (lambda: c.joined_from_proto(pb.JoinResponse(superlink_ca=b"x" * 20_000), JOIN), "superlink_ca"),
+        (lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN, superlink_address="x" * 256), JOIN), "superlink_address"),
+        (lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN), JOIN), "hpke_public_key"),
+        (lambda: c.assignment_from_proto(pb.AttendResponse()), "without content"),
+        (lambda: c.assignment_from_proto(pb.AttendResponse(fetch=pb.FetchRows())), "trade_id"),
+        (lambda: c.assignment_from_proto(pb.AttendResponse(train=pb.TrainOn())), "task_id"),
+        (lambda: c.receipt_from_proto(pb.HandInReceiptRequest(chunk=65_536)), "chunk"),
+        (lambda: c.receipt_from_proto(pb.HandInReceiptRequest(chunk=1)), "trade_id"),
+        (lambda: c.member_from_proto(pb.Member()), "miner"),
+        (lambda: c.progress_from_proto(pb.WatchProgressResponse(phase="sleeping")), "phase"),
+        (lambda: c.progress_from_proto(pb.WatchProgressResponse(phase="idle", task_id=b"x")), "task_id"),
+        (lambda: c.status_from_proto(pb.GetStatusResponse(miner=OWN, phase="x" * 65)), "phase"),
+    ],
+)
+def test_what_no_honest_peer_sends_is_refused(read: Callable[[], object], field: str) -> None:
+    with pytest.raises(InputError, match=field):
+        read()
