@@ -10,9 +10,10 @@ for a while.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from enum import Enum, auto
 from time import monotonic
 from typing import Final, Protocol
@@ -71,7 +72,7 @@ class Handler(Protocol):
     def joined(self, node: NodeId) -> None: ...
 
 
-GossipCall = Callable[[Connection, AsyncIterator[Gossip]], AsyncIterator[Gossip]]
+GossipCall = Callable[[Connection, AsyncIterator[Gossip]], AsyncGenerator[Gossip, None]]
 """Opens a gossip stream on a connection: what we say goes in, what the peer says comes out."""
 
 
@@ -293,13 +294,14 @@ class Links:
             async for message in link.outgoing():
                 yield message
 
-        incoming = self._call(connection, say())
-        self._check_hello(await anext(incoming, None), node)
-        self._open(link)
-        try:
-            await self._read(link, incoming)
-        finally:
-            self._close(link)
+        # Closed here and not by the garbage collector, whatever ends it: the link first, which ends `say`.
+        async with contextlib.aclosing(self._call(connection, say())) as incoming:
+            try:
+                self._check_hello(await anext(incoming, None), node)
+                self._open(link)
+                await self._read(link, incoming)
+            finally:
+                self._close(link)
         if link.failure is not None:
             raise link.failure
 

@@ -6,7 +6,7 @@ honest one gives, UnavailableError, DeadlineError.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 from grpc import aio
@@ -33,7 +33,7 @@ WATCH_SECONDS: Final = 3600.0
 MAX_OPENING: Final = 2 * MAX_VM_BODY
 
 
-async def gossip(connection: Connection, outgoing: AsyncIterator[Gossip]) -> AsyncIterator[Gossip]:
+async def gossip(connection: Connection, outgoing: AsyncIterator[Gossip]) -> AsyncGenerator[Gossip, None]:
     """Open a gossip stream to a node: what we say goes in, what it says comes out."""
 
     async def requests() -> AsyncIterator[pb.GossipRequest]:
