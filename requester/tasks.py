@@ -16,7 +16,16 @@ from core.chain.rules_tasks import least_leak_bits
 from core.chain.transaction import Activation, PublishTask, Refusal, SignedTransaction, TaskSpec
 from core.chain.transaction import task_id as make_task_id
 from core.crypto.homomorphic import PARAMS, generate_keys, public_key
-from core.errors import DeadlineError, InputError, MalformedError, NotFoundError, PoflError, TransactionError, UnavailableError
+from core.errors import (
+    AuthError,
+    DeadlineError,
+    InputError,
+    MalformedError,
+    NotFoundError,
+    PoflError,
+    TransactionError,
+    UnavailableError,
+)
 from core.ids import AccountId, Amount, Digest, Milliseconds, TaskId, TxId, short
 from core.params import Genesis
 from core.ports import Clock, Rng
@@ -165,7 +174,9 @@ class Platforms:
             channel = connect(target, self._tls, expect_role="platform", caller=self._identity.caller)
             try:
                 await submit_task(channel, transaction, SUBMIT_TIMEOUT, peer=target)
-            except (UnavailableError, DeadlineError) as error:
+            except TransactionError:
+                raise
+            except PoflError as error:
                 log.warning("platform not reached", platform=target, error=error.message)
             else:
                 return
@@ -278,7 +289,8 @@ class Desk:
                 await self._look()
                 failures = 0
                 pause = POLL
-            except (UnavailableError, DeadlineError) as error:
+            except (UnavailableError, DeadlineError, AuthError, InputError) as error:
+                # Of nodes and platforms: others may do better, or the same ones later.
                 pause = max(POLL, backoff(failures))
                 failures += 1
                 log.warning("trying again", seconds=round(pause, 1), error=error.message)

@@ -18,6 +18,8 @@ import numpy as np
 from grpc import aio
 from pofl.chain.v1 import chain_pb2 as pb
 from pofl.chain.v1 import chain_pb2_grpc as rpc
+from pofl.peer.v1 import peer_pb2 as peer_pb
+from pofl.peer.v1 import peer_pb2_grpc as peer_rpc
 
 from core.chain.block import Vm
 from core.chain.rules_tasks import least_leak_bits
@@ -26,7 +28,7 @@ from core.chain.transaction import task_id as make_task_id
 from core.codec import decode
 from core.crypto.homomorphic import PublicKey
 from core.crypto.signing import KeyPair
-from core.errors import NotFoundError, TransactionError
+from core.errors import NotFoundError, TransactionError, UnavailableError
 from core.ids import AccountId, Amount, Correct, Height, Milliseconds, ModelCommitment, NodeId, StateRoot, TaskId
 from core.params import ChainParams, Genesis, GenesisAccount, GenesisValidator
 from core.ports import SystemRng
@@ -41,6 +43,7 @@ from requester.config import RequesterConfig
 from services.rpc import blobs, tls
 from services.rpc import convert_chain as convert
 from services.rpc.channel import connect
+from services.rpc.limits import CHUNK
 from services.rpc.role import open_role
 from services.rpc.server import RpcServer
 from services.rpc.views import AccountView, EntryView, TaskPhase, TaskView, Tip
@@ -51,6 +54,7 @@ from tests.models import random_model
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
 CHAIN = "pofl.chain.v1.ChainService"
+CLAIM = "pofl.peer.v1.ClaimService"
 RNG = SystemRng()
 
 
@@ -74,6 +78,10 @@ class FakeChain(rpc.ChainServiceServicer):
         self.final: dict[bytes, int] = {}
         self.height = 1
         self.refuse: TransactionError | None = None
+        self.lose_answers = 0
+        """So many submissions are taken, but the answer is lost."""
+        self.nonce = 0
+        self.bodies: dict[bytes, bytes] = {}
         self._changed = asyncio.Condition()
 
     async def change(self, task_id: TaskId, **values: Any) -> TaskView:
@@ -99,7 +107,7 @@ class FakeChain(rpc.ChainServiceServicer):
         return convert.tip_to_proto(tip)
 
     async def GetAccount(self, request: Any, context: Any) -> pb.GetAccountResponse:  # noqa: N802
-        return convert.account_to_proto(AccountView(Amount(10**9), 0, 0, "", Height(self.height)))  # type: ignore[arg-type]
+        return convert.account_to_proto(AccountView(Amount(10**9), self.nonce, 0, "", Height(self.height)))  # type: ignore[arg-type]
 
     async def SubmitTransaction(self, request: Any, context: Any) -> pb.SubmitTransactionResponse:  # noqa: N802
         if self.refuse is not None:
@@ -117,7 +125,11 @@ class FakeChain(rpc.ChainServiceServicer):
             Height(self.height + 1), TaskPhase.PENDING, payload.expires_ms,
         )  # fmt: skip
         self.final[signed.tx_id] = self.height + 1
+        self.nonce += 1
         await self.change(task)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise UnavailableError("gone")
         return pb.SubmitTransactionResponse(tx_id=signed.tx_id)
 
     async def GetTransaction(self, request: Any, context: Any) -> pb.GetTransactionResponse:  # noqa: N802
@@ -138,6 +150,20 @@ class FakeChain(rpc.ChainServiceServicer):
             yield pb.WatchTasksResponse(height=seen, block_time_ms=seen, tasks=unfinished)
             async with self._changed:
                 await self._changed.wait_for(lambda seen=seen: self.height > seen)  # type: ignore[misc]
+
+
+class FakeClaims(peer_rpc.ClaimServiceServicer):
+    """The bodies that the test gives it, as nodes serve them."""
+
+    def __init__(self, chain: FakeChain) -> None:
+        self._chain = chain
+
+    async def FetchVm(self, request: Any, context: Any) -> AsyncIterator[peer_pb.FetchVmResponse]:  # noqa: N802
+        body = self._chain.bodies.get(request.model_commitment)
+        if body is None:
+            raise NotFoundError("no body here")
+        for offset in range(0, len(body), CHUNK):
+            yield peer_pb.FetchVmResponse(chunk=body[offset : offset + CHUNK], total_bytes=0 if offset else len(body))
 
 
 @dataclass
@@ -319,8 +345,9 @@ async def make_world(folder: Path, **settings: object) -> AsyncIterator[World]:
     chain = FakeChain()  # type: ignore[abstract]
     tls.issue(authority, "node", "node0", [HOST], key("node0").public_key).write(folder / "node-node0")
     files = tls.TlsFiles(*(folder / "node-node0" / name for name in ("ca.pem", "tls.pem", "tls.key")))
-    server = RpcServer(f"{HOST}:0", files, f"{HOST}:0", role_rules={CHAIN: ["*"]})
+    server = RpcServer(f"{HOST}:0", files, f"{HOST}:0", role_rules={CHAIN: ["*"], CLAIM: ["requester"]})
     server.add(rpc.add_ChainServiceServicer_to_server, chain, CHAIN)
+    server.add(peer_rpc.add_ClaimServiceServicer_to_server, FakeClaims(chain), CLAIM)  # type: ignore[abstract]
     await server.start()
     await server.ready()
     world = World(folder, chain, authority, server.address, next(free_port()), settings)

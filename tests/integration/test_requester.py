@@ -23,7 +23,7 @@ from core.errors import (
     TransactionError,
     UnavailableError,
 )
-from core.ids import AccountId, Amount, Correct
+from core.ids import AccountId, Amount, Correct, Height
 from core.verification.audit_node import AuditedClaim, PoolFault, Valid
 from core.verification.evaluation_pool import EvaluationResult
 from core.verification.messages import Envelope
@@ -322,3 +322,63 @@ async def test_refused_publications_leave_nothing(world: World) -> None:
     assert [task.name for task in await owner.own_tasks()] == ["mine"]
     secrets = world.folder / "data" / "secrets"
     assert [oct(path.stat().st_mode & 0o777) for path in secrets.iterdir()] == ["0o600"]
+
+
+async def test_tasks_follow_one_another_also_over_restarts(world: World) -> None:
+    world.settings["tasks"] = 2
+    await world.start()
+    first = await world.chain.published()
+    await world.stop()
+    await world.start()
+    await asyncio.sleep(0.5)
+    assert len(world.chain.tasks) == 1  # the same task goes on
+    loaded = await world.load(first, "node", "node1")
+    await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1"), 10.0)
+    await world.chain.change(first.task_id, phase=TaskPhase.VOID, ended_height=Height(9))
+    second = await world.chain.published(2)
+    assert (second.spec.name, second.task_nonce != first.task_nonce) == ("task-2", True)
+    await world.stop()
+    await world.chain.change(second.task_id, phase=TaskPhase.VOID, ended_height=Height(10))
+    await world.start()
+    owner = RequesterClient(world.channel("user", "user"))
+    async with asyncio.timeout(10):
+        while {task.phase for task in await owner.own_tasks()} != {TaskPhase.VOID}:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    assert len(world.chain.tasks) == 2
+    with pytest.raises(NotFoundError):  # an ended task is audited by nobody
+        await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1", 1), 5.0)
+
+
+async def test_a_lost_answer_does_not_make_a_second_task(world: World) -> None:
+    world.chain.lose_answers = 2
+    await world.start()
+    task = await world.chain.published()
+    owner = RequesterClient(world.channel("user", "user"))
+    async with asyncio.timeout(15):
+        # The chain answers "duplicate" to what is handed in again, and that is as good.
+        while [t.phase for t in await owner.own_tasks()] != [TaskPhase.PENDING]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(1.0)
+    assert list(world.chain.tasks) == [task.task_id]
+    loaded = await world.load(task, "node", "node1")
+    await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1"), 10.0)
+
+
+async def test_a_model_that_she_never_audited_is_fetched(world: World) -> None:
+    await world.start()
+    task = await world.chain.published()
+    ready, result = await evaluated(world, task)
+    await world.claim(task, "pool0", result.correct, result.vm)
+    owner = RequesterClient(world.channel("user", "user"))
+    await world.win(task, "pool0")
+    await asyncio.sleep(0.3)
+    assert not (await owner.own_tasks())[0].model_ready
+    world.chain.bodies[ready.c_w] = ready.body[:-1] + b"?"  # another body under this name is refused
+    await asyncio.sleep(0.3)
+    assert not (await owner.own_tasks())[0].model_ready
+    world.chain.bodies[ready.c_w] = ready.body
+    async with asyncio.timeout(10):
+        while not (await owner.own_tasks())[0].model_ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert (await owner.fetch_model(task.task_id)).model.encode().tolist() == ready.model.encode().tolist()
