@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from grpc import aio
@@ -18,21 +19,35 @@ from core.chain.state import ClaimRecord, Entry, Standing, Validator
 from core.chain.verify import check_verdict, powers
 from core.chain.vote import SignedVerdict, Verdict
 from core.codec import decode
-from core.errors import ChainError, InputError, NotFoundError, PoflError, SequenceError, VoteError
-from core.ids import Amount, Digest, Height, ModelCommitment, short
+from core.errors import (
+    ChainError,
+    CryptoError,
+    InputError,
+    MalformedError,
+    NotFoundError,
+    PoflError,
+    SequenceError,
+    VoteError,
+)
+from core.ids import AccountId, Amount, Correct, Digest, Height, ModelCommitment, TaskId, short
+from core.verification.receipt import Answer, AnswerKind, SignedAnswer, verify_answer
 from services.rpc import peer_client
+from services.rpc.chain_client import ChainClient
 from services.rpc.channel import backoff
-from services.rpc.views import TaskView
+from services.rpc.views import TaskPhase, TaskView
 from services.runtime.logging import logger
 
-__all__ = ["Shelf", "WorkWatch", "offer_everywhere"]
+__all__ = ["Shelf", "Shown", "WorkWatch", "agreed_ranking", "malformed", "offer_everywhere"]
 
 log = logger(__name__)
 
+ZERO: Final = Digest(bytes(32))
 MAX_VERDICT: Final = 2048
+MAX_ANSWER: Final = 1024
 PER_SIGNER: Final = 4
 """Verdicts kept of one signer on one claim."""
 OFFER_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 0.25
 KEPT: Final = 4
 """Work heights whose block stays here: nodes that are behind may still ask."""
 
@@ -110,41 +125,117 @@ def _entry(task: TaskView, index: int) -> Entry:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One claim of this pool, as it may be asked for."""
+
+    watch: WorkWatch
+    block: Block
+    body: bytes
+    opening: bytes
+    """Encoded core.verification.body.ModelOpening: the model itself."""
+    answer: Answer
+    """What the requester must have signed before the opening leaves: that this body is malformed."""
+    requester: AccountId
+
+    @property
+    def commitment(self) -> ModelCommitment:
+        return self.answer.model_commitment
+
+
+def malformed(chain_id: Digest, task_id: TaskId, pool: AccountId, commitment: ModelCommitment) -> Answer:
+    """The one answer of the requester that calls this claim's body malformed."""
+    return Answer(chain_id, task_id, pool, commitment, AnswerKind.MALFORMED, ZERO, Correct(0))
+
+
 class Shelf:
     """What this pool serves of its claims (ClaimService)."""
 
     def __init__(self) -> None:
-        self._blocks: dict[tuple[Height, ModelCommitment], Block] = {}
-        self._bodies: dict[ModelCommitment, tuple[bytes, WorkWatch]] = {}
+        self._shown: dict[ModelCommitment, Shown] = {}
 
-    def put(self, watch: WorkWatch, commitment: ModelCommitment, block: Block, body: bytes) -> None:
-        self._blocks[watch.height, commitment] = block
-        self._bodies[commitment] = (body, watch)
-        while len(self._blocks) > KEPT:
-            del self._blocks[next(iter(self._blocks))]
-        while len(self._bodies) > KEPT:
-            del self._bodies[next(iter(self._bodies))]
+    def put(self, shown: Shown) -> None:
+        self._shown[shown.commitment] = shown
+        while len(self._shown) > KEPT:
+            del self._shown[next(iter(self._shown))]
 
     def block(self, height: Height, commitment: ModelCommitment) -> Block:
         """Raises NotFoundError."""
-        found = self._blocks.get((height, commitment))
-        if found is None:
-            raise NotFoundError(f"no work block of this pool for model {short(commitment)} at height {height}")
-        return found
+        found = self._find(commitment)
+        if found.watch.height != height:
+            raise NotFoundError(f"the work block for model {short(commitment)} is of height {found.watch.height}, not {height}")
+        return found.block
 
     def body(self, commitment: ModelCommitment) -> bytes:
         """Raises NotFoundError, SequenceError while a higher claim is not refuted or skipped."""
-        found = self._bodies.get(commitment)
+        found = self._find(commitment)
+        _check_turn(found)
+        return found.body
+
+    def opening(self, commitment: ModelCommitment, answer: bytes) -> bytes:
+        """The model and the seed that make the body again, for validators to see that the requester lied about it.
+
+        Raises:
+            MalformedError: ``answer`` is not the requester's signed word that this body is malformed.
+            NotFoundError, SequenceError: as ``body``.
+        """
+        found = self._find(commitment)
+        _check_turn(found)
+        signed = decode(SignedAnswer, answer, MAX_ANSWER)
+        if signed.answer != found.answer:
+            raise MalformedError(f"the answer shown does not call the body of {short(commitment)} malformed")
+        try:
+            verify_answer(found.requester, signed)
+        except CryptoError as error:
+            raise MalformedError(f"the answer shown is not the requester's: {error.message}") from None
+        log.warning("the requester calls this pool's body malformed: showing what it is made of", model=commitment)
+        return found.opening
+
+    def _find(self, commitment: ModelCommitment) -> Shown:
+        found = self._shown.get(commitment)
         if found is None:
-            raise NotFoundError(f"no model of this pool under {short(commitment)}")
-        body, watch = found
-        if not watch.is_ours_to_show:
-            raise SequenceError(
-                f"model {short(commitment)} is claim {watch.rank + 1} of its height and stays here until every higher one "
-                f"is refuted or skipped; now {watch.describe()}",
-                rank=watch.rank + 1,
-            )
-        return body
+            raise NotFoundError(f"no claim of this pool for model {short(commitment)}")
+        return found
+
+
+def _check_turn(shown: Shown) -> None:
+    watch = shown.watch
+    if not watch.is_ours_to_show:
+        raise SequenceError(
+            f"model {short(shown.commitment)} is claim {watch.rank + 1} of its height and stays here until every higher one "
+            f"is refuted or skipped; now {watch.describe()}",
+            rank=watch.rank + 1,
+        )
+
+
+async def agreed_ranking(nodes: Sequence[tuple[str, aio.Channel]], validators: int, task_id: TaskId) -> TaskView:
+    """The task, closed for claims, with the ranking that more than a third of the validators tell alike.
+
+    One node could leave out the claims above ours, and so make this pool show its model; a third of them do not lie. Where
+    fewer nodes are configured, all of them must agree. Asks until enough do: the chain moves on without us otherwise.
+    """
+    needed = min(len(nodes), validators // 3 + 1)
+    while True:
+        views = await asyncio.gather(*(_closed_task(name, channel, task_id) for name, channel in nodes))
+        told: dict[tuple[object, ...], list[TaskView]] = {}
+        for view in views:
+            if view is not None:
+                told.setdefault(tuple((e.pool, e.correct, e.vm) for e in view.entries if e.vm is not None), []).append(view)
+        agreed = max(told.values(), key=len, default=[])
+        if len(agreed) >= needed:
+            return agreed[0]
+        if len(told) > 1:
+            log.warning("nodes tell different claims", task=task_id, tellings=len(told), needed=needed)
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
+async def _closed_task(name: str, channel: aio.Channel, task_id: TaskId) -> TaskView | None:
+    try:
+        view = await ChainClient([(name, channel)]).task(task_id)
+    except PoflError as error:
+        log.debug("a node does not tell the ranking", node=name, error=error)
+        return None
+    return view if view.phase >= TaskPhase.WORK else None
 
 
 async def offer_everywhere(nodes: Sequence[tuple[str, aio.Channel]], block: Block, watch: WorkWatch) -> None:

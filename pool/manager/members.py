@@ -106,8 +106,10 @@ class Members:
         except CryptoError as error:
             raise AuthError(f"the request to join is not signed by {short(join.miner)}: {error.message}") from None
         check_admission(self._admission, join.miner, join.token)
-        former = self._members.get(join.miner)
-        if former is None and len(self._members) >= MAX_MEMBERS:
+        # Members learn one another's keys from receipts: joining under another's key would be taking its pay.
+        if self._owners.setdefault(join.node_public_key, join.miner) != join.miner:
+            raise AuthError(f"the Flower key of {short(join.miner)} is another member's: join with a fresh one")
+        if join.miner not in self._members and len(self._members) >= MAX_MEMBERS:
             raise LimitError(f"this pool has {MAX_MEMBERS} members, the most it takes", members=MAX_MEMBERS)
         ticket = await self._enrolment.register(join.node_public_key)
         former = self._members.get(join.miner)
@@ -118,7 +120,6 @@ class Members:
         self._members[join.miner] = _Member(
             join.miner, join.node_public_key, join.rows, join.features, contribution=contribution
         )
-        self._owners[join.node_public_key] = join.miner
         while len(self._owners) > MAX_KEYS:
             self._owners.popitem(last=False)
         log.info("member joined", miner=join.miner, rows=join.rows, features=join.features, members=len(self._members))

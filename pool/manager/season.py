@@ -16,7 +16,7 @@ from core.chain.block import Accuracy, Block
 from core.chain.build import build_work_block
 from core.chain.ledger import work_payout_total
 from core.chain.transaction import Claim, Commit, EnterTask, Payload, Refusal
-from core.codec import decode
+from core.codec import decode, encode
 from core.errors import DeadlineError, NotFoundError, PoflError, TransactionError, UnavailableError
 from core.ids import MILLION, AccountId, Amount, Height, Milliseconds, short
 from core.ports import SystemRng
@@ -30,7 +30,7 @@ from pool.learning.datasets import Dataset
 from pool.manager import trading
 from pool.manager.archive import Claimed, Committed, Contribution, TaskFolder
 from pool.manager.board import TaskFeed
-from pool.manager.claims import WorkWatch, offer_everywhere
+from pool.manager.claims import Shown, WorkWatch, agreed_ranking, malformed, offer_everywhere
 from pool.manager.context import Pool
 from pool.manager.payouts import share_out
 from pool.manager.scoring import Scoring
@@ -350,10 +350,11 @@ class Season:
         view = await self._feed.until(lambda v: v.phase >= TaskPhase.WORK)
         if view.phase.is_ended:
             return
-        tip = await self._work_tip()
+        tip, view = await asyncio.gather(self._work_tip(), agreed_ranking(pool.nodes, len(pool.validators), self._task_id))
         block = await self._work_block(tip, view, committed, claimed)
         watch = WorkWatch(pool.chain_id, Height(tip.height + 1), view, pool.validators, committed.commitment)
-        pool.shelf.put(watch, committed.commitment, block, committed.body)
+        answer = malformed(pool.chain_id, self._task_id, pool.account, committed.commitment)
+        pool.shelf.put(Shown(watch, block, committed.body, encode(committed.opening), answer, view.requester))
         log.info("offering the work block", task=self._task_id, height=watch.height, rank=watch.rank + 1)
         self._show("offering", f"claim {watch.rank + 1} at height {watch.height}")
         await offer_everywhere(pool.nodes, block, watch)

@@ -31,6 +31,7 @@ RULES: Final = {
     f"{POOL}/ListMembers": [auth.ANYONE],
     f"{POOL}/WatchProgress": [auth.ANYONE],
     CLAIM: ["node", "requester"],
+    f"{CLAIM}/FetchOpening": ["node"],
 }
 Context = aio.ServicerContext[Any, Any]
 
@@ -91,6 +92,15 @@ class ClaimServicer(peer_pb2_grpc.ClaimServiceServicer):
         body = self._shelf.body(ModelCommitment(exact("model_commitment", request.model_commitment)))
         for offset in range(0, len(body), CHUNK):
             yield peer.FetchVmResponse(chunk=body[offset : offset + CHUNK], total_bytes=len(body) if offset == 0 else 0)
+
+    async def FetchOpening(  # noqa: N802
+        self, request: peer.FetchOpeningRequest, context: Context
+    ) -> AsyncIterator[peer.FetchOpeningResponse]:
+        commitment = ModelCommitment(exact("model_commitment", request.model_commitment))
+        opening = self._shelf.opening(commitment, request.malformed_answer)
+        for offset in range(0, len(opening), CHUNK):
+            total = len(opening) if offset == 0 else 0
+            yield peer.FetchOpeningResponse(chunk=opening[offset : offset + CHUNK], total_bytes=total)
 
 
 def _account(value: bytes) -> AccountId:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from core.chain.block import Block, SignedHeader
 from core.chain.vote import VerdictKind
-from core.errors import NotFoundError, SequenceError
-from core.ids import Digest, Height, ModelCommitment, Signature
-from pool.manager.claims import Shelf, WorkWatch
-from services.rpc.views import EntryView
-from tests.pool_kit import CHAIN, HEIGHT, VALIDATORS, entry, task, verdict
+from core.codec import encode
+from core.crypto.signing import KeyPair
+from core.errors import InputError, NotFoundError, SequenceError
+from core.ids import AccountId, Digest, Height, ModelCommitment, Signature, TaskId
+from core.verification.receipt import AnswerKind, sign_answer
+from pool.manager import claims
+from pool.manager.claims import Shelf, Shown, WorkWatch, malformed
+from services.rpc.views import EntryView, TaskView
+from tests.pool_kit import CHAIN, HEIGHT, TASK, VALIDATORS, entry, task, verdict
+from tests.seeded import SeededRng
+
+REQUESTER = KeyPair.generate(SeededRng("requester of the pool's claims"))
 
 BEST, SECOND, THIRD = entry(1, 390), entry(2, 380), entry(3, 370)
 BLOCK = Block(SignedHeader(b"h", Signature(bytes(64))), b"")
@@ -22,9 +33,9 @@ def watch(own: EntryView) -> WorkWatch:
 
 
 def served(own: EntryView, seen: WorkWatch) -> Shelf:
-    assert own.vm is not None
     shelf = Shelf()
-    shelf.put(seen, own.vm.model_commitment, BLOCK, b"body")
+    answer = malformed(CHAIN, TASK, own.pool, c_w(own))
+    shelf.put(Shown(seen, BLOCK, b"body", b"opening", answer, AccountId(REQUESTER.public_key)))
     return shelf
 
 
@@ -76,6 +87,56 @@ def test_one_liar_opens_nothing() -> None:
     assert seen.hear([good])
     assert not seen.hear([good, good, forged, other_height, other_chain, no_claim, b"", b"\xff" * 100])
     assert not seen.is_ours_to_show
+
+
+def test_the_opening_is_shown_only_against_the_requesters_own_word() -> None:
+    seen = watch(BEST)
+    shelf = served(BEST, seen)
+    answer = malformed(CHAIN, TASK, BEST.pool, c_w(BEST))
+    good = sign_answer(REQUESTER, answer)
+    assert shelf.opening(c_w(BEST), encode(good)) == b"opening"
+    scored = replace(answer, kind=AnswerKind.SCORED, z_digest=Digest(b"z" * 32))
+    bad = [
+        sign_answer(KeyPair.generate(SeededRng("nobody")), answer),
+        sign_answer(REQUESTER, scored),
+        sign_answer(REQUESTER, replace(answer, task_id=TaskId(b"o" * 32))),
+        sign_answer(REQUESTER, replace(answer, model_commitment=c_w(SECOND))),
+    ]
+    for data in (*map(encode, bad), b"", encode(good)[:-1], encode(good) + b"x"):
+        with pytest.raises(InputError):
+            shelf.opening(c_w(BEST), data)
+    # Nor before this claim's turn, whatever is shown.
+    lower = served(SECOND, watch(SECOND))
+    with pytest.raises(SequenceError):
+        lower.opening(c_w(SECOND), encode(sign_answer(REQUESTER, malformed(CHAIN, TASK, SECOND.pool, c_w(SECOND)))))
+
+
+class Teller:
+    """A node that tells the same ranking whenever it is asked, or cannot be reached."""
+
+    def __init__(self, entries: list[EntryView] | None) -> None:
+        self.entries = entries
+
+
+async def test_a_ranking_is_believed_when_more_than_a_third_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def tell(name: str, channel: object, task_id: TaskId) -> TaskView | None:
+        assert isinstance(channel, Teller)
+        return None if channel.entries is None else task(entries=channel.entries)
+
+    monkeypatch.setattr(claims, "_closed_task", tell)
+    honest, liar, silent = Teller([BEST, SECOND]), Teller([SECOND]), Teller(None)
+
+    async def ranking(*tellers: Teller) -> list[EntryView]:
+        nodes: Any = [(f"node{i}", teller) for i, teller in enumerate(tellers)]
+        async with asyncio.timeout(0.5):
+            return list((await claims.agreed_ranking(nodes, 4, TASK)).entries)
+
+    assert await ranking(liar, honest, honest, silent) == [BEST, SECOND]
+    assert await ranking(honest) == [BEST, SECOND]
+    # One liar never is enough, nor one honest node of four.
+    for tellers in ((liar, silent, silent, silent), (liar, honest, silent, silent)):
+        with pytest.raises(TimeoutError):
+            await ranking(*tellers)
 
 
 def test_what_is_not_here_is_not_found() -> None:

@@ -128,6 +128,19 @@ async def test_only_the_miner_itself_can_join_and_leave() -> None:
     assert group.listed() == ()
 
 
+async def test_nobody_joins_under_anothers_flower_key() -> None:
+    """Keys are in the receipts that all members see; whose key it is says who is paid."""
+    group, enrolment = members()
+    await group.join(sign_join(ANN, join(ANN)))
+    with pytest.raises(AuthError, match="another member's"):
+        await group.join(sign_join(BOB, join(BOB, node_key=1)))
+    await group.leave(*presence(ANN, DOMAIN_LEAVE))
+    with pytest.raises(AuthError, match="another member's"):
+        await group.join(sign_join(BOB, join(BOB, node_key=1)))
+    assert group.owner(b"\x01" * 33) == ANN.public_key
+    assert enrolment.registered == [b"\x01" * 33]
+
+
 async def test_admission_by_token_and_by_list() -> None:
     group, _ = members(AdmissionConfig(mode="token", token="open sesame"))
     for token in (b"", b"open", b"open sesame "):
