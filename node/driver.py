@@ -229,15 +229,15 @@ class Driver:
 
     def _take_transaction(self, transaction: SignedTransaction) -> Acceptance:
         try:
-            is_new = self._add(transaction)
+            is_new = self._add(transaction, note=False)
         except TransactionError:
-            # Another node may be further, or less far: what it took may be refused here.
+            # Another node may be further, or less far: what it took may be refused here, and is not refused for good.
             return Acceptance.DROP
         return Acceptance.RELAY if is_new else Acceptance.DROP
 
-    def _add(self, transaction: SignedTransaction) -> bool:
+    def _add(self, transaction: SignedTransaction, note: bool = True) -> bool:
         try:
-            is_new = self.pending.add(self.state, transaction)
+            is_new = self.pending.add(self.state, transaction, note)
         except TransactionError as error:
             REFUSED.labels(error.reason).inc()
             raise

@@ -46,8 +46,8 @@ class Pending:
     def next_nonce(self, state: State, account: AccountId) -> int:
         return mempool.next_nonce(self._pool, state, account)
 
-    def add(self, state: State, signed: SignedTransaction) -> bool:
-        """Whether it is new. Raises TransactionError."""
+    def add(self, state: State, signed: SignedTransaction, note: bool = True) -> bool:
+        """Whether it is new. Raises TransactionError, whose text is kept for those who ask if ``note``."""
         tx_id = signed.tx_id
         if tx_id in self._ids:
             return False
@@ -56,7 +56,8 @@ class Pending:
                 raise TransactionError(f"{len(self._pool)} transactions wait already: try again later", Refusal.LIMIT)
             self._take(mempool.add(self._pool, state, signed, self._clock.now_ms()))
         except TransactionError as error:
-            self._note(tx_id, error.message)
+            if note:
+                self._note(tx_id, error.message)
             raise
         self._refused.pop(tx_id, None)
         self.arrived.notify()

@@ -181,14 +181,19 @@ class ChainClient:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         while True:
-            status = await self.transaction(tx_id)
+            try:
+                status = await self.transaction(tx_id)
+                if status.status is TxStatus.UNKNOWN and again is not None:
+                    await self.submit(again)
+            except (UnavailableError, DeadlineError) as error:
+                # No node can be reached just now; the transaction may become final all the same.
+                log.debug("no node answers, still waiting", tx_id=tx_id, error=error)
+                status = TransactionStatus(TxStatus.UNKNOWN)
             if status.status is TxStatus.FINAL and status.height is not None:
                 return status.height
             if status.status is TxStatus.REFUSED:
                 reason = status.reason or Refusal.MALFORMED
                 raise TransactionError(f"transaction {short(tx_id)} was refused: {reason}", reason)
-            if status.status is TxStatus.UNKNOWN and again is not None:
-                await self.submit(again)
             if loop.time() >= end:
                 raise DeadlineError(f"transaction {short(tx_id)} is not final after {timeout:g} s", tx_id=tx_id)
             await asyncio.sleep(POLL)
