@@ -70,6 +70,7 @@ def claim_of(pool: str, ready: Ready, result: EvaluationResult, correct: int | N
     return AuditedClaim(AccountId(key(pool).public_key), found, result.vm, ready.body)
 
 
+@pytest.mark.slow
 async def test_a_whole_task(world: World) -> None:
     await world.start()
     task = await world.chain.published()
@@ -128,6 +129,7 @@ async def test_budgets_are_counted_before_a_byte_leaves(world: World) -> None:
         await spare.evaluate(ready.model, ready.c_w, 10.0)
 
 
+@pytest.mark.slow
 async def test_who_did_not_enter_or_commit_is_refused(world: World) -> None:
     await world.start()
     task = await world.chain.published()
@@ -324,6 +326,7 @@ async def test_refused_publications_leave_nothing(world: World) -> None:
     assert [oct(path.stat().st_mode & 0o777) for path in secrets.iterdir()] == ["0o600"]
 
 
+@pytest.mark.slow
 async def test_tasks_follow_one_another_also_over_restarts(world: World) -> None:
     world.settings["tasks"] = 2
     await world.start()
@@ -365,6 +368,7 @@ async def test_a_lost_answer_does_not_make_a_second_task(world: World) -> None:
     await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1"), 10.0)
 
 
+@pytest.mark.slow
 async def test_a_model_that_she_never_audited_is_fetched(world: World) -> None:
     await world.start()
     task = await world.chain.published()
