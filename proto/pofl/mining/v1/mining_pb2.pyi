@@ -31,14 +31,14 @@ class JoinRequest(_message.Message):
     miner: _builtins.bytes
     """account"""
     node_public_key: _builtins.bytes
-    """fresh Flower node key (SEC1 or PEM)"""
+    """fresh Flower node key: P-256, compressed, 33 bytes"""
     rows: _builtins.int
     """of its own data"""
     features: _builtins.int
     token: _builtins.bytes
     """for admission by token"""
     signature: _builtins.bytes
-    """the miner's account key, over all of the above and the pool's account"""
+    """the miner's, over (chain, pool, miner, node key, rows, features, token)"""
     def __init__(
         self,
         *,
@@ -73,7 +73,7 @@ class JoinResponse(_message.Message):
     pool: _builtins.bytes
     """account"""
     signature: _builtins.bytes
-    """the pool's, over (miner, superlink address, hpke key): authenticates the key updates are sealed to"""
+    """the pool's, over (chain, pool, miner, node key, superlink address, CA, hpke key)"""
     def __init__(
         self,
         *,
@@ -99,6 +99,7 @@ class AttendRequest(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     miner: _builtins.bytes
     signature: _builtins.bytes
+    """the miner's, over (chain, pool, miner, node key): for one membership"""
     def __init__(
         self,
         *,
@@ -259,6 +260,7 @@ class LeaveRequest(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     miner: _builtins.bytes
     signature: _builtins.bytes
+    """as AttendRequest's, for leaving"""
     def __init__(
         self,
         *,
