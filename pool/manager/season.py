@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,6 +57,8 @@ STUCK_SECONDS: Final = 3.0
 """Several blocks: a transaction that is in none of them may wait for a nonce before it."""
 ROWS_SECONDS: Final = 1.5
 """How long training waits for bought rows; later ones join in when they arrive."""
+KEPT_TASKS: Final = 32
+"""Folders of past tasks that stay on disk."""
 EARLY: Final = frozenset({Refusal.TOO_EARLY, Refusal.BAD_NONCE})
 
 
@@ -104,24 +107,40 @@ class Season:
         if not await self._enter(windows):
             return
         playing = asyncio.create_task(self._play(windows), name="season")
-        ended = asyncio.create_task(self._feed.until(lambda v: v.phase.is_ended))
+        over = asyncio.create_task(self._feed.until(self._is_over_for_us))
         try:
-            await asyncio.wait({playing, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({playing, over}, return_when=asyncio.FIRST_COMPLETED)
             if playing.done():
                 playing.result()
-            view = await ended
+            view = await over
         except PoflError as error:
             log.error("this pool is out of the task", task=self._task_id, error=error)
             self._show("lost", error.message)
             TASKS.labels("failed").inc()
-            await self._feed.until(lambda v: v.phase.is_ended)
-            return
+        else:
+            self._report(view)
         finally:
             playing.cancel()
-            ended.cancel()
+            over.cancel()
             with contextlib.suppress(asyncio.CancelledError, PoflError):
                 await playing
-        self._report(view)
+            await asyncio.to_thread(self._tidy)
+
+    def _is_over_for_us(self, view: TaskView) -> bool:
+        return view.phase.is_ended or self._is_outbid(view)
+
+    def _is_outbid(self, view: TaskView) -> bool:
+        """Once entries have closed and before the view is in rank order: whether others had higher bonds."""
+        most = self._pool.role.genesis.params.max_pools
+        return TaskPhase.TRAINING <= view.phase < TaskPhase.WORK and not is_admitted(view, self._pool.account, most)
+
+    def _tidy(self) -> None:
+        """The test set is of no more use, nor are the files of tasks long past."""
+        for digest in self._feed.view.spec.test_blobs:
+            self._pool.blobs.delete(digest)
+        folders = sorted(self._folder.path.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for folder in folders[:-KEPT_TASKS]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # Entry
 
@@ -144,21 +163,23 @@ class Season:
             log.info("too late for the task", task=self._task_id, phase=view.phase.name.lower())
             return False
         features, least = view.spec.features, pool.cfg.min_miners
+        reason = ""
+        bond = Amount(max(pool.cfg.bond, view.min_pool_bond))
         try:
             async with asyncio.timeout(pool.seconds_until(windows.entry_close_ms)):
                 await pool.members.wait_online(features, least)
-                bond = Amount(max(pool.cfg.bond, view.min_pool_bond))
                 await self._send(EnterTask(self._task_id, bond, pool.endpoint), windows.entry_close_ms)
         except TimeoutError:
             online = len(pool.members.online_for(features))
-            log.warning(
-                "entry closed before this pool could enter", task=self._task_id, members=online, needed=least,
-                features=features,
-            )  # fmt: skip
-            return False
+            reason = f"entry closes, {online} members with rows of {features} features are online, {least} are needed"
         except PoflError as error:
-            log.warning("this pool could not enter", task=self._task_id, error=error)
-            return False
+            reason = error.message
+        if reason:
+            # What was sent may still have reached the last block of the window, and then the bond is locked.
+            view = await self._feed.until(lambda v: v.phase >= TaskPhase.TRAINING)
+            if _own(view, pool.account) is None:
+                log.warning("this pool did not enter", task=self._task_id, reason=reason)
+                return False
         log.info("entered", task=self._task_id, bond=bond, reward=view.reward, miners=len(pool.members.online))
         self._show("entered", f"bond {bond}")
         return True
@@ -310,9 +331,7 @@ class Season:
         """Fetch the test set and do the offline part, from the close of entry on, if this pool is admitted."""
         self._supply = await supplies.test(self._pool.seconds_until(windows.claim_close_ms))
         log.info("encrypted test set is here", task=self._task_id, blobs=len(self._feed.view.spec.test_blobs))
-        view = await self._feed.until(lambda v: v.phase >= TaskPhase.TRAINING)
-        if not is_admitted(view, self._pool.account, self._pool.role.genesis.params.max_pools):
-            raise UnavailableError("other pools had higher bonds: this one is not admitted")
+        await self._feed.until(lambda v: v.phase >= TaskPhase.TRAINING)
         await scoring.prepare(lambda: self._pool.seconds_until(windows.claim_close_ms))
         log.info("offline part of the evaluation is done", task=self._task_id)
 
@@ -426,7 +445,9 @@ class Season:
 
     def _report(self, view: TaskView) -> None:
         won = view.phase is TaskPhase.WON and view.winner == self._pool.account
-        if view.phase is TaskPhase.VOID:
+        if not view.phase.is_ended:
+            detail = "other pools had higher bonds: this one is not admitted"
+        elif view.phase is TaskPhase.VOID:
             detail = "the task is void: nobody won"
         elif won:
             detail = f"height {view.ended_height}"
