@@ -41,7 +41,9 @@ RewardOption = Annotated[int, typer.Option(min=1, help="Reward of each task.")]
 async def init(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; must be empty or missing.")],
     nodes: NodesOption = 4, pools: PoolsOption = 2, miners: MinersOption = 3, reward: RewardOption = 1_000_000,
-    tasks: Annotated[int, typer.Option(help="Tasks that the requester publishes by itself.")] = 3,
+    tasks: Annotated[
+        int, typer.Option(help="Tasks that the requester publishes by itself; 0: whoever runs the testnet does.")
+    ] = 0,
 ) -> None:  # fmt: skip
     """Write the files of a testnet and start nothing: authority, certificates, keys, genesis, data, configurations.
 
@@ -73,7 +75,7 @@ async def up(
 
     Example: pofl testnet up --blocks 3
     """
-    layout = _layout(folder, Shape(nodes, pools, miners, tasks=blocks + 3 if blocks else 1000, reward=reward))
+    layout = _layout(folder, Shape(nodes, pools, miners, tasks=0, reward=reward))
     limit = timeout or START_SECONDS + BLOCK_SECONDS * blocks
     quiet = as_json
     view = LiveView(console) if console.is_terminal and not quiet else PlainView(console)

@@ -37,8 +37,10 @@ MODULES: Final = {
     "pool": "pool.manager", "miner": "pool.miner",
 }  # fmt: skip
 BALANCE: Final = {"node": 10_000_000, "requester": 1_000_000_000, "provider": 1_000_000, "pool": 100_000_000, "miner": 1_000}
-MINER_START_MS: Final = 2_000
-"""Torch costs each miner about three seconds of one core to load: they start one after the other."""
+MINER_START_MS: Final = 3_500
+"""Torch costs each miner about three seconds of one core to load: the second and third of each pool come later."""
+PARAMS: Final = ChainParams(commit_ms=20_000, claim_ms=25_500)
+"""Shorter windows than a real network's: the digits are learnt in ten seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ class Shape:
     pools: int = 2
     miners: int = 3
     """In each pool."""
-    tasks: int = 3
-    """That the requester publishes by itself."""
+    tasks: int = 0
+    """That the requester publishes by itself; with 0 whoever runs the testnet publishes them."""
     reward: int = 1_000_000
 
     def check(self) -> None:
@@ -124,7 +126,7 @@ def make_layout(folder: Path, shape: Shape, params: ChainParams | None = None, s
     shape.check()
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: choose another folder, or remove it")
-    params = _params(shape, params or ChainParams())
+    params = _params(shape, params or PARAMS)
     folder.mkdir(parents=True, exist_ok=True)
     authority = tls.make_authority(folder / "ca")
     names = _names(shape)
@@ -270,7 +272,7 @@ def _config(layout: Layout, member: Member, index: int) -> str:
             None,
             {
                 "pool": layout.member(member.pool).listen, "data": f"{data}/{member.name}.npz",
-                "start_delay_ms": MINER_START_MS * (miners.index(member) // 2),
+                "start_delay_ms": MINER_START_MS * (miners.index(member) // layout.shape.pools),
             },
         )  # fmt: skip
     for name, values in sections.items():

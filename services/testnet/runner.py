@@ -7,6 +7,7 @@ set, to score the models she was given.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -18,13 +19,14 @@ import numpy as np
 from grpc import aio
 
 from core.chain.block import BlockKind
+from core.chain.transaction import Activation
 from core.errors import DeadlineError, PoflError, UnavailableError
-from core.ids import Height, TaskId, short
+from core.ids import Amount, Height, TaskId, short
 from core.verification.quantise import quantise_features
 from core.verification.scored_model import ScoredModel
 from services.rpc.chain_client import ChainClient
 from services.rpc.channel import connect
-from services.rpc.pool_client import PoolObserver
+from services.rpc.mining_client import PoolClient
 from services.rpc.task_client import RequesterClient
 from services.rpc.views import BlockView, TaskPhase
 from services.testnet.data import FEATURE_SCALE_MICRO
@@ -35,6 +37,7 @@ __all__ = ["Observer", "Report", "WorkBlock", "connected", "run_testnet"]
 
 T = TypeVar("T")
 POLL: Final = 0.5
+HIDDEN: Final = (16,)
 MEMBERS_TIMEOUT: Final = 60.0
 AGREE_TIMEOUT: Final = 20.0
 """Seconds that the slowest node has to reach the last work block."""
@@ -94,7 +97,7 @@ class Clients:
     nodes: dict[str, ChainClient]
     chain: ChainClient
     requester: RequesterClient
-    pools: dict[str, PoolObserver]
+    pools: dict[str, PoolClient]
 
 
 @asynccontextmanager
@@ -113,7 +116,7 @@ async def connected(layout: Layout) -> AsyncIterator[Clients]:
             {name: ChainClient([(name, made)]) for name, made in channels.items()},
             ChainClient(list(channels.items())),
             RequesterClient(channel(requester), requester.name),
-            {m.name: PoolObserver(channel(m), m.name) for m in layout.of("pool")},
+            {m.name: PoolClient(channel(m), m.name) for m in layout.of("pool")},
         )
 
 
@@ -132,7 +135,7 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
         for name, pool in clients.pools.items():
             watchers.add(_watch_pool(name, pool, observer))
         watchers.add(_watch_requester(layout.of("requester")[0].name, clients, layout, observer))
-        work = _mine(layout, blocks, supervisor, clients, observer, report, started)
+        work = _mine(layout, blocks, supervisor, watchers, clients, observer, report, started)
         try:
             async with asyncio.timeout(timeout if blocks else None):
                 await _first(work, supervisor.failed)
@@ -149,12 +152,16 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
 
 
 async def _mine(
-    layout: Layout, blocks: int, supervisor: Supervisor, clients: Clients, observer: Observer, report: Report, started: float
+    layout: Layout,
+    blocks: int,
+    supervisor: Supervisor,
+    watchers: _Watchers,
+    clients: Clients,
+    observer: Observer,
+    report: Report,
+    started: float,
 ) -> None:
-    """Start the processes, then follow every block; ends with the last work block that was asked for.
-
-    The requester comes last, once every pool has a member: a task that nobody can enter yet would be void.
-    """
+    """Start the processes, publish a task, then follow every block; ends with the last work block that was asked for."""
 
     async def start(*roles: str) -> None:
         for member in layout.members:
@@ -162,13 +169,14 @@ async def _mine(
                 await supervisor.start(layout.process(member))
                 observer.state(member.name, member.role, "starting")
 
-    await start("node", "pool", "miner", "platform", "provider")
+    await start("node")
     await _when_ready(clients)
     report.ready_seconds = time.monotonic() - started
     observer.say(f"{len(clients.nodes)} nodes answer")
-    await _when_manned(clients, time.monotonic() + MEMBERS_TIMEOUT)
-    observer.say("every pool has a member")
-    await start("requester")
+    await start("pool", "miner", "requester", "provider", "platform")
+    if not layout.shape.tasks:
+        publisher = watchers.add(_publish(layout, clients, observer))
+        publisher.add_done_callback(lambda ended: _pass_on(ended, supervisor))
     async for view in clients.chain.watch_blocks(Height(1)):
         report.height = view.header.height
         observer.say(_line(layout, view))
@@ -269,12 +277,47 @@ async def _when_ready(clients: Clients) -> None:
                 await asyncio.sleep(POLL / 2)
 
 
+async def _publish(layout: Layout, clients: Clients, observer: Observer) -> None:
+    """One task after the other, as the requester's owner would; the first once every pool has a member.
+
+    A task that nobody can enter yet would be void.
+    """
+    await _when_manned(clients, time.monotonic() + MEMBERS_TIMEOUT)
+    observer.say("every pool has a member")
+    for number in itertools.count(1):
+        name = f"digits-{number}"
+        published = await _eventually(
+            lambda name=name: clients.requester.publish(  # type: ignore[misc]
+                name, layout.data("test").resolve(), layout.data("practice").resolve(), HIDDEN, Activation.SIGMOID,
+                Amount(layout.shape.reward), Amount(layout.shape.reward),
+            ),
+            AGREE_TIMEOUT,
+        )  # fmt: skip
+        if number == 1:
+            for warning in published.warnings:
+                observer.say(f"warning: {warning}")
+        seen = False
+        async for update in clients.chain.watch_tasks():
+            is_live = published.task_id in {task.task_id for task in update.tasks}
+            if seen and not is_live:
+                break
+            # The node that answers here may be a block behind the one that published.
+            seen = seen or is_live
+
+
+def _pass_on(ended: asyncio.Task[None], supervisor: Supervisor) -> None:
+    """Publishing that fails ends the run: nothing would be mined any more."""
+    failed = supervisor.failed
+    if not ended.cancelled() and ended.exception() is not None and failed is not None and not failed.done():
+        failed.set_result(f"publishing a task failed: {ended.exception()}")
+
+
 async def _when_manned(clients: Clients, end: float) -> None:
     """Until every pool has a member online, or ``end``: a pool without members only misses the first task."""
     for pool in clients.pools.values():
         while time.monotonic() < end:
             try:
-                if any(member.online for member in await pool.members()):
+                if any(member.is_online for member in await pool.members()):
                     break
             except (UnavailableError, DeadlineError):
                 pass
@@ -294,7 +337,7 @@ async def _first(work: Coroutine[Any, Any, None], failed: asyncio.Future[str]) -
 
 
 class _Watchers:
-    """Background tasks that only inform: an error in one is retried, and never ends the run."""
+    """Background tasks of a run; they end with it."""
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
@@ -307,8 +350,9 @@ class _Watchers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def add(self, work: Coroutine[Any, Any, None]) -> None:
+    def add(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._tasks.append(asyncio.create_task(work))
+        return self._tasks[-1]
 
 
 async def _watch_node(member: Member, node: ChainClient, observer: Observer) -> None:
@@ -322,7 +366,7 @@ async def _watch_node(member: Member, node: ChainClient, observer: Observer) -> 
         await asyncio.sleep(POLL)
 
 
-async def _watch_pool(name: str, pool: PoolObserver, observer: Observer) -> None:
+async def _watch_pool(name: str, pool: PoolClient, observer: Observer) -> None:
     last = ""
     while True:
         try:
