@@ -47,8 +47,9 @@ class IdentityServiceServicer:
     """
 
     def Handshake(self, request, context):
-        """Both sides say which chain they are on and prove the key behind their account. A difference in chain id, genesis
-        hash or protocol version is refused with both values.
+        """Anyone, before anything else: both sides say which chain they are on and prove the key behind their account. Changes
+        nothing. FAILED_PRECONDITION with both values when chain id, genesis hash or protocol version differ;
+        PERMISSION_DENIED when the claim is not the certificate's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,13 +130,14 @@ class AdminServiceServicer:
     """
 
     def Status(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The operator: who this process is, and how it does. Changes nothing.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Metrics(self, request, context):
-        """The same text as the Prometheus exporter.
+        """The operator: the same text as the Prometheus exporter. Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

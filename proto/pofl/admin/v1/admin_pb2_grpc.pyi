@@ -17,8 +17,9 @@ class IdentityServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Handshake: _aio.UnaryUnaryMultiCallable[_admin_pb2.HandshakeRequest, _admin_pb2.HandshakeResponse]
-    """Both sides say which chain they are on and prove the key behind their account. A difference in chain id, genesis
-    hash or protocol version is refused with both values.
+    """Anyone, before anything else: both sides say which chain they are on and prove the key behind their account. Changes
+    nothing. FAILED_PRECONDITION with both values when chain id, genesis hash or protocol version differ;
+    PERMISSION_DENIED when the claim is not the certificate's.
     """
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -30,8 +31,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.HandshakeRequest,
         context: _aio.ServicerContext[_admin_pb2.HandshakeRequest, _abc.Awaitable[_admin_pb2.HandshakeResponse]],
     ) -> _abc.Awaitable[_admin_pb2.HandshakeResponse]:
-        """Both sides say which chain they are on and prove the key behind their account. A difference in chain id, genesis
-        hash or protocol version is refused with both values.
+        """Anyone, before anything else: both sides say which chain they are on and prove the key behind their account. Changes
+        nothing. FAILED_PRECONDITION with both values when chain id, genesis hash or protocol version differ;
+        PERMISSION_DENIED when the claim is not the certificate's.
         """
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _aio.Server) -> None: ...
@@ -41,8 +43,9 @@ class AdminServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusResponse]
+    """The operator: who this process is, and how it does. Changes nothing."""
     Metrics: _aio.UnaryUnaryMultiCallable[_admin_pb2.MetricsRequest, _admin_pb2.MetricsResponse]
-    """The same text as the Prometheus exporter."""
+    """The operator: the same text as the Prometheus exporter. Changes nothing."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """On the local port only, for the operator."""
@@ -52,7 +55,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _admin_pb2.StatusRequest,
         context: _aio.ServicerContext[_admin_pb2.StatusRequest, _abc.Awaitable[_admin_pb2.StatusResponse]],
-    ) -> _abc.Awaitable[_admin_pb2.StatusResponse]: ...
+    ) -> _abc.Awaitable[_admin_pb2.StatusResponse]:
+        """The operator: who this process is, and how it does. Changes nothing."""
 
     @_abc_1.abstractmethod
     def Metrics(
@@ -60,6 +64,6 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.MetricsRequest,
         context: _aio.ServicerContext[_admin_pb2.MetricsRequest, _abc.Awaitable[_admin_pb2.MetricsResponse]],
     ) -> _abc.Awaitable[_admin_pb2.MetricsResponse]:
-        """The same text as the Prometheus exporter."""
+        """The operator: the same text as the Prometheus exporter. Changes nothing."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _aio.Server) -> None: ...

@@ -55,21 +55,23 @@ class BlobServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Stat(self, request, context):
-        """Size of a blob held here; NOT_FOUND when it is not.
+        """The roles that the server's owner allows: size of a blob held here. Changes nothing. NOT_FOUND when it is not here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Read(self, request, context):
-        """The content from `offset` to the end, in order.
+        """The same: the content from `offset` to the end, in order. Changes nothing. NOT_FOUND; INVALID_ARGUMENT when `offset` is
+        beyond the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Write(self, request_iterator, context):
-        """Stores a blob. The first message says what comes, the others bring it. Served only where the role allows it.
+        """Roles that may write here, often none: stores a blob. The first message says what comes, the others bring it.
+        INVALID_ARGUMENT when the content is not what the digest says; RESOURCE_EXHAUSTED over the size or the quota.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,11 +19,15 @@ GRPC_VERSION: str
 class BlobServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Stat: _aio.UnaryUnaryMultiCallable[_blob_pb2.StatRequest, _blob_pb2.StatResponse]
-    """Size of a blob held here; NOT_FOUND when it is not."""
+    """The roles that the server's owner allows: size of a blob held here. Changes nothing. NOT_FOUND when it is not here."""
     Read: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.Chunk]
-    """The content from `offset` to the end, in order."""
+    """The same: the content from `offset` to the end, in order. Changes nothing. NOT_FOUND; INVALID_ARGUMENT when `offset` is
+    beyond the end.
+    """
     Write: _aio.StreamUnaryMultiCallable[_blob_pb2.WriteRequest, _blob_pb2.WriteResponse]
-    """Stores a blob. The first message says what comes, the others bring it. Served only where the role allows it."""
+    """Roles that may write here, often none: stores a blob. The first message says what comes, the others bring it.
+    INVALID_ARGUMENT when the content is not what the digest says; RESOURCE_EXHAUSTED over the size or the quota.
+    """
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -32,7 +36,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.StatRequest,
         context: _aio.ServicerContext[_blob_pb2.StatRequest, _abc.Awaitable[_blob_pb2.StatResponse]],
     ) -> _abc.Awaitable[_blob_pb2.StatResponse]:
-        """Size of a blob held here; NOT_FOUND when it is not."""
+        """The roles that the server's owner allows: size of a blob held here. Changes nothing. NOT_FOUND when it is not here."""
 
     @_abc_1.abstractmethod
     def Read(
@@ -40,7 +44,9 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.ReadRequest,
         context: _aio.ServicerContext[_blob_pb2.ReadRequest, _abc.AsyncIterator[_blob_pb2.Chunk]],
     ) -> _abc.AsyncIterator[_blob_pb2.Chunk]:
-        """The content from `offset` to the end, in order."""
+        """The same: the content from `offset` to the end, in order. Changes nothing. NOT_FOUND; INVALID_ARGUMENT when `offset` is
+        beyond the end.
+        """
 
     @_abc_1.abstractmethod
     def Write(
@@ -48,6 +54,8 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_blob_pb2.WriteRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_blob_pb2.WriteRequest], _abc.Awaitable[_blob_pb2.WriteResponse]],
     ) -> _abc.Awaitable[_blob_pb2.WriteResponse]:
-        """Stores a blob. The first message says what comes, the others bring it. Served only where the role allows it."""
+        """Roles that may write here, often none: stores a blob. The first message says what comes, the others bring it.
+        INVALID_ARGUMENT when the content is not what the digest says; RESOURCE_EXHAUSTED over the size or the quota.
+        """
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: _aio.Server) -> None: ...

@@ -344,7 +344,7 @@ class MinerServiceServicer:
     """
 
     def GetStatus(self, request, context):
-        """Its owner: what it is doing.
+        """Its owner: what it is doing. Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -91,7 +91,7 @@ class MinerServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_mining_pb2.GetStatusRequest, _mining_pb2.GetStatusResponse]
-    """Its owner: what it is doing."""
+    """Its owner: what it is doing. Changes nothing."""
 
 class MinerServiceServicer(metaclass=_abc_1.ABCMeta):
     """A miner's own process, for its owner."""
@@ -102,6 +102,6 @@ class MinerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _mining_pb2.GetStatusRequest,
         context: _aio.ServicerContext[_mining_pb2.GetStatusRequest, _abc.Awaitable[_mining_pb2.GetStatusResponse]],
     ) -> _abc.Awaitable[_mining_pb2.GetStatusResponse]:
-        """Its owner: what it is doing."""
+        """Its owner: what it is doing. Changes nothing."""
 
 def add_MinerServiceServicer_to_server(servicer: MinerServiceServicer, server: _aio.Server) -> None: ...
