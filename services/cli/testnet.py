@@ -19,8 +19,9 @@ from services.cli.connection import TESTNETS, NetOption, newest_testnet
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, table
 from services.testnet.layout import Layout, Shape, load_layout, make_layout
-from services.testnet.runner import Report, connected, run_testnet
+from services.testnet.runner import Report, run_testnet
 from services.testnet.view import LiveView, PlainView, report_table
+from services.testnet.watch import connected
 
 __all__ = ["app"]
 
@@ -177,7 +178,7 @@ def _tell(report: Report, layout: Layout, as_json: bool) -> None:
         console.print(f"problem: {problem}", highlight=False)
     if not report.problems:
         console.print(
-            f"{len(report.blocks)} work blocks are final on all {nodes} nodes with equal hashes and state roots, and every "
+            f"{'1 work block is' if len(report.blocks) == 1 else f'{len(report.blocks)} work blocks are'} final on all {nodes} nodes with equal hashes and state roots, and every "
             f"model scores what its header says",
             highlight=False,
         )

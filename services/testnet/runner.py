@@ -10,13 +10,12 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
-from grpc import aio
 
 from core.chain.block import BlockKind
 from core.chain.transaction import Activation
@@ -24,33 +23,19 @@ from core.errors import DeadlineError, PoflError, UnavailableError
 from core.ids import Amount, Height, TaskId, short
 from core.verification.quantise import quantise_features
 from core.verification.scored_model import ScoredModel
-from services.rpc.chain_client import ChainClient
-from services.rpc.channel import connect
-from services.rpc.mining_client import PoolClient
-from services.rpc.task_client import RequesterClient
-from services.rpc.views import BlockView, TaskPhase
+from services.rpc.views import BlockView
 from services.testnet.data import FEATURE_SCALE_MICRO
-from services.testnet.layout import Layout, Member
+from services.testnet.layout import Layout
 from services.testnet.supervisor import Supervisor
+from services.testnet.watch import POLL, Clients, Observer, connected, watch_node, watch_others, watch_pool, watch_requester
 
-__all__ = ["Observer", "Report", "WorkBlock", "connected", "run_testnet"]
+__all__ = ["Report", "WorkBlock", "run_testnet"]
 
 T = TypeVar("T")
-POLL: Final = 0.5
 HIDDEN: Final = (16,)
 MEMBERS_TIMEOUT: Final = 60.0
 AGREE_TIMEOUT: Final = 20.0
 """Seconds that the slowest node has to reach the last work block."""
-
-
-class Observer(Protocol):
-    """Who watches: the live view or the plain lines."""
-
-    def state(self, name: str, role: str, text: str) -> None:
-        """What a process is doing now."""
-
-    def say(self, line: str) -> None:
-        """Something happened that is worth a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,36 +75,6 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Clients:
-    """A client for every process of a testnet that people may talk to."""
-
-    nodes: dict[str, ChainClient]
-    chain: ChainClient
-    requester: RequesterClient
-    pools: dict[str, PoolClient]
-
-
-@asynccontextmanager
-async def connected(layout: Layout) -> AsyncIterator[Clients]:
-    """Channels with the user's certificate to all of them; nothing is sent yet."""
-    async with AsyncExitStack() as stack:
-
-        def channel(member: Member) -> aio.Channel:
-            made = connect(member.listen, layout.user_tls, expect_role=member.role, expect_name=member.name)
-            stack.push_async_callback(made.close, None)
-            return made
-
-        channels = {m.name: channel(m) for m in layout.of("node")}
-        requester = layout.of("requester")[0]
-        yield Clients(
-            {name: ChainClient([(name, made)]) for name, made in channels.items()},
-            ChainClient(list(channels.items())),
-            RequesterClient(channel(requester), requester.name),
-            {m.name: PoolClient(channel(m), m.name) for m in layout.of("pool")},
-        )
-
-
 async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: float) -> Report:
     """Start every process, wait until ``blocks`` work blocks are final, check them, stop everything.
 
@@ -131,10 +86,11 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
     async with Supervisor() as supervisor, connected(layout) as clients, _Watchers() as watchers:
         assert supervisor.failed is not None
         for member in layout.of("node"):
-            watchers.add(_watch_node(member, clients.nodes[member.name], observer))
+            watchers.add(watch_node(member, clients.nodes[member.name], observer))
         for name, pool in clients.pools.items():
-            watchers.add(_watch_pool(name, pool, observer))
-        watchers.add(_watch_requester(layout.of("requester")[0].name, clients, layout, observer))
+            watchers.add(watch_pool(name, pool, observer))
+        watchers.add(watch_others(layout, clients, observer))
+        watchers.add(watch_requester(layout.of("requester")[0].name, clients, layout, observer))
         work = _mine(layout, blocks, supervisor, watchers, clients, observer, report, started)
         try:
             async with asyncio.timeout(timeout if blocks else None):
@@ -162,6 +118,9 @@ async def _mine(
     started: float,
 ) -> None:
     """Start the processes, publish a task, then follow every block; ends with the last work block that was asked for."""
+
+    for member in layout.members:
+        observer.state(member.name, member.role, "not started")
 
     async def start(*roles: str) -> None:
         for member in layout.members:
@@ -355,62 +314,6 @@ class _Watchers:
         return self._tasks[-1]
 
 
-async def _watch_node(member: Member, node: ChainClient, observer: Observer) -> None:
-    while True:
-        try:
-            tip = await node.tip()
-            text = f"height {tip.height} · {tip.peers} peers · {tip.mempool} waiting"
-            observer.state(member.name, "node", text + (" · audits" if tip.work_height else ""))
-        except (UnavailableError, DeadlineError):
-            observer.state(member.name, "node", "starting")
-        await asyncio.sleep(POLL)
-
-
-async def _watch_pool(name: str, pool: PoolClient, observer: Observer) -> None:
-    last = ""
-    while True:
-        try:
-            async for progress in pool.watch_progress():
-                text = progress.phase
-                if progress.phase == "training" and progress.round is not None and progress.round.number:
-                    r = progress.round
-                    text += f" · round {r.number} · practice {r.practice_correct}/{r.practice_total} · {r.seconds:.1f} s"
-                    if r.accepted < r.participants:
-                        text += f" · {r.participants - r.accepted} refused"
-                if progress.detail:
-                    text += f" · {progress.detail}"
-                observer.state(name, "pool", text)
-                if progress.phase != last:
-                    last = progress.phase
-                    observer.say(f"{name}: {text}")
-        except PoflError:
-            observer.state(name, "pool", "starting")
-        await asyncio.sleep(POLL)
-
-
-async def _watch_requester(name: str, clients: Clients, layout: Layout, observer: Observer) -> None:
-    async def activity() -> None:
-        while True:
-            try:
-                async for step in clients.requester.watch_activity():
-                    peer = layout.name_of(step.peer)
-                    observer.state(name, "requester", f"{step.kind} with {peer} · {step.step} · {step.milliseconds} ms")
-            except PoflError:
-                observer.state(name, "requester", "starting")
-            await asyncio.sleep(POLL)
-
-    async def tasks() -> None:
-        known: dict[bytes, TaskPhase] = {}
-        async for update in clients.chain.watch_tasks():
-            for task in update.tasks:
-                if known.get(task.task_id) is not task.phase:
-                    known[task.task_id] = task.phase
-                    observer.say(f"task {short(task.task_id)} {task.spec.name}: {task.phase.name.lower()}")
-                    observer.state("tasks", "chain", f"{task.spec.name} · {task.phase.name.lower()}")
-
-    await asyncio.gather(activity(), tasks())
-
-
 def _line(layout: Layout, view: BlockView) -> str:
     header = view.header
     who = layout.name_of(header.author_id)
@@ -419,5 +322,6 @@ def _line(layout: Layout, view: BlockView) -> str:
     if header.kind is BlockKind.VOID:
         ends = ", ".join(o.kind.name.lower() for o in header.outcome)
         return f"block {header.height}: void, no claim was adopted ({ends})"
-    kinds = ", ".join(t.kind for t in view.transactions)
-    return f"block {header.height}: {kinds or 'empty'}"
+    kinds = Counter(t.kind for t in view.transactions)
+    listed = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in kinds.items())
+    return f"block {header.height}: {listed or 'empty'}"
