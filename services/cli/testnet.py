@@ -177,9 +177,10 @@ def _tell(report: Report, layout: Layout, as_json: bool) -> None:
     for problem in report.problems:
         console.print(f"problem: {problem}", highlight=False)
     if not report.problems:
+        count = len(report.blocks)
         console.print(
-            f"{'1 work block is' if len(report.blocks) == 1 else f'{len(report.blocks)} work blocks are'} final on all {nodes} nodes with equal hashes and state roots, and every "
-            f"model scores what its header says",
+            f"{count} work block{' is' if count == 1 else 's are'} final on all {nodes} nodes with equal hashes and state roots, "
+            f"and every model scores what its header says",
             highlight=False,
         )
     console.print(
