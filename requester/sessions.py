@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -48,7 +48,11 @@ __all__ = ["Activity", "ActivityLog", "SessionLimits", "Sessions"]
 log = logger(__name__)
 
 MAX_LIVE: Final = 128
-"""Sessions in memory; the longest unused one is dropped, and comes back by replay."""
+"""Sessions in memory; the longest unused one is dropped, and comes back by replay. One with a stream or a step stays."""
+MAX_STREAMS: Final = 8
+"""Open streams of one caller, and sessions without a stream that are kept in memory for it."""
+PLACES_EACH: Final = 2
+"""Places for audits that one caller may have or wait for: with more, one validator could keep all others out."""
 MAX_WATCHERS: Final = 16
 WATCHER_BACKLOG: Final = 256
 KINDS: Final = {Purpose.EVALUATION: "evaluation", Purpose.AUDIT: "audit", Purpose.STORED_CHECK: "stored-check"}
@@ -122,11 +126,25 @@ class _Places:
     def __init__(self, places: int, queue: int) -> None:
         self._semaphore = asyncio.Semaphore(places)
         self._queue = queue
+        self._callers: Counter[bytes] = Counter()
         self.waiting = 0
 
     @contextlib.asynccontextmanager
-    async def take(self, timeout: float) -> AsyncIterator[None]:
-        """Raises UnavailableError: the queue is full, or the wait was too long."""
+    async def take(self, caller: bytes, timeout: float) -> AsyncIterator[None]:
+        """Raises UnavailableError: the queue is full, the wait was too long, or ``caller`` has PLACES_EACH."""
+        if self._callers[caller] >= PLACES_EACH:
+            raise UnavailableError(f"this caller has or waits for {PLACES_EACH} places for audits already")
+        self._callers[caller] += 1
+        try:
+            async with self._take(timeout):
+                yield
+        finally:
+            self._callers[caller] -= 1
+            if not self._callers[caller]:
+                del self._callers[caller]
+
+    @contextlib.asynccontextmanager
+    async def _take(self, timeout: float) -> AsyncIterator[None]:
         if self.waiting >= self._queue and self._semaphore.locked():
             raise UnavailableError(f"{self.waiting} wait for an audit already: try again in a moment")
         self.waiting += 1
@@ -163,6 +181,8 @@ class _Live:
     coins: SessionCoins
     received: list[bytes]
     standing: TaskStanding
+    users: int = 0
+    """Open streams and steps under way. While there are any, no second machine may be made of this session."""
     began: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -182,6 +202,8 @@ class Sessions:
         self._books, self._follower, self._store, self._key, self._rng = books, follower, store, key, rng
         self._limits = limits
         self._live: OrderedDict[tuple[bytes, bytes], _Live] = OrderedDict()
+        self._streams: Counter[bytes] = Counter()
+        self._opening = asyncio.Lock()
         self._audits = _Places(limits.audit_slots, limits.audit_queue)
         self._cpu = CpuPool(limits.audit_slots + limits.evaluation_slots, queue=4 * MAX_LIVE)
         self._evaluating = asyncio.Semaphore(limits.evaluation_slots)
@@ -210,9 +232,7 @@ class Sessions:
         first = await _next(incoming, limits.slot_s)
         if first is None:
             return
-        live = await self._attach(purpose, caller, first)
-        place = self._places(purpose)
-        async with place:
+        async with self._stream(caller), self._attached(purpose, caller, first) as live, self._places(purpose, caller):
             end = time.monotonic() + (limits.silence_s if purpose is Purpose.EVALUATION else limits.audit_s)
             started = time.monotonic()
             envelope: Envelope | None = first
@@ -224,10 +244,23 @@ class Sessions:
                 else:
                     envelope = await self._next_of_audit(incoming, started, end)
 
-    def _places(self, purpose: Purpose) -> contextlib.AbstractAsyncContextManager[None]:
+    def _places(self, purpose: Purpose, caller: bytes) -> contextlib.AbstractAsyncContextManager[None]:
         if purpose is Purpose.EVALUATION:
             return contextlib.nullcontext()
-        return self._audits.take(self._limits.audit_s)
+        return self._audits.take(caller, self._limits.audit_s)
+
+    @contextlib.asynccontextmanager
+    async def _stream(self, caller: bytes) -> AsyncIterator[None]:
+        """Raises UnavailableError: this caller has MAX_STREAMS."""
+        if self._streams[caller] >= MAX_STREAMS:
+            raise UnavailableError(f"{MAX_STREAMS} streams of this caller are open already")
+        self._streams[caller] += 1
+        try:
+            yield
+        finally:
+            self._streams[caller] -= 1
+            if not self._streams[caller]:
+                del self._streams[caller]
 
     async def _next_of_audit(self, incoming: AsyncIterator[Envelope], started: float, end: float) -> Envelope | None:
         """The next message; the place is kept for ``slot_s``, and longer as long as nobody waits for it."""
@@ -249,7 +282,16 @@ class Sessions:
 
     # Opening
 
+    @contextlib.asynccontextmanager
+    async def _attached(self, purpose: Purpose, caller: bytes, first: Envelope) -> AsyncIterator[_Live]:
+        live = await self._attach(purpose, caller, first)
+        try:
+            yield live
+        finally:
+            live.users -= 1
+
     async def _attach(self, purpose: Purpose, caller: bytes, first: Envelope) -> _Live:
+        """The one machine of this session, with one more user."""
         name = (caller, first.session)
         live = self._live.get(name)
         if live is None:
@@ -261,13 +303,17 @@ class Sessions:
             sides = await self._sides(opening.task_id)
             standing = TaskStanding(self._follower, opening.task_id)
             await self._admit(purpose, caller, standing)
-            made = await self._cpu.run(self._make, purpose, caller, first.session, sides, standing)
-            # Another stream may have made it meanwhile: there is one machine for one session.
-            live = self._live.setdefault(name, made)
+            # One at a time: a machine made while another of the same session lives could answer what that one has answered.
+            async with self._opening:
+                live = self._live.get(name)
+                if live is None:
+                    live = await self._cpu.run(self._make, purpose, caller, first.session, sides, standing)
+                    self._live[name] = live
         if live.purpose is not purpose:
             raise SequenceError(f"session {first.session.hex()[:16]} is of another kind")
         self._live.move_to_end(name)
-        self._trim()
+        live.users += 1
+        self._trim(caller)
         return live
 
     async def _sides(self, task_id: TaskId) -> TaskSides:
@@ -309,12 +355,15 @@ class Sessions:
                 machine = StoredRequester(task, session, NodeId(caller), sk, key, standing, marks, coins)
         return _Live(record, purpose, machine, coins, self._store.received(record), standing)
 
-    def _trim(self) -> None:
-        for name, live in list(self._live.items()):
-            if len(self._live) <= MAX_LIVE:
-                return
-            if not live.lock.locked():
-                del self._live[name]
+    def _trim(self, caller: bytes) -> None:
+        """Drops the longest unused sessions: first of this caller, who may have many, then of all."""
+        idle = [name for name, live in self._live.items() if not live.users]
+        own = [name for name in idle if name[0] == caller]
+        for name in own[: max(0, len(own) - MAX_STREAMS)]:
+            del self._live[name]
+        for name in idle:
+            if len(self._live) > MAX_LIVE:
+                self._live.pop(name, None)
 
     # Steps
 
@@ -335,10 +384,17 @@ class Sessions:
 
     async def _step(self, live: _Live, envelope: Envelope) -> tuple[Envelope, ...]:
         # A caller who goes away does not interrupt a step: what was received and what was answered stay in line.
+        live.users += 1
         step = asyncio.create_task(self._locked_step(live, envelope))
         self._steps.add(step)
-        step.add_done_callback(self._steps.discard)
-        step.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+        def is_done(task: asyncio.Task[tuple[Envelope, ...]]) -> None:
+            live.users -= 1
+            self._steps.discard(task)
+            if not task.cancelled():
+                task.exception()
+
+        step.add_done_callback(is_done)
         return await asyncio.shield(step)
 
     async def _locked_step(self, live: _Live, envelope: Envelope) -> tuple[Envelope, ...]:

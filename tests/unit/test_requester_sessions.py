@@ -293,6 +293,98 @@ async def test_places_are_given_up_when_others_wait(bench: Bench) -> None:
         assert len(await third) == 1
 
 
+async def test_two_streams_of_one_session_are_one_machine_whoever_crowds_it_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session with an open stream stays, so that no second machine answers another message with the same coins.
+
+    Two answers to different rows would have the same γ: the knowledge check of the second is known before its rows are.
+    """
+    monkeypatch.setattr("requester.sessions.MAX_LIVE", 2)
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.TRAINING))
+    machine = pool_machine()
+    opening, base, *rows = machine.start()
+    go_on, begun = asyncio.Event(), asyncio.Event()
+
+    async def held() -> AsyncIterator[Envelope]:
+        yield opening
+        yield base
+        begun.set()
+        await go_on.wait()
+        for part in rows:
+            yield part
+
+    async def serve() -> list[Envelope]:
+        return [reply async for reply in sessions.serve(Purpose.EVALUATION, POOL, held())]
+
+    first = asyncio.create_task(serve())
+    await begun.wait()
+    for number in range(20):
+        with pytest.raises(BudgetError):
+            await talk(sessions, Purpose.EVALUATION, POOL, [replace(opening, session=bytes([number]) * 32)])
+    others = [replace(part, session=opening.session) for part in pool_machine().start()[2:]]
+    _, answered = await talk(sessions, Purpose.EVALUATION, POOL, [opening, base, *others])
+    assert [type(reply.message).__name__ for reply in answered] == ["BaseTransfer", "KnowledgeChallenge"]
+    go_on.set()
+    with pytest.raises(SequenceError, match="another message under number 2, which is used"):
+        await first
+    assert len(sessions._live) <= 2
+
+
+async def test_a_caller_has_few_streams_at_a_time(bench: Bench) -> None:
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.TRAINING))
+    gone = asyncio.Event()
+    opening = pool_machine().start()[0]
+
+    async def incoming() -> AsyncIterator[Envelope]:
+        yield opening
+        await gone.wait()
+
+    async def serve() -> None:
+        async for _ in sessions.serve(Purpose.EVALUATION, POOL, incoming()):
+            pass
+
+    streams = [asyncio.create_task(serve()) for _ in range(8)]
+    await asyncio.sleep(0.1)
+    with pytest.raises(UnavailableError, match="8 streams of this caller are open already"):
+        await serve()
+    gone.set()
+    await asyncio.gather(*streams)
+    await serve()
+
+
+async def test_one_validator_does_not_take_every_place(bench: Bench) -> None:
+    """Else one that opens streams and falls silent keeps the others from their audits, and an honest requester pays."""
+    sessions = bench.start(replace(FAST, audit_slots=2, audit_queue=64))
+    await bench.chain.become(view(TaskPhase.PENDING))
+    gone = asyncio.Event()
+
+    openings = [stored_opening(node) for node in range(2)]
+
+    def stream(node: int, after: Callable[[], object]) -> asyncio.Task[list[Envelope]]:
+        async def incoming() -> AsyncIterator[Envelope]:
+            yield openings[node]
+            after()
+            await gone.wait()
+
+        async def serve() -> list[Envelope]:
+            caller = NODES[node].public_key
+            return [reply async for reply in sessions.serve(Purpose.STORED_CHECK, caller, incoming())]
+
+        return asyncio.create_task(serve())
+
+    greedy = [stream(0, lambda: None) for _ in range(7)]
+    await asyncio.sleep(0.1)
+    refused = [task.exception() for task in greedy if task.done()]
+    assert len(refused) == 7 - 2
+    assert all("2 places" in str(error) for error in refused)
+    async with asyncio.timeout(2 * FAST.slot_s):
+        assert len(await stream(1, gone.set)) == 1
+    await asyncio.gather(*greedy, return_exceptions=True)
+
+
 async def test_a_silent_pool_is_let_go(bench: Bench) -> None:
     sessions = bench.start(replace(FAST, silence_s=0.2))
     await bench.chain.become(view(TaskPhase.TRAINING))
