@@ -68,13 +68,15 @@ def task(phase: TaskPhase = TaskPhase.WORK, entries: Sequence[EntryView] = ()) -
     )  # fmt: skip
 
 
-def verdict(node: int, claim: EntryView, kind: VerdictKind, height: Height = HEIGHT, chain: Digest = CHAIN) -> bytes:
+def verdict(
+    node: int, claim: EntryView, kind: VerdictKind, height: Height = HEIGHT, chain: Digest = CHAIN, reason: str = ""
+) -> bytes:
     """An encoded, signed verdict of validator number ``node`` on a claim."""
     assert claim.vm is not None
     assert claim.correct is not None
     is_valid = kind is VerdictKind.VALID
     content = Verdict(
-        chain, height, TASK, claim.pool, claim.vm.model_commitment, kind, claim.correct if is_valid else Correct(0), "",
+        chain, height, TASK, claim.pool, claim.vm.model_commitment, kind, claim.correct if is_valid else Correct(0), reason,
         Digest(b"g" * 32 if is_valid else bytes(32)), NodeId(NODES[node].public_key),
     )  # fmt: skip
     return encode(make_verdict(NODES[node], content))

@@ -17,7 +17,7 @@ from core.chain.block import Block
 from core.chain.claims import Adopted, Found, Undecided, Void, check_verdict_claim, outcome_of, tally
 from core.chain.state import ClaimRecord, Entry, Standing, Validator
 from core.chain.verify import check_verdict, powers
-from core.chain.vote import SignedVerdict, Verdict
+from core.chain.vote import SignedVerdict, Verdict, VerdictKind
 from core.codec import decode
 from core.errors import (
     ChainError,
@@ -29,7 +29,7 @@ from core.errors import (
     SequenceError,
     VoteError,
 )
-from core.ids import AccountId, Amount, Correct, Digest, Height, ModelCommitment, TaskId, short
+from core.ids import AccountId, Amount, Correct, Digest, Height, ModelCommitment, NodeId, TaskId, short
 from core.verification.receipt import Answer, AnswerKind, SignedAnswer, verify_answer
 from services.rpc import peer_client
 from services.rpc.chain_client import ChainClient
@@ -44,8 +44,6 @@ log = logger(__name__)
 ZERO: Final = Digest(bytes(32))
 MAX_VERDICT: Final = 2048
 MAX_ANSWER: Final = 1024
-PER_SIGNER: Final = 4
-"""Verdicts kept of one signer on one claim."""
 OFFER_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 0.25
 KEPT: Final = 4
@@ -71,29 +69,26 @@ class WorkWatch:
             raise NotFoundError(f"model {short(own)} is no claim of task {short(task.task_id)}")
         self.rank = ranks[0]
         """0 is the best."""
-        self._verdicts: dict[Verdict, None] = {}
-        self._seen: set[bytes] = set()
+        self._verdicts: dict[tuple[NodeId, ModelCommitment, VerdictKind], Verdict] = {}
+        """One of each kind of a signer on a claim: what is counted. More would let one signer fill the room of all."""
 
     def hear(self, encoded: Iterable[bytes]) -> bool:
         """Add verdicts; whether one of them was new. Those that nobody may sign are left out, and logged."""
         is_new = False
         for data in encoded:
-            if data in self._seen or len(self._seen) >= PER_SIGNER * len(self._validators) * len(self._claims):
-                continue
             try:
                 verdict = check_verdict(decode(SignedVerdict, data, MAX_VERDICT), self._chain_id, self.height, self._powers)
                 check_verdict_claim(verdict, self._task_id, self._claims)
             except (ChainError, InputError) as error:
                 log.warning("a node sent a verdict that does not count", height=self.height, error=error)
                 continue
-            self._seen.add(data)
-            self._verdicts[verdict] = None
-            is_new = True
+            place = (verdict.validator, verdict.model_commitment, verdict.kind)
+            is_new |= self._verdicts.setdefault(place, verdict) is verdict
         return is_new
 
     @property
     def found(self) -> Found:
-        return outcome_of(self._claims, tally(self._verdicts, self._validators))
+        return outcome_of(self._claims, tally(self._verdicts.values(), self._validators))
 
     @property
     def is_ours_to_show(self) -> bool:

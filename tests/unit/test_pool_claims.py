@@ -89,6 +89,15 @@ def test_one_liar_opens_nothing() -> None:
     assert not seen.is_ours_to_show
 
 
+def test_one_talkative_validator_does_not_drown_the_others() -> None:
+    """What a signer says of a claim counts once for each kind; more of it takes no room from what others say."""
+    seen = watch(SECOND)
+    seen.hear(verdict(3, BEST, VerdictKind.POOL_FAULT, reason=f"again {i}") for i in range(100))
+    assert seen.hear([verdict(0, BEST, VerdictKind.POOL_FAULT)])
+    assert seen.is_ours_to_show
+    assert not seen.hear(verdict(3, BEST, VerdictKind.POOL_FAULT, reason=f"more {i}") for i in range(100))
+
+
 def test_the_opening_is_shown_only_against_the_requesters_own_word() -> None:
     seen = watch(BEST)
     shelf = served(BEST, seen)
