@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TextIO
 
 import typer
 
@@ -72,7 +73,7 @@ async def up(
     """Run a testnet in the foreground, show what happens, and check it.
 
     Exits with 0 only if the work blocks are final on all nodes with equal hashes and state roots, and every winning model
-    scores what its block header says. Ctrl-C and SIGTERM stop every process.
+    scores what its block header says. Ctrl-C, SIGTERM and the end of the terminal stop every process.
 
     Example: pofl testnet up --blocks 3
     """
@@ -85,7 +86,7 @@ async def up(
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)
     with _pid_file(layout):
         try:
@@ -103,7 +104,10 @@ async def up(
 @app.command()
 @runs
 async def status(net: NetOption = None, as_json: JsonOption = False) -> None:
-    """Which processes of a testnet answer, and how far its nodes are."""
+    """Which nodes of a testnet answer, and how far they are.
+
+    Example: pofl testnet status --json
+    """
     layout = load_layout(net or newest_testnet())
     rows: list[tuple[str, str, int, str, int]] = []
     async with connected(layout) as clients:
@@ -122,16 +126,18 @@ async def status(net: NetOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 @runs
 async def down(net: NetOption = None) -> None:
-    """Stop a testnet that `pofl testnet up` runs in another terminal."""
+    """Stop a testnet that `pofl testnet up` runs in another terminal.
+
+    Example: pofl testnet down
+    """
     layout = load_layout(net or newest_testnet())
-    path = layout.folder / PID_FILE
-    try:
-        pid = int(path.read_text())
+    pid = _running(layout)
+    if pid is None:
+        raise ConfigError(f"no testnet runs from {layout.folder}")
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
-        raise ConfigError(f"no testnet runs from {layout.folder}") from None
     end = time.monotonic() + 30
-    while path.exists():
+    while _running(layout) == pid:
         if time.monotonic() > end:
             raise DeadlineError(f"process {pid} has not stopped the testnet within 30 s")
         await asyncio.sleep(0.1)
@@ -154,18 +160,38 @@ def _layout(folder: Path | None, shape: Shape) -> Layout:
 def _pid_file(layout: Layout) -> Iterator[None]:
     """Lets `down` find us, and keeps a second `up` from the same folder. Raises ConfigError."""
     path = layout.folder / PID_FILE
-    if path.exists():
-        try:
-            os.kill(int(path.read_text()), 0)
-        except (ValueError, ProcessLookupError):
-            path.unlink(missing_ok=True)
-        else:
-            raise ConfigError(f"a testnet already runs from {layout.folder}: stop it with `pofl testnet down`")
-    path.write_text(str(os.getpid()))
     try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+        file = path.open("a+", encoding="ascii")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+    with file:
+        if not _lock(file):
+            raise ConfigError(f"a testnet already runs from {layout.folder}: stop it with `pofl testnet down`")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _running(layout: Layout) -> int | None:
+    """The process that runs the testnet. A number that an ended one left behind may be anybody's by now: the lock tells."""
+    try:
+        with (layout.folder / PID_FILE).open(encoding="ascii") as file:
+            return None if _lock(file) else int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def _lock(file: TextIO) -> bool:
+    """Take the file until it is closed or this process ends; whether nobody else has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _tell(report: Report, layout: Layout, as_json: bool) -> None:
@@ -179,8 +205,8 @@ def _tell(report: Report, layout: Layout, as_json: bool) -> None:
     if not report.problems:
         count = len(report.blocks)
         console.print(
-            f"{count} work block{' is' if count == 1 else 's are'} final on all {nodes} nodes with equal hashes and state roots, "
-            f"and every model scores what its header says",
+            f"{count} work block{' is' if count == 1 else 's are'} final on all {nodes} nodes with equal hashes and state "
+            f"roots, and every model scores what its header says",
             highlight=False,
         )
     console.print(
