@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -46,7 +46,7 @@ MAX_MEMBERS: Final = 1_000
 MAX_WAITING: Final = 64
 """Assignments that wait for one member."""
 MAX_KEYS: Final = 16_384
-"""Flower keys whose owner is remembered."""
+"""Flower keys whose owner is remembered, oldest first."""
 
 
 class Enrolment(Protocol):
@@ -83,7 +83,7 @@ class Members:
         self._admission = admission
         self._clock = clock
         self._members: dict[AccountId, _Member] = {}
-        self._owners: OrderedDict[bytes, AccountId] = OrderedDict()
+        self._owners: dict[bytes, AccountId] = {}
         self._fetches: dict[AccountId, list[FetchRows]] = {}
         self._training: TrainOn | None = None
         self._changed = asyncio.Event()
@@ -107,11 +107,13 @@ class Members:
             raise AuthError(f"the request to join is not signed by {short(join.miner)}: {error.message}") from None
         check_admission(self._admission, join.miner, join.token)
         # Members learn one another's keys from receipts: joining under another's key would be taking its pay.
-        if self._owners.setdefault(join.node_public_key, join.miner) != join.miner:
+        if self._owners.get(join.node_public_key, join.miner) != join.miner:
             raise AuthError(f"the Flower key of {short(join.miner)} is another member's: join with a fresh one")
         if join.miner not in self._members and len(self._members) >= MAX_MEMBERS:
             raise LimitError(f"this pool has {MAX_MEMBERS} members, the most it takes", members=MAX_MEMBERS)
         ticket = await self._enrolment.register(join.node_public_key)
+        if self._owners.setdefault(join.node_public_key, join.miner) != join.miner:
+            raise AuthError(f"the Flower key of {short(join.miner)} became another member's meanwhile: join with a fresh one")
         former = self._members.get(join.miner)
         contribution = 0
         if former is not None and former.node_key != join.node_public_key:
@@ -120,8 +122,8 @@ class Members:
         self._members[join.miner] = _Member(
             join.miner, join.node_public_key, join.rows, join.features, contribution=contribution
         )
-        while len(self._owners) > MAX_KEYS:
-            self._owners.popitem(last=False)
+        if len(self._owners) > MAX_KEYS:
+            del self._owners[self._least_needed_key()]
         log.info("member joined", miner=join.miner, rows=join.rows, features=join.features, members=len(self._members))
         return sign_joined(
             self._key,
@@ -242,6 +244,14 @@ class Members:
             await self._enrolment.unregister(node_key)
         except PoflError as error:
             log.info("a former member's key is still registered", error=error)
+
+    def _least_needed_key(self) -> bytes:
+        """The oldest key of nobody who is a member, else of the member with the most keys: many joins cost only oneself."""
+        gone = next((key for key, miner in self._owners.items() if miner not in self._members), None)
+        if gone is not None:
+            return gone
+        most, _ = Counter(self._owners.values()).most_common(1)[0]
+        return next(key for key, miner in self._owners.items() if miner == most)
 
     def _note_change(self) -> None:
         ONLINE.set(len(self.online))

@@ -11,7 +11,7 @@ import pytest
 
 from core.crypto import signing
 from core.crypto.signing import KeyPair
-from core.errors import AuthError, CryptoError, NotFoundError
+from core.errors import AuthError, CryptoError, MalformedError, NotFoundError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
 from pool.flower.jobs import JoinTicket
 from pool.manager.config import AdmissionConfig
@@ -139,6 +139,30 @@ async def test_nobody_joins_under_anothers_flower_key() -> None:
         await group.join(sign_join(BOB, join(BOB, node_key=1)))
     assert group.owner(b"\x01" * 33) == ANN.public_key
     assert enrolment.registered == [b"\x01" * 33]
+
+
+async def test_nobody_crowds_out_a_members_flower_key_to_take_its_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pool.manager.members.MAX_KEYS", 4)
+    group, _ = members()
+    await group.join(sign_join(ANN, join(ANN)))
+    for number in range(2, 10):
+        await group.join(sign_join(BOB, join(BOB, number)))
+    assert len(group._owners) <= 4
+    assert group.owner(join(ANN).node_public_key) == ANN.public_key
+    with pytest.raises(AuthError, match="another member's"):
+        await group.join(sign_join(BOB, join(BOB, 1)))
+
+
+async def test_a_key_that_is_not_admitted_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    group, enrolment = members()
+
+    async def refuse(key: bytes) -> JoinTicket:
+        raise MalformedError(f"{key.hex()} is no point")
+
+    monkeypatch.setattr(enrolment, "register", refuse)
+    with pytest.raises(MalformedError):
+        await group.join(sign_join(ANN, join(ANN)))
+    assert not group._owners
 
 
 async def test_admission_by_token_and_by_list() -> None:
