@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,11 @@ from core.errors import LimitError, MalformedError, NotFoundError
 __all__ = ["Dataset", "checked", "load_npz", "save_npz"]
 
 MAX_BYTES = 4 << 30
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError,
+)  # fmt: skip
+"""What reading an archive that somebody made to do harm raises: besides a broken one, encryption, an unknown compression,
+an array said to be larger than memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +89,7 @@ def load_npz(path: Path, *, features: int | None = None, classes: int | None = N
             if missing:
                 raise MalformedError(f"{path}: no array {sorted(missing)}; it holds {sorted(arrays.files)}")
             x, y = arrays["x"], arrays["y"]
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"{path}: not an .npz file of plain arrays: {error}") from None
     return checked(x, y, name=str(path), features=features, classes=classes)
 

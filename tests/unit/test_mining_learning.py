@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +215,32 @@ def test_a_pickle_in_an_npz_is_never_loaded(tmp_path: Path) -> None:
 def test_impossible_models_are_refused(values: tuple[int, int, tuple[int, ...], str], error: type[Exception]) -> None:
     with pytest.raises(error):
         ModelSpec(*values)
+
+
+def npy(shape: tuple[int, ...]) -> bytes:
+    """A header that says ``shape``, and 64 bytes of data."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+
+
+@pytest.mark.parametrize("harm", ["larger than memory", "unknown compression", "encrypted", "broken lzma"])
+def test_a_hostile_archive_is_refused_as_such(tmp_path: Path, harm: str) -> None:
+    """It is a requester's practice set: an error of another kind would end the pool's process."""
+    path = tmp_path / "rows.npz"
+    method = zipfile.ZIP_LZMA if harm == "broken lzma" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x.npy", npy((1 << 45,)) if harm == "larger than memory" else npy((8,)))
+        archive.writestr("y.npy", npy((8,)))
+    data = bytearray(path.read_bytes())
+    listed = data.find(b"PK\x01\x02")
+    if harm == "unknown compression":
+        data[8] = data[listed + 10] = 99
+    elif harm == "encrypted":
+        data[6] |= 1
+        data[listed + 8] |= 1
+    elif harm == "broken lzma":
+        data[45] ^= 0xFF
+        data[50] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(MalformedError, match=r"rows\.npz: not an \.npz file of plain arrays"):
+        datasets.load_npz(path)
