@@ -74,7 +74,10 @@ class StopWhen:
 
 @dataclass(frozen=True, slots=True)
 class RoundLog:
-    """One round, for the progress stream. ``refused``: miner -> reason."""
+    """One round, for the progress stream. ``accepted``: miner -> examples counted for it, after the weight cap.
+
+    ``refused``: miner -> reason.
+    """
 
     number: int
     seconds: float
@@ -247,7 +250,8 @@ class RoundLoop:
         current.refused |= {miner: error.message for miner, error in outliers.items()}
         state = self.state
         if len(kept) >= self.rules.quorum:
-            delta = self._aggregate(current.number, cap_weights(kept))
+            kept = cap_weights(kept)
+            delta = self._aggregate(current.number, kept)
             state.weights = add(state.weights, unflatten(self.spec, delta))
             state.accepted_rounds += 1
         else:
@@ -260,14 +264,14 @@ class RoundLoop:
                 state.best, state.best_score = state.weights, score
             state.since_best = 0 if better else state.since_best + 1
         self._receipts = tuple(
-            [Receipt(u.miner, current.number, u.examples, "") for u in kept]
+            [Receipt(u.miner, current.number, u.weight, "") for u in kept]
             + [Receipt(miner, current.number, 0, reason[:90]) for miner, reason in current.refused.items()]
         )[:MAX_RECEIPTS]
-        examples = sum(u.examples for u in kept)
+        examples = sum(u.weight for u in kept)
         return RoundLog(
             current.number, self._now() - current.started, current.participants,
-            {u.miner: u.examples for u in kept}, current.refused, score,
-            sum(u.loss * u.examples for u in kept) / examples if examples else float("nan"),
+            {u.miner: u.weight for u in kept}, current.refused, score,
+            sum(u.loss * u.weight for u in kept) / examples if examples else float("nan"),
             current.bytes_up, current.bytes_down,
         )  # fmt: skip
 

@@ -47,7 +47,7 @@ DOUBLE: Codec = _Double()
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What an earlier round counted for one miner: accepted examples, or none and the reason."""
+    """What an earlier round counted for one miner: accepted examples, capped like its weight, or none and the reason."""
 
     miner: Annotated[bytes, Fixed(keys.NODE_KEY_BYTES)]
     round: Annotated[int, U32]

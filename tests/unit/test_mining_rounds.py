@@ -189,6 +189,16 @@ def test_claims_are_held_to_the_registered_or_first_count() -> None:
     assert "15 examples, registered 10" in logs[1].refused[key(1)]
 
 
+def test_pay_follows_what_counted_not_what_was_said() -> None:
+    """Rows declared when joining are nobody's proof: contributions have the same cap as the weights."""
+    fleet = MemoryFleet(honest(4))
+    fleet.behaviours[key(4)].examples = 1 << 30
+    logs, _ = run(fleet, stop=StopWhen(rounds=2), registered={key(4): 1 << 30})
+    assert logs[0].accepted == {key(1): 10, key(2): 10, key(3): 10, key(4): 40}
+    told = {r.miner: r.examples for r in fleet.sent[-1][3].receipts}
+    assert told == logs[0].accepted
+
+
 def test_the_best_model_is_kept() -> None:
     hill = [3, 9, 4, 2]
     rounds = iter(hill)
