@@ -50,7 +50,7 @@ class WorkRecord:
 
     z_digest: Annotated[Digest, DIGEST]
     """Of this node's audit of the winner; zeros without one."""
-    verdicts: Annotated[tuple[SignedVerdict, ...], Seq(Record(SignedVerdict), 2 * MAX_CLAIMS * MAX_VALIDATORS)]
+    verdicts: Annotated[tuple[SignedVerdict, ...], Seq(Record(SignedVerdict), 4 * MAX_CLAIMS * MAX_VALIDATORS)]
     audits: Annotated[tuple[AuditTime, ...], Seq(Record(AuditTime), MAX_CLAIMS)]
     validators: Annotated[tuple[Validator, ...], Seq(Record(Validator), MAX_VALIDATORS)]
     """Of that height."""

@@ -39,6 +39,12 @@ class Auditing:
         self._bodies: set[ModelCommitment] = set()
         self._top: int | None = None
         self._timed: set[int] = set()
+        self._passed: dict[ModelCommitment, AuditDone] = {}
+
+    def waiting(self, now_ms: Milliseconds) -> list[Action]:
+        """Signs ``valid`` for claims whose work block came after the audit's end."""
+        ready = [c for c in self._passed if self._blocks.work_block(c) is not None]
+        return [action for c in ready for action in self.on_done(self._passed.pop(c), now_ms)]
 
     def hold_body(self, commitment: ModelCommitment) -> None:
         self._bodies.add(commitment)
@@ -79,7 +85,10 @@ class Auditing:
         return []
 
     def on_done(self, done: AuditDone, now_ms: Milliseconds) -> list[Action]:
-        """Signs what the audit found, unless a final verdict was given. Raises VoteError if it contradicts itself."""
+        """Signs what the audit found, unless a final verdict was given. Raises VoteError if it contradicts itself.
+
+        ``valid`` waits for the work block: a claim adopted on its body alone could never be proposed.
+        """
         entry = next((e for e in self._work.claims if commitment_of(e) == done.model_commitment), None)
         if entry is None or entry.claim is None:
             raise VoteError(f"an audit of {short(done.model_commitment)}, which is no claim at this height")
@@ -87,6 +96,9 @@ class Auditing:
             raise VoteError(f"an audit found {done.correct} of a claim of {entry.claim.correct}: that is not 'valid'")
         given = self._given(entry)
         if done.kind in given or given - {VerdictKind.UNAVAILABLE}:
+            return []
+        if done.kind is VerdictKind.VALID and self._blocks.work_block(done.model_commitment) is None:
+            self._passed[done.model_commitment] = done
             return []
         return self._give(entry, done.kind, done.reason, now_ms, done.correct, done.z_digest)
 

@@ -12,7 +12,7 @@ from core.chain import rules
 from core.chain.block import Block, BlockKind, Header
 from core.chain.state import State
 from core.chain.transaction import PoolFault, VerdictEquivocation, Verdicts
-from core.chain.vote import SignedVerdict
+from core.chain.vote import SignedVerdict, VerdictKind
 from core.chain.work_height import WorkHeight
 from core.errors import BlockError, InputError, TransactionError, VoteError
 from core.ids import BlockHash, Digest, Milliseconds, ModelCommitment
@@ -71,7 +71,7 @@ class Candidates:
             after = rules.apply_block(self._state, block)
             known = Candidate(block, block.header.decoded(), after, not block.decoded_body().transactions)
         signed = tuple(dict.fromkeys(verdicts))
-        limit = len(self._work.claims) * len(self._state.validators) * 3
+        limit = len(self._work.claims) * len(self._state.validators) * len(VerdictKind)
         if len(signed) > limit:
             raise VoteError(f"{len(signed)} verdicts come with a block; there are at most {limit}")
         pairs = [(self._work.check(s), s) for s in signed]

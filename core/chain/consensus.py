@@ -26,8 +26,9 @@ from core.chain.candidates import Candidates
 from core.chain.claims import Adopted, Void
 from core.chain.messages import Action, Event, RoundStep, Timer, TimerKind
 from core.chain.state import State
+from core.chain.transaction import Equivocation, VerdictEquivocation
 from core.chain.turns import proposer
-from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Step, Vote
+from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Step, Verdict, Vote
 from core.chain.vote_book import VoteBook
 from core.chain.work_height import WorkHeight, commitment_of
 from core.codec import decode, encode
@@ -84,6 +85,7 @@ class Consensus:
         self._locked: tuple[int, BlockHash] | None = None
         self._valid: tuple[int, BlockHash] | None = None
         self._polka: tuple[SignedVote, ...] = ()
+        self._accused = {v.node_id for v in state.validators if v.has_equivocated}
         self._has_transactions = False
         self._asked: set[object] = set()
         self._scheduled: set[Timer] = set()
@@ -170,9 +172,15 @@ class Consensus:
         vote = verify.check_vote(signed, self.state.chain_id, self.height, self._power)
         is_new, evidence = self._votes.add(vote, signed, max(self.round, 0))
         if evidence is not None:
-            self._out.append(msg.Faulty(evidence))
+            self._accuse(vote.validator, evidence)
         if is_new:
             self._out.append(msg.Relay(signed))
+
+    def _accuse(self, who: NodeId, evidence: Equivocation | VerdictEquivocation) -> None:
+        """Once a height, and only who can still be punished: nobody makes honest nodes flood the chain with reports."""
+        if who not in self._accused:
+            self._accused.add(who)
+            self._out.append(msg.Faulty(evidence))
 
     def _peek(self, signed: SignedVote) -> Vote | None:
         try:
@@ -183,9 +191,10 @@ class Consensus:
     def _on_verdict(self, signed: SignedVerdict) -> None:
         if self.work.is_known(signed):
             return
-        is_new, evidence = self.work.add(self.work.check(signed), signed)
+        verdict = self.work.check(signed)
+        is_new, evidence = self.work.add(verdict, signed)
         if evidence is not None:
-            self._out.append(msg.Faulty(evidence))
+            self._accuse(verdict.validator, evidence)
         if is_new:
             self._out.append(msg.Relay(signed))
 
@@ -204,7 +213,13 @@ class Consensus:
                 f"{short(self.proposer(proposal.round))}'s"
             )
         known = self._proposals.get(proposal.round)
-        if (known is not None and known[0].block_hash in self._blocks) or proposal.round > self.round + MAX_PROPOSAL_AHEAD:
+        if proposal.round > self.round + MAX_PROPOSAL_AHEAD:
+            return
+        if known is not None and known[0].block_hash in self._blocks:
+            same = self._blocks.get(proposal.block_hash)
+            if same is not None and any(not self.work.is_known(s) for s in signed.verdicts):
+                # Verdicts are not signed with the proposal: a first copy may have lost some on its way.
+                self._take(same.block, signed.verdicts)
             return
         block = verify.proposed_block(signed, proposal)
         self._take(block, signed.verdicts)
@@ -215,7 +230,11 @@ class Consensus:
 
     def _take(self, block: Block, verdicts: Iterable[SignedVerdict] = ()) -> None:
         _, evidence = self._blocks.take(block, verdicts)
-        self._out.extend(msg.Faulty(e) for e in evidence)
+        for found in evidence:
+            if isinstance(found, VerdictEquivocation):
+                self._accuse(decode(Verdict, found.first.verdict, 1024).validator, found)
+            else:
+                self._out.append(msg.Faulty(found))
 
     def _on_built(self, round_: int, block: Block) -> None:
         if round_ == self.round and self.phase is RoundStep.PROPOSE and self._may_propose():
@@ -257,6 +276,7 @@ class Consensus:
         return False
 
     def _follow_claims(self) -> None:
+        self._give(self._auditing.waiting(self._now))
         self._out.extend(self._auditing.follow())
         wanted = self._auditing.wanted_work()
         if wanted is not None:

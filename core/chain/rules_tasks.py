@@ -164,6 +164,13 @@ def claim(state: State, tx: Transaction, payload: Claim) -> State:
         )
     if entry.claim is not None:
         raise TransactionError(f"pool {short(tx.sender)} has claimed already in task {name}", Refusal.DUPLICATE)
+    for other in state.entries_of(task.task_id):
+        if other.claim is not None and other.claim.vm.model_commitment == vm.model_commitment:
+            # Only a requester who lies signs a receipt for the second; verdicts name a claim by its commitment.
+            raise TransactionError(
+                f"pool {short(other.pool)} has claimed for model {short(vm.model_commitment)} in task {name}",
+                Refusal.DUPLICATE,
+            )
     if payload.correct > task.published.spec.samples:
         raise TransactionError(
             f"{payload.correct} correct of {task.published.spec.samples} samples", Refusal.OUT_OF_RANGE

@@ -33,7 +33,9 @@ class VoteBook:
     def add(self, vote: Vote, signed: SignedVote, current_round: int) -> tuple[bool, Equivocation | None]:
         """Keeps a checked vote: whether it was new, and evidence if its signer contradicts itself."""
         pairs = self._places.get((vote.round, vote.step), {}).get(vote.validator, [])
-        if any(s == signed or v == vote for v, s in pairs) or len(pairs) >= MAX_PER_PLACE:
+        if any(s == signed or v == vote for v, s in pairs):
+            return False, None
+        if len(pairs) >= MAX_PER_PLACE and not self._completes(vote, pairs):
             return False, None
         if vote.round > current_round and not self._make_room(vote, current_round):
             return False, None
@@ -41,6 +43,12 @@ class VoteBook:
         place = self._places.setdefault((vote.round, vote.step), {})
         place.setdefault(vote.validator, []).append((vote, signed))
         return True, evidence
+
+    def _completes(self, vote: Vote, pairs: list[Pair]) -> bool:
+        """Whether a vote beyond MAX_PER_PLACE is for a block that more than 1/3 voted for there. Else a validator that votes
+        three ways could hide from some nodes a quorum that others saw. Few blocks have so many votes."""
+        power = self.power(vote.round, vote.step, vote.block_hash)
+        return is_third(power, self._total) and all(v.block_hash != vote.block_hash for v, _ in pairs)
 
     def _make_room(self, vote: Vote, current_round: int) -> bool:
         rounds = {r for (r, _), by in self._places.items() if r > current_round and vote.validator in by}

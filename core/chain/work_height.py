@@ -16,13 +16,11 @@ from core.chain.state import Entry, State
 from core.chain.transaction import VerdictEquivocation
 from core.chain.verify import check_verdict
 from core.chain.vote import SignedVerdict, Verdict, VerdictKind
+from core.codec import decode
 from core.errors import VoteError
 from core.ids import Height, Milliseconds, ModelCommitment, NodeId
 
 __all__ = ["WorkHeight"]
-
-MAX_PER_SIGNER = 3
-"""Verdicts kept of one signer on one claim: ``unavailable``, its replacement, and a contradiction."""
 
 Pair = tuple[Verdict, SignedVerdict]
 
@@ -46,6 +44,8 @@ class WorkHeight:
         """The verdict, if a validator signed it and it fits a claim of this height. Raises VoteError, WrongChainError."""
         if not self.claims:
             raise VoteError(f"a verdict at height {self._state.height + 1}, which is no work height")
+        if self.is_known(signed):
+            return decode(Verdict, signed.verdict, 1024)
         verdict = check_verdict(signed, self._state.chain_id, Height(self._state.height + 1), self._power)
         claim_rules.check_verdict_claim(verdict, self.claims[0].task_id, self.claims)
         return verdict
@@ -54,15 +54,19 @@ class WorkHeight:
         return signed.verdict + signed.signature in self._known
 
     def add(self, verdict: Verdict, signed: SignedVerdict) -> tuple[bool, VerdictEquivocation | None]:
-        """Keeps a checked verdict: whether it was new, and evidence if its signer contradicts itself."""
+        """Keeps a checked verdict: whether it was new, and evidence if its signer contradicts itself.
+
+        One of each kind is kept of a signer on a claim. With fewer, nodes that got a liar's verdicts in different orders
+        would never come to the same tally.
+        """
         if self.is_known(signed):
             return False, None
         pairs = self._pairs.setdefault((verdict.validator, verdict.model_commitment), [])
-        if len(pairs) >= MAX_PER_SIGNER or any(v.kind is verdict.kind is VerdictKind.UNAVAILABLE for v, _ in pairs):
-            return False, None
         evidence = next(
             (VerdictEquivocation(other, signed) for v, other in pairs if is_verdict_equivocation(v, verdict)), None
         )
+        if any(v.kind is verdict.kind for v, _ in pairs):
+            return False, evidence
         pairs.append((verdict, signed))
         self._known.add(signed.verdict + signed.signature)
         self._tallies = None
