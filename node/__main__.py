@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from node.app import main as run_node
-from node.config import NodeConfig
-from services.rpc.role import role_main
+from services.runtime.startup import loading
+
+with loading():
+    from node.app import main as run_node
+    from node.config import NodeConfig
+    from services.rpc.role import role_main
 
 
 def main() -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from provider.app import main as serve
-from provider.config import ProviderConfig
-from services.rpc.role import role_main
+from services.runtime.startup import loading
+
+with loading():
+    from provider.app import main as serve
+    from provider.config import ProviderConfig
+    from services.rpc.role import role_main
 
 
 def main() -> int:

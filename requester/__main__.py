@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from requester.app import main as serve
-from requester.config import RequesterConfig
-from services.rpc.role import role_main
+from services.runtime.startup import loading
+
+with loading():
+    from requester.app import main as serve
+    from requester.config import RequesterConfig
+    from services.rpc.role import role_main
 
 
 def main() -> int:

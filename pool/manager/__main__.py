@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from pool.manager.app import main as serve
-from pool.manager.config import PoolConfig
-from services.rpc.role import role_main
+from services.runtime.startup import loading
+
+with loading():
+    from pool.manager.app import main as serve
+    from pool.manager.config import PoolConfig
+    from services.rpc.role import role_main
 
 
 def main() -> int:

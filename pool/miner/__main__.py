@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from pool.miner.app import main as serve
-from pool.miner.config import MinerConfig
-from services.rpc.role import role_main
+from services.runtime.startup import loading
+
+with loading():
+    from pool.miner.app import main as serve
+    from pool.miner.config import MinerConfig
+    from services.rpc.role import role_main
 
 
 def main() -> int:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import click
-import typer
+from services.runtime.startup import loading
 
-from core.errors import PoflError
-from services.cli import chain, keys, models, run, tasks, testnet
-from services.runtime.lifecycle import exit_code
+with loading():
+    import click
+    import typer
+
+    from core.errors import PoflError
+    from services.cli import chain, keys, models, run, tasks, testnet
+    from services.runtime.lifecycle import exit_code
 
 __all__ = ["app", "main"]
 
@@ -41,7 +44,10 @@ app.command("run")(run.run_role)
 
 @app.command("version")
 def show_version() -> None:
-    """The installed release."""
+    """The installed release.
+
+    Example: pofl version
+    """
     try:
         typer.echo(version("pofl"))
     except PackageNotFoundError:
@@ -54,7 +60,7 @@ def main() -> int:
         app(standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         return 130
     except click.ClickException as error:
         sys.stderr.write(f"error: {error.format_message()}\n")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from services.platform.app import main as serve
-from services.platform.config import PlatformConfig
-from services.rpc.role import role_main
+from services.runtime.startup import loading
+
+with loading():
+    from services.platform.app import main as serve
+    from services.platform.config import PlatformConfig
+    from services.rpc.role import role_main
 
 
 def main() -> int:

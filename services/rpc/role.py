@@ -26,6 +26,7 @@ from services.runtime import config, logging
 from services.runtime.config import CommonConfig
 from services.runtime.lifecycle import Lifecycle, exit_code, run
 from services.runtime.metrics import Exporter
+from services.runtime.startup import end_with_parent
 
 __all__ = [
     "Role", "RoleConfig", "open_chain", "open_role", "open_server", "read_genesis", "read_key", "role_main", "tls_files",
@@ -141,6 +142,7 @@ def role_main(
     )
     parser.add_argument("--print-config", action="store_true", help="print the configuration with all defaults, and end")
     arguments = parser.parse_args(argv)
+    end_with_parent(os.environ)
     try:
         cfg = config.load(cls, arguments.config, os.environ, arguments.overrides)
         if arguments.print_config:

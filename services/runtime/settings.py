@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 ROLES = ("node", "pool", "miner", "requester", "provider", "platform", "explorer", "user")
 # Environment variables of ours that are not configuration keys.
-OTHER_VARIABLES = frozenset({"POFL_CONFIG", "POFL_TEST_SEED"})
+OTHER_VARIABLES = frozenset({"POFL_CONFIG", "POFL_NET", "POFL_PARENT", "POFL_TEST_SEED"})
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -88,7 +88,9 @@ def _merge_file(cls: type, file: Path, tree: dict[str, Any]) -> None:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {file}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not TOML: byte {error.start} is not UTF-8 text") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
     _merge(cls, table, tree, (), file)
 

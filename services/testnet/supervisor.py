@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from core.errors import PoflError, UnavailableError
+from services.runtime.startup import PARENT
 
 __all__ = ["Child", "ProcessSpec", "Supervisor"]
 
@@ -82,7 +83,8 @@ class Supervisor:
         log = spec.log.open("ab")
         # One thread a process: a testnet has more processes than the machine has cores.
         env = {
-            **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **spec.env,
+            **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+            PARENT: str(os.getpid()), **spec.env,
         }  # fmt: skip
         try:
             process = await asyncio.create_subprocess_exec(

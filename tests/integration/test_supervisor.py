@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from core.errors import PoflError
 from services.testnet import supervisor
 from services.testnet.supervisor import ProcessSpec, Supervisor
 
+ROOT = str(Path(__file__).resolve().parents[2])
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -52,6 +56,45 @@ async def test_a_process_that_ignores_sigterm_and_its_child_are_gone_after_stop(
             break
         await asyncio.sleep(0.05)
     assert not any(is_alive(pid) for pid in pids)
+
+
+ORPHAN = """
+import os, sys, time
+from services.runtime.startup import end_with_parent
+end_with_parent(os.environ)
+print("pid", os.getpid(), flush=True)
+time.sleep(60)
+"""
+KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from services.testnet.supervisor import ProcessSpec, Supervisor
+async def main() -> None:
+    folder = Path(sys.argv[1])
+    log = folder / "orphan.log"
+    env = {"PYTHONPATH": f"{folder}:{sys.argv[2]}"}
+    async with Supervisor() as running:
+        await running.start(ProcessSpec("orphan", "node", "orphan", folder / "unused.toml", log, env))
+        while not log.read_text().endswith("\\n"):
+            await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+async def test_a_supervisor_that_is_killed_takes_its_processes_along(tmp_path: Path) -> None:
+    script(tmp_path, "orphan", ORPHAN)
+    killed = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(tmp_path), ROOT, env={**os.environ, "PYTHONPATH": ROOT}
+    )
+    assert await killed.wait() == -signal.SIGKILL
+    pid = int((tmp_path / "orphan.log").read_text().split()[1])
+    for _ in range(100):
+        if not is_alive(pid):
+            break
+        await asyncio.sleep(0.05)
+    assert not is_alive(pid)
 
 
 async def test_an_unexpected_end_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
