@@ -88,6 +88,8 @@ async def verify(
     """Check hashes, links and certificates of finalised blocks against the genesis document.
 
     Every certificate must hold signatures of 2/3 of the voting power. Exits with 5 at the first block that fails.
+
+    Example: pofl chain verify --first 10
     """
     async with network(net, node, tls) as connection:
         genesis = connection.layout.genesis if connection.layout is not None else await connection.chain.genesis()

@@ -46,7 +46,10 @@ async def new(
 async def show(
     file: Annotated[Path, typer.Argument(help="A key file.")], as_json: JsonOption = False
 ) -> None:
-    """The account that a key file belongs to; never the key."""
+    """The account that a key file belongs to; never the key.
+
+    Example: pofl keys show account.key
+    """
     _tell(read_key(file).public_key, file, as_json)
 
 

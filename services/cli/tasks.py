@@ -104,7 +104,10 @@ async def show(
     task: Annotated[str, typer.Argument(help="Task id, 64 hex digits.")],
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """One task: its family, windows, and every pool's entry, commit and claim."""
+    """One task: its family, windows, and every pool's entry, commit and claim.
+
+    Example: pofl task show TASK, with an id from `pofl task list --json`
+    """
     async with network(net, node, tls) as connection:
         found = await connection.chain.task(parse_task_id(task))
         if as_json:
@@ -136,7 +139,10 @@ async def show(
 async def watch(
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False
 ) -> None:  # fmt: skip
-    """Unfinished tasks, again after every block that changes one, until Ctrl-C."""
+    """Unfinished tasks, again after every block that changes one, until Ctrl-C.
+
+    Example: pofl task watch
+    """
     async with network(net, node, tls) as connection:
         async for update in connection.chain.watch_tasks():
             if as_json:

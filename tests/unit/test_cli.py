@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import click
 import numpy as np
 import pytest
+import typer
 
 from core.chain.transaction import Activation
 from core.verification.model_file import dump_model
 from core.verification.scored_model import ModelShape, ScoredModel
-from services.cli.main import main
+from services.cli.main import app, main
 
 
 def pofl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -78,6 +83,29 @@ def test_every_group_teaches(
 ) -> None:
     assert pofl(monkeypatch, *command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
+
+
+def test_every_command_shows_an_example() -> None:
+    def commands(group: click.Group, path: str) -> Iterator[tuple[str, str]]:
+        for name, command in group.commands.items():
+            if isinstance(command, click.Group):
+                yield from commands(command, f"{path} {name}")
+            else:
+                yield f"{path} {name}", command.help or ""
+
+    found = dict(commands(cast("click.Group", typer.main.get_command(app)), "pofl"))
+    assert len(found) > 15
+    assert [name for name, text in found.items() if f"Example: {name}" not in text] == []
+
+
+def test_down_does_not_signal_whoever_has_the_number_of_an_ended_testnet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    net = tmp_path / "net"
+    assert pofl(monkeypatch, "testnet", "init", "--out", str(net), "--nodes", "1", "--pools", "1", "--miners", "1") == 0
+    (net / "supervisor.pid").write_text(str(os.getpid()))  # as one that was killed leaves it
+    assert pofl(monkeypatch, "testnet", "down", "--net", str(net)) == 2
+    assert "no testnet runs from" in capsys.readouterr().err
 
 
 def test_a_new_key_is_private_and_shown_without_its_secret(
