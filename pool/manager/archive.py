@@ -83,13 +83,16 @@ class TaskFolder:
     def claim(self, claimed: Claimed) -> None:
         self._write("claimed", claimed)
 
-    @property
-    def work(self) -> Block | None:
-        return self._read("work", Block)
+    def work(self, parent: bytes) -> Block | None:
+        """The work block that was signed on the block with hash ``parent``."""
+        return self._read(_work_file(parent), Block)
 
-    def offer(self, block: Block) -> None:
-        """A second header on the same parent would burn the bond, so this one is kept before anybody sees it."""
-        self._write("work", block)
+    def offer(self, parent: bytes, block: Block) -> None:
+        """A second header on the same parent would burn the bond, so this one is kept before anybody sees it.
+
+        Another parent's block stays: a node that lies about the tip must not make this pool forget what it signed.
+        """
+        self._write(_work_file(parent), block)
 
     @property
     def batches_used(self) -> int:
@@ -115,6 +118,10 @@ class TaskFolder:
 
     def _write(self, name: str, value: object) -> None:
         write_durably(self.path / f"{name}.bin", encode(value))
+
+
+def _work_file(parent: bytes) -> str:
+    return f"work-{parent.hex()}"
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -389,8 +389,8 @@ class Season:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _work_block(self, tip: Tip, view: TaskView, committed: Committed, claimed: Claimed) -> Block:
-        known = self._folder.work
-        if known is not None and known.header.decoded().prev_hash == tip.block_hash:
+        known = self._folder.work(tip.block_hash)
+        if known is not None:
             return known
         pool = self._pool
         assert tip.certificate is not None
@@ -409,7 +409,7 @@ class Season:
             vm=claimed.vm,
             payouts=share_out(total, contributions, pool.account, pool.cfg.owner_cut_ppm),
         )
-        await asyncio.to_thread(self._folder.offer, block)
+        await asyncio.to_thread(self._folder.offer, tip.block_hash, block)
         return block
 
     # Small things

@@ -66,26 +66,39 @@ def test_a_model_is_found_again_as_it_was_committed(tmp_path: Path) -> None:
     assert np.array_equal(decrypt_body(sk, found.body, family).encode(), model.encode())
 
 
+PARENT = b"p" * 32
+
+
 def test_files_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = TaskFolder(tmp_path / "t")
-    assert (folder.committed, folder.claimed, folder.work, folder.batches_used) == (None, None, None, 0)
+    assert (folder.committed, folder.claimed, folder.work(PARENT), folder.batches_used) == (None, None, None, 0)
     block = Block(SignedHeader(b"header", Signature(bytes(64))), b"body")
-    folder.offer(block)
+    folder.offer(PARENT, block)
     folder.use_batch(0)
     vm = entry(1, 5).vm
     assert vm is not None
     claimed = Claimed(entry(1, 5).correct or 0, vm)  # type: ignore[arg-type]
     folder.claim(claimed)
     again = TaskFolder(tmp_path / "t")
-    assert (again.work, again.batches_used, again.claimed) == (block, 1, claimed)
+    assert (again.work(PARENT), again.batches_used, again.claimed) == (block, 1, claimed)
     assert not list((tmp_path / "t").glob("*.part"))
-    assert (tmp_path / "t" / "work.bin").stat().st_mode & 0o077 == 0
-    (tmp_path / "t" / "work.bin").write_bytes(encode(block)[:-1])
-    with pytest.raises(CorruptError, match=r"work\.bin is damaged"):
-        _ = again.work
+    work = tmp_path / "t" / f"work-{PARENT.hex()}.bin"
+    assert work.stat().st_mode & 0o077 == 0
+    work.write_bytes(encode(block)[:-1])
+    with pytest.raises(CorruptError, match=r"work-.*\.bin is damaged"):
+        again.work(PARENT)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         TaskFolder(tmp_path / "file")
+
+
+def test_what_was_signed_on_a_parent_is_remembered_after_another_one(tmp_path: Path) -> None:
+    """A node lies about the tip, the pool signs there, and is killed; back on the true tip it must find what it signed."""
+    folder = TaskFolder(tmp_path / "t")
+    first = Block(SignedHeader(b"on the true tip", Signature(bytes(64))), b"body")
+    folder.offer(PARENT, first)
+    folder.offer(b"l" * 32, Block(SignedHeader(b"on the lie", Signature(bytes(64))), b"body"))
+    assert TaskFolder(tmp_path / "t").work(PARENT) == first
 
 
 class Client:
