@@ -9,7 +9,7 @@ from typing import Final
 from core.chain import mempool
 from core.chain.mempool import Mempool
 from core.chain.state import State
-from core.chain.transaction import Refusal, SignedTransaction
+from core.chain.transaction import SignedTransaction
 from core.errors import LimitError, TransactionError
 from core.ids import AccountId, TxId
 from core.ports import Clock
@@ -52,9 +52,7 @@ class Pending:
         if tx_id in self._ids:
             return False
         try:
-            if len(self._pool) >= self._limit:
-                raise TransactionError(f"{len(self._pool)} transactions wait already: try again later", Refusal.LIMIT)
-            self._take(mempool.add(self._pool, state, signed, self._clock.now_ms()))
+            self._take(mempool.add(self._pool, state, signed, self._clock.now_ms(), self._limit))
         except TransactionError as error:
             if note:
                 self._note(tx_id, error.message)
@@ -88,7 +86,7 @@ class Pending:
             self._note(tx_id, reason)
         for signed in late:
             try:
-                self._take(mempool.add(self._pool, state, signed, self._clock.now_ms()))
+                self._take(mempool.add(self._pool, state, signed, self._clock.now_ms(), self._limit))
             except (TransactionError, LimitError) as error:
                 self._note(signed.tx_id, error.message)
 

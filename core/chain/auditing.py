@@ -125,7 +125,7 @@ class Auditing:
             mark = tag(self._state.chain_id, entry.task_id, commitment, audited, self._me)
         verdict = Verdict(
             self._state.chain_id, Height(self._state.height + 1), entry.task_id, entry.pool, commitment, kind,
-            correct or Correct(0), reason.encode()[:200].decode(errors="ignore"), mark, self._me,
+            correct or Correct(0), reason.encode(errors="replace")[:200].decode(errors="ignore"), mark, self._me,
         )  # fmt: skip
         signed = build.make_verdict(self._key, verdict)
         self._work.add(verdict, signed)

@@ -37,7 +37,7 @@ def pool_fault(state: State, payload: PoolFault) -> State:
         (first.author_id == second.author_id, "the headers have different authors"),
         (first.prev_hash == second.prev_hash, "the headers have different parents"),
         (first.kind is BlockKind.WORK and second.kind is BlockKind.WORK, "they are not both work headers"),
-        (first.task_id == second.task_id, "they are for different tasks"),
+        (first.task_id is not None and first.task_id == second.task_id, "they are for no task, or for different ones"),
         (first.chain_id == second.chain_id == state.chain_id, "they are of another chain"),
     ):
         if not ok:

@@ -56,8 +56,12 @@ class Mempool:
         return next((w.signed for w in self.waiting.values() if w.signed.tx_id == tx_id), None)
 
 
-def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Milliseconds) -> Mempool:
+def add(
+    pool: Mempool, state: State, signed: SignedTransaction, now_ms: Milliseconds, limit: int = MAX_WAITING
+) -> Mempool:
     """The pool with this transaction; the same pool if it is in there already.
+
+    A full pool gives up what pays least for what pays more, and for a validator's duties, which pay nothing.
 
     Raises:
         TransactionError: it will not become good, pays no more than the one it would replace, or there is no room.
@@ -82,10 +86,25 @@ def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Millisec
             )  # fmt: skip
     elif sum(sender == tx.sender for sender, _ in pool.waiting) >= MAX_PER_SENDER:
         raise TransactionError(f"{MAX_PER_SENDER} transactions of {short(tx.sender)} wait already", Refusal.LIMIT)
-    size = pool.size + len(signed.transaction) - (0 if known is None else known.size)
-    if (known is None and len(pool) >= MAX_WAITING) or size > MAX_BYTES:
-        raise TransactionError(f"the mempool is full: {len(pool)} transactions, {pool.size} bytes", Refusal.LIMIT)
-    return replace(pool, waiting={**pool.waiting, place: Waiting(signed, tx, now_ms)}, size=size)
+    waiting, size = dict(pool.waiting), pool.size + len(signed.transaction)
+    if known is not None:
+        size -= waiting.pop(place).size
+    while len(waiting) >= min(limit, MAX_WAITING) or size > MAX_BYTES:
+        size -= waiting.pop(_to_give_up(waiting, state, tx)).size
+    waiting[place] = Waiting(signed, tx, now_ms)
+    return replace(pool, waiting=waiting, size=size)
+
+
+def _to_give_up(waiting: Mapping[tuple[AccountId, int], Waiting], state: State, tx: Transaction) -> tuple[AccountId, int]:
+    """The worst that waits: least fee, of one sender the last. Raises TransactionError unless ``tx`` is better."""
+    validators = {bytes(v.node_id) for v in state.validators}
+    others = [place for place in waiting if place[0] not in validators]
+    worst = min(others, key=lambda p: (waiting[p].transaction.fee, -p[1], -waiting[p].since_ms), default=None)
+    if worst is None or (tx.sender not in validators and tx.fee <= waiting[worst].transaction.fee):
+        raise TransactionError(
+            f"{len(waiting)} transactions wait already: pay more, or try again later", Refusal.LIMIT, waiting=len(waiting)
+        )
+    return worst
 
 
 def after_block(pool: Mempool, state: State, now_ms: Milliseconds) -> tuple[Mempool, tuple[tuple[TxId, str], ...]]:

@@ -52,6 +52,8 @@ MAX_NONCE_AHEAD: Final = 64
 """How far a waiting transaction's nonce may be ahead of its account's."""
 MAX_REMEMBERED: Final = 2048
 """Bytes of a transaction whose good signature is remembered."""
+_NOBODY: Final = AccountId(bytes(32))
+"""Author of no block: a fee that is tried comes back to nobody."""
 _FEE_FREE: Final = (Stored, Verdicts, PoolFault, Equivocation, VerdictEquivocation)
 
 
@@ -273,7 +275,9 @@ def apply_transaction(state: State, signed: SignedTransaction, context: Context)
 def check_transaction(state: State, signed: SignedTransaction) -> Transaction:
     """Whether the transaction may wait for a block on ``state``'s tip.
 
-    If its nonce is the account's next it is tried on ``state``; a later one is checked for form, signature and fee only.
+    If its nonce is the account's next it is tried on ``state``; a later one is checked for form, signature and whether its
+    sender could pay the fee. Without a fee only a validator's waits for another one: whoever has no money could otherwise
+    fill every mempool.
 
     Raises:
         TransactionError: ``reason`` TOO_EARLY if it may become good, another Refusal if it will not.
@@ -288,7 +292,12 @@ def check_transaction(state: State, signed: SignedTransaction) -> Transaction:
     if tx.nonce == account.nonce:
         index = 0 if isinstance(tx.payload, Verdicts) else 1
         time_ms = Milliseconds(state.tip.timestamp_ms + 1)
-        apply_transaction(state, signed, Context(state, Height(state.height + 1), index, time_ms, tx.sender))
+        apply_transaction(state, signed, Context(state, Height(state.height + 1), index, time_ms, _NOBODY))
+    elif tx.fee > account.balance or (tx.fee == 0 and tx.sender not in {bytes(v.node_id) for v in state.validators}):
+        raise TransactionError(
+            f"account {short(tx.sender)} has {account.balance}: it cannot pay for a transaction that must wait for others",
+            Refusal.INSUFFICIENT_FUNDS, balance=account.balance, needed=max(tx.fee, state.params.min_fee),
+        )  # fmt: skip
     return tx
 
 

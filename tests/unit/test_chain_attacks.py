@@ -440,6 +440,16 @@ def test_two_work_headers_on_one_parent_burn_the_bond_once() -> None:
     assert chain.refused(chain.tx("other", PoolFault(second.header, first.header), fee=0)) == Refusal.DUPLICATE
 
 
+def test_work_headers_of_no_task_are_no_evidence() -> None:
+    """Anybody can sign two of them: they must be refused like any other bad evidence, in a block too."""
+    chain = Chain()
+    chain.to_work_height(pool0=900)
+    header = chain.work_block("pool0").header.decoded()
+    signed = [build.sign_header(key("pool0"), replace(header, task_id=None, timestamp_ms=Milliseconds(n))) for n in (1, 2)]
+    chain.apply(chain.work_block("pool0"))
+    assert chain.refused(chain.tx("nobody", PoolFault(*signed), fee=0)) == Refusal.BAD_EVIDENCE
+
+
 def test_equivocation_by_votes_is_punished_once_and_only_on_proof() -> None:
     chain = started()
     vote = Vote(chain.state.chain_id, Height(9), 3, Step.PREVOTE, BlockHash(some("a")), Milliseconds(0), node("v1"))

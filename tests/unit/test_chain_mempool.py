@@ -6,9 +6,9 @@ import pytest
 
 from core.chain import build, mempool, rules
 from core.chain.mempool import Mempool
-from core.chain.transaction import EnterTask, Refusal, SignedTransaction, Transfer
+from core.chain.transaction import EnterTask, Refusal, SignedTransaction, Stored, Transfer
 from core.errors import TransactionError
-from core.ids import Amount, Milliseconds
+from core.ids import Amount, Milliseconds, TaskId
 from tests.chainkit import Chain, account, key
 
 NOW = Milliseconds(5)
@@ -87,3 +87,34 @@ def test_limits_and_expiry() -> None:
     after, dropped = mempool.after_block(pool, chain.state, Milliseconds(NOW + mempool.EXPIRY_MS + 1))
     assert len(after) == 0
     assert len(dropped) == rules.MAX_NONCE_AHEAD
+
+
+def test_who_has_no_money_cannot_fill_the_mempool() -> None:
+    """A gap in the nonces hides whether a transaction would apply; it must at least be paid for."""
+    chain = Chain()
+    assert refused(Mempool(), chain, pay(chain, 1, sender="nobody")) == Refusal.INSUFFICIENT_FUNDS
+    free = chain.tx("nobody", Stored(TaskId(bytes(32))), fee=0, nonce=1)
+    assert refused(Mempool(), chain, free) == Refusal.INSUFFICIENT_FUNDS
+    filled(chain, chain.tx("v0", Stored(TaskId(bytes(32))), fee=0, nonce=1), pay(chain, 1))
+
+
+def test_a_fee_that_only_its_own_author_could_pay_is_refused() -> None:
+    """It would make a block due that then is empty, again and again."""
+    chain = Chain()
+    balance = chain.state.account(account("other")).balance
+    assert refused(Mempool(), chain, pay(chain, 0, fee=9, amount=balance - 5)) == Refusal.INSUFFICIENT_FUNDS
+
+
+def test_a_full_mempool_gives_way_to_better_fees_and_to_the_duties_of_validators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mempool, "MAX_WAITING", 3)
+    chain = Chain()
+    task = chain.publish()
+    pool = filled(chain, *(pay(chain, n, fee=2) for n in range(3)))
+    assert refused(pool, chain, pay(chain, 0, fee=2, sender="pool0")) == Refusal.LIMIT
+    pool = mempool.add(pool, chain.state, pay(chain, 0, fee=3, sender="pool0"), NOW)
+    assert sorted(n for who, n in pool.waiting if who == account("other")) == [0, 1]
+    duty = chain.tx("v3", Stored(task), fee=0, nonce=1)
+    pool = mempool.add(pool, chain.state, duty, NOW)
+    assert sorted(n for who, n in pool.waiting if who == account("other")) == [0]
+    assert pool.get(duty.tx_id) == duty
+    assert pool.size == sum(w.size for w in pool.waiting.values())
