@@ -48,8 +48,9 @@ def unpack(content: RecordDict) -> bytes:
         raise MalformedError("the record holds no array of bytes")
     try:
         values = array.numpy()
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise MalformedError(f"the array does not load: {error}") from None
+    # A header may ask for more than memory, or break the parser of its Python literal in ways of its own.
+    except Exception as error:  # noqa: BLE001
+        raise MalformedError(f"the array does not load: {type(error).__name__}: {error}") from None
     if values.dtype != np.uint8 or values.ndim != 1:
         raise MalformedError(f"expected uint8 in one dimension, got {values.dtype} {values.shape}")
     return values.tobytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ __all__ = ["Dataset", "checked", "load_npz", "save_npz"]
 MAX_BYTES = 4 << 30
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError,
+    tokenize.TokenError,
 )  # fmt: skip
 """What reading an archive that somebody made to do harm raises: besides a broken one, encryption, an unknown compression,
-an array said to be larger than memory."""
+an array said to be larger than memory, a header that its parser does not get through."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

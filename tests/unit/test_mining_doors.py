@@ -210,3 +210,22 @@ def test_a_tree_with_too_many_objects_is_refused() -> None:
         tree.children.append(ObjectTree(object_id=f"{number + 1:064x}"))
     with pytest.raises(LimitError):
         blobs.object_ids(tree)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (70368744177664,)}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"-" * 6000 + b"1,)}",
+        b"(" * 5000,
+        b"'''",
+    ],
+    ids=["larger than memory", "too deep", "never closed", "text without end"],
+)
+def test_an_array_that_breaks_its_parser_costs_only_its_sender(header: bytes) -> None:
+    """An error of another kind would end the manager, in every round, for the sake of one miner."""
+    line = header + b"\n"
+    data = b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line + bytes(64)
+    content = RecordDict({"blob": ArrayRecord({"blob": Array("uint8", (3,), "numpy.ndarray", data)})})
+    with pytest.raises(MalformedError, match="the array does not load"):
+        blobs.unpack(content)
