@@ -75,7 +75,7 @@ def open_role(cfg: C) -> Role[C]:
     genesis = read_genesis(cfg.chain.genesis)
     chain = ChainIdentity(genesis.name, genesis.chain_id, PROTOCOL_VERSION)
     try:
-        cfg.data_dir.mkdir(parents=True, exist_ok=True)
+        cfg.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the data folder {cfg.data_dir}: {error.strerror or error}") from None
     return Role(cfg, key, genesis, LocalIdentity(cfg.ROLE, cfg.name, chain, key), tls_files(cfg))

@@ -35,7 +35,8 @@ class LevelDb:
         self._folder = folder
         self._lock = threading.Lock()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            # The requester's coins and the models that did not win are in here.
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise StorageFullError(f"no space left for {folder}: free some, or set data_dir elsewhere") from error

@@ -41,6 +41,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KeyValueSt
     made.close()
 
 
+def test_what_is_stored_is_its_owners_only(tmp_path: Path) -> None:
+    LevelDb(tmp_path / "data" / "db", META).close()
+    assert (tmp_path / "data" / "db").stat().st_mode & 0o077 == 0
+
+
 def test_what_was_put_is_got_until_it_is_deleted(store: KeyValueStore) -> None:
     assert store.get(b"a") is None
     store.put_batch({b"a": b"1", b"b": b""})

@@ -48,6 +48,12 @@ def test_a_role_starts_and_ends(folder: Path) -> None:
     assert (folder / "data").is_dir()
 
 
+def test_a_data_folder_is_its_owners_only(folder: Path) -> None:
+    """Training states, practice rows and stores lie in it."""
+    run(folder)
+    assert (folder / "data").stat().st_mode & 0o077 == 0
+
+
 def test_the_printed_configuration_can_be_read_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "--print-config") == 0
     (folder / "role.toml").write_text(capsys.readouterr().out)
