@@ -21,7 +21,7 @@ from services.rpc.channel import backoff, connect
 from services.rpc.handshake import ChainIdentity, LocalIdentity
 from services.rpc.limits import CallerLimits
 from services.rpc.server import RpcServer
-from services.rpc.tls import TlsFiles
+from services.rpc.tls import TlsFiles, identity_of
 from services.runtime import config, logging
 from services.runtime.config import CommonConfig
 from services.runtime.lifecycle import Lifecycle, exit_code, run
@@ -78,7 +78,10 @@ def open_role(cfg: C) -> Role[C]:
         cfg.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the data folder {cfg.data_dir}: {error.strerror or error}") from None
-    return Role(cfg, key, genesis, LocalIdentity(cfg.ROLE, cfg.name, chain, key), tls_files(cfg))
+    files = tls_files(cfg)
+    if files is not None:
+        _check_certificate(files, cfg, key)
+    return Role(cfg, key, genesis, LocalIdentity(cfg.ROLE, cfg.name, chain, key), files)
 
 
 async def open_server(
@@ -168,6 +171,21 @@ def tls_files(cfg: CommonConfig) -> TlsFiles | None:
     return TlsFiles(tls.ca, tls.cert, tls.key)
 
 
+def _check_certificate(files: TlsFiles, cfg: RoleConfig, key: KeyPair) -> None:
+    """Peers refuse who is not the one of the certificate: better said here than left to be wondered at."""
+    try:
+        found = identity_of(files.read()[1])
+    except ConfigError as error:
+        raise ConfigError(f"{files.cert}: {error.message}") from error
+    if (found.role, found.name) != (cfg.ROLE, cfg.name):
+        raise ConfigError(
+            f"{files.cert} is the certificate of {found.role} {found.name}, this is {cfg.ROLE} {cfg.name}: "
+            "correct name or tls.cert"
+        )
+    if found.account is not None and found.account != key.public_key:
+        raise ConfigError(f"{files.cert} is for account {found.account.hex()}, but {cfg.key} is the key of another account")
+
+
 def read_key(path: Path) -> KeyPair:
     """The key pair of a seed file. Raises ConfigError if it is no seed or others can read it."""
     try:
@@ -194,6 +212,8 @@ def read_genesis(path: Path | None) -> Genesis:
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_GENESIS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the genesis file {path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the genesis file {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read the genesis file {path}: it is no text") from None
     return Genesis.from_json(text)

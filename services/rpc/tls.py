@@ -14,9 +14,10 @@ import datetime
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from cryptography import x509
@@ -33,6 +34,8 @@ __all__ = [
     "channel_credentials", "identity_of", "issue", "load_authority", "make_authority", "server_credentials",
     "server_name",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 DOMAIN = "pofl.internal"
 AUTHORITY_DAYS = 3650
@@ -199,12 +202,9 @@ def _checked(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
     if not services.TLS_1_3_ONLY:
         raise ConfigError("gRPC was imported before the package `services`: import `services` first, it sets TLS 1.3")
     ca_pem, certificate_pem, key_pem = files.read()
-    try:
-        authority = x509.load_pem_x509_certificate(ca_pem)
-        certificate = x509.load_pem_x509_certificate(certificate_pem)
-        key = serialization.load_pem_private_key(key_pem, password=None)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{files.ca}, {files.cert} or {files.key} is not a PEM file of its kind: {error}") from error
+    authority = _parsed(x509.load_pem_x509_certificate, ca_pem, files.ca, "a certificate")
+    certificate = _parsed(x509.load_pem_x509_certificate, certificate_pem, files.cert, "a certificate")
+    key = _parsed(lambda pem: serialization.load_pem_private_key(pem, password=None), key_pem, files.key, "a private key")
     if not isinstance(certificate.public_key(), ec.EllipticCurvePublicKey):
         raise ConfigError(f"{files.cert} has no elliptic-curve key: issue it with `pofl testnet init`")
     if key.public_key() != certificate.public_key():
@@ -268,6 +268,13 @@ def _write_secret(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+
+
+def _parsed(parse: Callable[[bytes], T], pem: bytes, path: Path, kind: str) -> T:
+    try:
+        return parse(pem)
+    except (ValueError, TypeError) as error:  # the library's own sentence is about PEM, not about the file
+        raise ConfigError(f"{path} is not a PEM file with {kind}") from error
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -46,6 +46,21 @@ def test_a_role_opens_with_its_files(folder: Path) -> None:
     assert tls.identity_of(role.tls.read()[1]).name == "platform0"
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("name=other", "is the certificate of platform platform0, this is platform other"),
+        ("tls.cert={net}/node0/tls/tls.pem", "is the certificate of node node0, this is platform platform0"),
+        ("tls.cert={net}/genesis.json", "genesis.json: the certificate names no role"),
+        ("key={net}/node0/account.key", "is the key of another account"),
+    ],
+)
+def test_a_role_is_the_one_of_its_certificate(folder: Path, change: str, sentence: str) -> None:
+    change = change.replace("{net}", str(folder))
+    with pytest.raises(ConfigError, match=sentence):
+        open_role(load(PlatformConfig, folder / "platform0" / "config.toml", {}, [change]))
+
+
 def test_windows_fit_the_number_of_validators(folder: Path) -> None:
     layout = load_layout(folder)
     assert layout.genesis.params.entry_ms >= layout.genesis.params.min_window_ms(7)

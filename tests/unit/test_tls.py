@@ -81,7 +81,7 @@ def test_wrong_files_are_found_before_any_connection(authority: tls.Authority, t
     for files, message in (
         (tls.TlsFiles(mine.ca, mine.cert, other.key), "is not the private key of"),
         (tls.TlsFiles(other.ca, mine.cert, mine.key), "was not issued by"),
-        (tls.TlsFiles(mine.ca, mine.key, mine.key), "is not a PEM file of its kind"),
+        (tls.TlsFiles(mine.ca, mine.key, mine.key), "is not a PEM file with a certificate"),
         (tls.TlsFiles(mine.ca, mine.cert, tmp_path / "gone"), "cannot read the private key"),
     ):
         with pytest.raises(ConfigError, match=message):
