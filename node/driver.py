@@ -46,11 +46,12 @@ from core.chain.transaction import Payload, SignedTransaction
 from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, Vote
 from core.codec import decode
 from core.crypto.signing import KeyPair
-from core.errors import BlockError, PoflError, StorageError, TransactionError
+from core.errors import BlockError, MalformedError, PoflError, StorageError, TransactionError
 from core.ids import AccountId, Amount, Digest, Height, NodeId, TxId
 from core.params import PROTOCOL_VERSION
 from core.ports import Clock
 from node.author import BlockAuthor
+from node.early import Early
 from node.links import Acceptance, Links
 from node.pending import Pending
 from node.signal import Signal
@@ -74,10 +75,13 @@ REFUSED = counter("node_transactions_refused", "Transactions refused, by reason.
 
 SOFTWARE: Final = "pofl"
 HEARTBEAT_SECONDS: Final = 2.0
-MAX_EARLY: Final = 2_048
-"""Messages of the next height that are kept until this node is there."""
+SEND_AGAIN_SECONDS: Final = 1.0
+"""Least time between two sendings of all that is kept to one peer at one height: what it asks with is 50 bytes."""
 MAX_KEPT: Final = 8_192
 """Messages of this height that are kept for peers that come later."""
+
+
+_PEERS: Final = (ReceivedProposal, ReceivedVote, ReceivedVerdict)
 
 
 class WorkHooks(Protocol):
@@ -124,11 +128,12 @@ class Driver:
         self._node = NodeId(key.public_key)
         self._queue: asyncio.Queue[_Item] = asyncio.Queue()
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
-        self._early: list[tuple[NodeId, Message]] = []
+        self._early = Early()
+        self._caught_up: dict[NodeId, tuple[Height, float]] = {}
+        """At which height, and when, a peer was sent all that is kept."""
         self._kept: dict[Message, None] = {}
         self._sent: set[Message] = set()
         self._entered = 0.0
-        self._peer_progress: dict[NodeId, Progress] = {}
         self._waiting = False
         self._building: asyncio.Task[None] | None = None
         self._links: Links | None = None
@@ -164,7 +169,7 @@ class Driver:
     def joined(self, node: NodeId) -> None:
         """A link came up: the peer gets everything of this height, it may lack any of it."""
         assert self._links is not None
-        self._peer_progress.pop(node, None)
+        self._caught_up[node] = (self.height, time.monotonic())
         self._links.send(node, [self._progress(), *self._kept])
 
     async def receive(self, node: NodeId, message: Gossip) -> Acceptance:
@@ -183,19 +188,19 @@ class Driver:
     def _note_progress(self, node: NodeId, progress: Progress) -> None:
         assert self._links is not None
         assert self._progressed is not None
-        before = self._peer_progress.get(node)
-        self._peer_progress[node] = progress
-        mine = self.height + 1
-        # A peer that has just come to this height lacks what was said before; one that says the same again is stuck.
-        if progress.height == mine and (before is None or before.height != mine or before == progress):
+        # A peer that has just come to this height lacks what was said before; one that says so again may be stuck.
+        height, at = self._caught_up.get(node, (-1, 0.0))
+        now = time.monotonic()
+        if progress.height == self.height + 1 and (height != self.height or now >= at + SEND_AGAIN_SECONDS):
+            self._caught_up[node] = (self.height, now)
             self._links.send(node, list(self._kept))
         self._progressed(node, progress)
 
     async def _take_message(self, node: NodeId, message: Message) -> Acceptance:
         height = _height_of(message)
         if height > self.height + 1:
-            if height == self.height + 2 and len(self._early) < MAX_EARLY:
-                self._early.append((node, message))
+            if height == self.height + 2:
+                self._early.put(node, message)
             return Acceptance.LATER
         if height <= self.height:
             return Acceptance.DROP
@@ -277,6 +282,9 @@ class Driver:
                 await self._take_fetched(item.what)
             elif item.height is None or item.height == self.height + 1:
                 await self._step(item.what)
+                if isinstance(item.what, _PEERS) and item.what.signed not in self._kept:
+                    # The machine had no place for it: the links must not take it for done with.
+                    accepted = Acceptance.LATER
         except StorageError:
             raise
         except PoflError as error:
@@ -291,11 +299,20 @@ class Driver:
 
     async def _step(self, event: Event) -> None:
         now = self._clock.now_ms()
-        if isinstance(event, ReceivedProposal | BlockAvailable | BlockBuilt):
-            # These apply a whole block.
-            actions = await asyncio.to_thread(self.machine.step, event, now)
-        else:
-            actions = self.machine.step(event, now)
+        try:
+            if isinstance(event, ReceivedProposal | BlockAvailable | BlockBuilt):
+                # These apply a whole block.
+                actions = await asyncio.to_thread(self.machine.step, event, now)
+            else:
+                actions = self.machine.step(event, now)
+        except PoflError:
+            raise
+        except Exception as error:
+            if not isinstance(event, (*_PEERS, BlockAvailable)):
+                raise
+            # A fault of ours that a peer has found. It must not be one message that ends every node of the network.
+            log.exception("a message could not be handled", event=type(event).__name__, height=self.height + 1)
+            raise MalformedError(f"the message could not be handled: {type(error).__name__}: {error}") from error
         for action in actions:
             await self._do(action)
         if isinstance(event, ReceivedVerdict) and self._work is not None:
@@ -320,8 +337,7 @@ class Driver:
             case NeedBlock():
                 self._building = asyncio.create_task(self._build(action.round), name="build a block")
             case RequestBlock():
-                # Whoever voted for it has it, and sends all it has to a peer that says twice where it is.
-                self._links.broadcast(self._progress())
+                # Whoever voted for it has it, and sends all it has to a peer that says again where it is.
                 self._links.broadcast(self._progress())
             case RequestWork():
                 self._work.need_block(action.claim)
@@ -420,12 +436,11 @@ class Driver:
         height = Height(self.height + 1)
         self.tell(Start(), height)
         self.tell(TransactionsWaiting(self._waiting), height)
-        early, self._early = self._early, []
-        for node, message in early:
+        for node, message in self._early.take():
             if _height_of(message) == height:
                 self.tell(_received(message), height)
             elif _height_of(message) == height + 1:
-                self._early.append((node, message))
+                self._early.put(node, message)
         self._links.broadcast(self._progress())
 
     def _machine(self) -> Consensus:

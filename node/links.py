@@ -281,6 +281,9 @@ class Links:
                 await self._talk(node, connection)
             except PoflError as error:
                 log.info("link broke off", target=address, peer=node, error=error)
+            except Exception:
+                # A fault of ours that the peer has found: it must not end the dialling for ever.
+                log.exception("link broke off", target=address, peer=node)
             finally:
                 await connection.close()
             attempt = 0 if monotonic() - started > 10 else attempt + 1

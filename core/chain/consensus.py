@@ -107,7 +107,6 @@ class Consensus:
         if self.is_decided:
             return []
         self._now = max(self._now, now_ms)
-        self._out, self._dirty = [], False
         match event:
             case msg.Start():
                 self._on_start()
@@ -132,7 +131,8 @@ class Consensus:
         while not self.is_decided and self._advance():
             pass
         persist: list[Action] = [msg.Persist(self.record())] if self._dirty else []
-        return persist + self._out
+        actions, self._out, self._dirty = persist + self._out, [], False
+        return actions
 
     def proposer(self, round_: int) -> NodeId:
         return proposer(self.state.validators, self.height, round_)
