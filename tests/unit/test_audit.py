@@ -18,9 +18,9 @@ from core.errors import AuthError, BudgetError, CheatingError, CryptoError, Malf
 from core.ids import AccountId, Correct, Digest, ModelCommitment, NodeId, TaskId
 from core.verification import body as bodies
 from core.verification.audit_node import AuditNode, PoolFault, RequesterFault, StoredNode, Undecided, Valid
-from core.verification.audit_requester import AnswerBook, AuditRequester, ModelAnswer, StoredRequester, hint_session
+from core.verification.audit_requester import AnswerBook, AuditRequester, ModelAnswer, StoredRequester, hint_session, run_coins
 from core.verification.body import VmBody, make_body
-from core.verification.field import T, pack_values, unpack_values
+from core.verification.field import T, dot, matmul, pack_values, unpack_values
 from core.verification.messages import (
     Challenges,
     Envelope,
@@ -217,6 +217,10 @@ class LyingBook(AnswerBook):
             z = [layer[::-1] for layer in z]
         elif self.kind == "far":
             z[0][0, 0] = T // 2 - 1
+        elif self.kind == "fitted":
+            assert honest.model is not None
+            z[0][3] += 1000
+            z = list(honest.model.forward_from(z[0])[0])
         if self.kind == "count":
             correct = Correct(correct + 1)
         elif self.kind != "far":
@@ -307,6 +311,34 @@ def test_wrong_hints_and_products_are_the_requesters_fault(kind: str) -> None:
     """Attack 5. Defence: the ω and c2 parts of the form, each taken out in tests/property/test_audit_forms.py."""
     liar = type("Liar", (WrongHint,), {"kind": kind})
     assert isinstance(make_audit(WORLD, CLAIM, requester=liar).run(), RequesterFault)
+
+
+class FittedProducts(AuditRequester):
+    """Has signed another Z_1, and moves w until <w, u> is what the layer-one equation asks for."""
+
+    def _hint(self, message: RunSeeds) -> Sequence[Message]:
+        self.seeds = message.seeds
+        return super()._hint(message)
+
+    def _show_products(self, message: Challenges) -> Sequence[Message]:
+        (reply,) = super()._show_products(message)
+        assert isinstance(reply, MaskedProducts)
+        assert self._answer is not None
+        w = unpack_values(reply.w, (3, self.task.features))
+        wrong = self._answer.z[0] - MODEL.first_layer(self._test_set.features)
+        for run, seed in enumerate(self.seeds):
+            s, r = run_coins(seed, self.task.samples, self.task.first_width)
+            u = matmul(s, self._test_set.features.astype(np.int64))
+            owed = message.chi[run] * dot(matmul(s, wrong), r)
+            w[run, 0] = (int(w[run, 0]) + owed * pow(int(u[0]), -1, T)) % T
+        return (MaskedProducts(pack_values(w)),)
+
+
+def test_products_fitted_to_another_first_layer_are_the_requesters_fault() -> None:
+    """Attack 5. Defence: the ω part ties w to the committed weights and the hint; with ω = 0 this passes as Valid."""
+    book = type("Book", (LyingBook,), {"kind": "fitted"})(WORLD.task, WORLD.sk, WORLD.plain, WORLD.signer)
+    claim = claim_of(WORLD, BODY, _lied(book))
+    assert isinstance(make_audit(WORLD, claim, book=book, requester=FittedProducts).run(), RequesterFault)
 
 
 @pytest.mark.parametrize("kind", ["refuse", "other", "signature"])
