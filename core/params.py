@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Final, get_type_hints
 
-from core.chain.block import MAX_VALIDATORS
+from core.chain.block import MAX_CLAIMS, MAX_VALIDATORS
 from core.codec import I64, PUBLIC_KEY, U16, U32, U64, Record, Seq, Text, encode
 from core.crypto.hashing import digest
 from core.errors import ConfigError
@@ -92,6 +92,7 @@ class ChainParams:
 
     def check(self, validators: int) -> None:
         """Raises ConfigError naming the parameter and the bound it breaks."""
+        self._check_bounds()
         least = self.min_window_ms(validators)
         windows = {
             "entry_ms": self.entry_ms,
@@ -115,6 +116,27 @@ class ChainParams:
         stall = self.max_pools * (self.body_ms + self.audit_ms + self.open_ms)
         if self.delivery_ms < stall:
             raise ConfigError(f"genesis: delivery_ms is {self.delivery_ms}, shorter than the longest stall, {stall} ms")
+
+
+    def _check_bounds(self) -> None:
+        shares = (
+            "auditors_ppm", "burn_ppm", "clean_trade_ppm", "idle_bond_ppm", "initial_reputation_ppm", "leak_penalty_ppm",
+            "market_burn_ppm", "min_pool_bond_ppm", "void_bond_ppm",
+        )  # fmt: skip
+        bounds = {
+            # Claims are listed in a header, and highs in a record, of limited size.
+            "max_pools": (1, MAX_CLAIMS), "highs_window": (1, 256), "audit_slots": (1, 1 << 16),
+            "min_fee": (0, MAX_SUPPLY), "provider_fee": (0, MAX_SUPPLY), "validator_bond": (0, MAX_SUPPLY),
+            **dict.fromkeys(shares, (0, 1000000)),
+        }  # fmt: skip
+        for name, (low, high) in bounds.items():
+            value = int(getattr(self, name))
+            if not low <= value <= high:
+                raise ConfigError(f"genesis: {name} is {value}, must be {low} to {high}", parameter=name, value=value)
+        if self.burn_ppm + self.auditors_ppm > 1_000_000:
+            raise ConfigError(
+                f"genesis: burn_ppm and auditors_ppm are {self.burn_ppm + self.auditors_ppm} together: more than the reward"
+            )
 
 
 @dataclass(frozen=True, slots=True)

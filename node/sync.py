@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 from core.chain.block import Block, Certificate
@@ -29,6 +30,9 @@ GRACE_SECONDS: Final = 0.3
 """A peer that is one block ahead has usually just seen the last vote first: wait for that vote."""
 BATCH: Final = 256
 TIMEOUT_SECONDS: Final = 60.0
+AVOID_SECONDS: Final = 1.0
+"""After the first fault of a peer; twice as long after each further one."""
+MAX_AVOID_SECONDS: Final = 600.0
 
 
 class Target(Protocol):
@@ -48,6 +52,8 @@ class Sync:
         self._target = target
         self._connection = connection
         self._heights: dict[NodeId, int] = {}
+        self._strikes: dict[NodeId, tuple[int, float]] = {}
+        """How often in a row a peer did not give what it said it has, and until when it is not asked."""
         self._wake = asyncio.Event()
 
     @property
@@ -75,11 +81,19 @@ class Sync:
                 except PoflError as error:
                     log.info("could not fetch blocks", peer=node, error=error)
                     # It says how far it is again when it is reachable again.
-                    self.forget(node)
+                    self._blame(node)
 
     def _ahead(self) -> NodeId | None:
-        """The furthest peer that can be called and is ahead of us."""
-        able = [n for n, height in self._heights.items() if height > self._target.height and self._connection(n) is not None]
+        """The furthest peer that can be called and is ahead of us. One that lied about that is left alone for a while: it
+        must not keep us from the others by saying that it is furthest again and again."""
+        now = monotonic()
+        able = [
+            node
+            for node, height in self._heights.items()
+            if height > self._target.height
+            and self._connection(node) is not None
+            and self._strikes.get(node, (0, 0.0))[1] <= now
+        ]
         return max(able, key=lambda n: self._heights[n], default=None)
 
     async def _fetch(self, node: NodeId) -> None:
@@ -102,6 +116,12 @@ class Sync:
             FETCHED.inc()
             count += 1
         if count:
+            self._strikes.pop(node, None)
             log.info("fetched blocks", peer=node, first=first, count=count, height=self._target.height)
-        else:
-            self.forget(node)
+        elif self._heights.get(node, 0) > self._target.height:
+            self._blame(node)
+
+    def _blame(self, node: NodeId) -> None:
+        count = self._strikes.get(node, (0, 0.0))[0] + 1
+        self._strikes[node] = (count, monotonic() + min(AVOID_SECONDS * 2.0**count, MAX_AVOID_SECONDS))
+        self.forget(node)

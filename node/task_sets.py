@@ -88,7 +88,8 @@ class TaskSets:
             self._jobs.pop(task_id).cancel()
             self._checked.discard(task_id)
         if before is not None:
-            for task_id in [t for t in before.settling if t not in state.settling and t not in state.live]:
+            # Also those that never had a claim to settle: else whoever publishes tasks for nobody fills the quota for ever.
+            for task_id in [t for t in (*before.live, *before.settling) if t not in state.live and t not in state.settling]:
                 self._forget(state, task_id)
 
     async def load(self, task: TaskContext) -> LoadedSet:
@@ -188,7 +189,12 @@ class TaskSets:
             return
         if self._loaded is not None and self._loaded[0] == task_id:
             self._loaded = None
-        kept = {d for t in state.live for d in state.tasks[t].published.spec.test_blobs}
-        for digest in task.published.spec.test_blobs:
+        kept = {d for t in (*state.live, *state.settling) for d in _blobs_of(state.tasks[t])}
+        for digest in _blobs_of(task):
             if digest not in kept:
                 self._blobs.delete(digest)
+
+
+def _blobs_of(task: Task) -> tuple[Digest, ...]:
+    spec = task.published.spec
+    return (spec.public_key_blob, *spec.test_blobs)

@@ -55,6 +55,8 @@ class _Place:
 
     state: State
     blocks: dict[ModelCommitment, Block] = field(default_factory=dict)
+    doubled: set[ModelCommitment] = field(default_factory=set)
+    """Claims whose pool signed two work blocks."""
     jobs: dict[object, asyncio.Task[None]] = field(default_factory=dict)
     times: dict[ModelCommitment, int] = field(default_factory=dict)
     digests: dict[bytes, Digest] = field(default_factory=dict)
@@ -144,9 +146,17 @@ class WorkHeights:
         if header.vm is None:
             raise BlockError(f"block {short(block.block_hash)} is no work block")
         commitment = header.vm.model_commitment
-        if place.blocks.get(commitment) != block:
+        known = place.blocks.get(commitment)
+        if known is None:
             await asyncio.to_thread(rules.apply_block, place.state, block)
             self._keep_block(place, commitment, block)
+        elif known.block_hash != block.block_hash:
+            # The second is evidence against the pool; more would only fill the memory.
+            if commitment in place.doubled:
+                raise BlockError(f"pool {short(header.author_id)} offers a third work block on one parent")
+            await asyncio.to_thread(rules.apply_block, place.state, block)
+            place.doubled.add(commitment)
+            self._driver.tell(BlockAvailable(block), place.height)
         return self.view().top_remaining == commitment
 
     def block(self, height: Height, commitment: ModelCommitment) -> Block | None:

@@ -133,6 +133,9 @@ def _check_verdicts(state: State, task: Task, signed: tuple[SignedVerdict, ...])
     known, claims = powers(state.validators), state.ranking(task.task_id)
     assert task.ended_height is not None
     found: list[Verdict] = []
+    if len(set(signed)) != len(signed):
+        # Before the signatures: one verdict, a thousand times, costs its sender nothing.
+        raise TransactionError("verdicts: one is listed twice", Refusal.DUPLICATE)
     for item in signed:
         try:
             verdict = check_verdict(item, state.chain_id, task.ended_height, known)

@@ -47,6 +47,12 @@ def test_the_shortest_window_is_the_one_of_the_design(validators: int, least: in
         ({"commit_ms": 5_001}, r"commit_ms - entry_ms is 1 ms"),
         ({"audit_ms": 100}, r"audit_ms is 100, but 4 validators in 2 slots of 2000 ms need at least 8000"),
         ({"delivery_ms": 10}, r"delivery_ms is 10, shorter than the longest stall"),
+        ({"max_pools": 65, "delivery_ms": 10**7}, r"max_pools is 65, must be 1 to 64"),
+        ({"audit_slots": 0}, r"audit_slots is 0, must be 1"),
+        ({"highs_window": 300}, r"highs_window is 300"),
+        ({"min_fee": -1}, r"min_fee is -1"),
+        ({"void_bond_ppm": 1_000_001}, r"void_bond_ppm is 1000001"),
+        ({"burn_ppm": 600_000, "auditors_ppm": 500_000}, r"are 1100000 together: more than the reward"),
     ],
 )
 def test_parameters_that_cannot_work_are_named(change: dict[str, int], message: str) -> None:
