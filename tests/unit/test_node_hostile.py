@@ -36,9 +36,12 @@ class Wire:
 class Target:
     def __init__(self) -> None:
         self.height = Height(0)
+        self.is_there = asyncio.Event()
 
     async def take_final(self, block: Block, certificate: Certificate) -> None:
         self.height = certificate.height
+        if self.height == 20:
+            self.is_there.set()
 
 
 async def test_a_peer_that_lies_about_its_height_does_not_keep_us_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +66,7 @@ async def test_a_peer_that_lies_about_its_height_does_not_keep_us_from_others(mo
     sync.progress(LIAR, Progress(Height(10**9), 0, BlockHash(bytes(32))))
     try:
         async with asyncio.timeout(2):
-            while target.height < 20:
-                await asyncio.sleep(0.01)
+            await target.is_there.wait()
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
