@@ -144,6 +144,15 @@ def test_a_straggler_is_not_waited_for_and_gets_no_second_instruction() -> None:
     assert len(times) >= 2, "a miner that paid its debt takes part again"
 
 
+def test_one_fast_miner_does_not_end_the_round_of_the_others() -> None:
+    """Else whoever answers at once, with next to nothing, has the round and its pay for itself."""
+    fleet = MemoryFleet(honest(3))
+    fleet.behaviours[key(1)].after = 0.01
+    fleet.behaviours[key(2)].after = fleet.behaviours[key(3)].after = 1.0
+    logs, _ = run(fleet, stop=StopWhen(rounds=2))
+    assert [set(log.accepted) for log in logs] == [{key(1), key(2), key(3)}] * 2
+
+
 def test_a_dead_miner_stays_out_until_its_instruction_ends_in_an_error() -> None:
     fleet = MemoryFleet({**honest(2), key(9): Behaviour(after=None)})
     logs, _ = run(fleet, stop=StopWhen(rounds=5))
