@@ -47,7 +47,7 @@ MAX_TRANSACTIONS: Final = 2_048
 MAX_SEEN: Final = 65_536
 MAX_KNOWN: Final = 16_384
 MESSAGE_RATE, MESSAGE_BURST = 1_000.0, 8_000.0
-"""Messages a second that one link is read at."""
+"""Messages a second that one node is read at, over all its links."""
 BYTE_RATE, BYTE_BURST = 8.0 * 2**20, 32.0 * 2**20
 
 
@@ -115,12 +115,12 @@ class _Pace:
 class Link:
     """One open stream to a node, and what waits to be sent on it."""
 
-    def __init__(self, node: NodeId, connection: Connection | None) -> None:
+    def __init__(self, node: NodeId, connection: Connection | None, pace: _Pace | None = None) -> None:
         self.node = node
         self.connection = connection
         """None for a link that the peer opened."""
         self.known = _Recent(MAX_KNOWN)
-        self.pace = _Pace()
+        self.pace = _Pace() if pace is None else pace
         self.failure: PoflError | None = None
         self._votes: deque[Gossip] = deque()
         self._transactions: deque[Gossip] = deque()
@@ -193,6 +193,7 @@ class Links:
         self._call = call
         self._links: dict[NodeId, list[Link]] = {}
         self._banned: dict[NodeId, float] = {}
+        self._paces: dict[NodeId, _Pace] = {}
         self._seen = _Recent(MAX_SEEN)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -246,7 +247,8 @@ class Links:
                 hello = await anext(incoming, None)
         except TimeoutError:
             raise SequenceError(f"no hello within {HELLO_SECONDS:g} s") from None
-        link = Link(self._check_hello(hello, node), None)
+        peer = self._check_hello(hello, node)
+        link = Link(peer, None, self._pace(peer))
         self._check_ban(link.node)
         yield self._handler.hello()
         reader = asyncio.create_task(self._read(link, incoming), name=f"gossip from {short(link.node)}")
@@ -290,7 +292,7 @@ class Links:
             await asyncio.sleep(backoff(attempt))
 
     async def _talk(self, node: NodeId, connection: Connection) -> None:
-        link = Link(node, connection)
+        link = Link(node, connection, self._pace(node))
 
         async def say() -> AsyncIterator[Gossip]:
             yield self._handler.hello()
@@ -307,6 +309,10 @@ class Links:
                 self._close(link)
         if link.failure is not None:
             raise link.failure
+
+    def _pace(self, node: NodeId) -> _Pace:
+        """One for all links of a node: it is read no faster for opening many."""
+        return self._paces.setdefault(node, _Pace())
 
     def _check_hello(self, hello: Gossip | None, node: NodeId | None) -> NodeId:
         if not isinstance(hello, Hello):

@@ -200,6 +200,16 @@ async def test_a_slow_peer_costs_bounded_memory_and_transactions_go_first(monkey
         await anext(outgoing)
 
 
+async def test_many_links_of_one_node_are_read_at_one_pace() -> None:
+    links = make(Recorder())
+    peers = [Peer(links, IDS[0]) for _ in range(3)] + [Peer(links, IDS[1])]
+    await settle()
+    assert len({id(link.pace) for link in links._links[IDS[0]]}) == 1
+    assert links._links[IDS[1]][0].pace is not links._links[IDS[0]][0].pace
+    assert len(peers) == 4
+    await links.stop()
+
+
 def test_a_link_is_read_no_faster_than_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links_module, "monotonic", lambda: 7.0)
     pace = links_module._Pace()
