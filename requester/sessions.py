@@ -16,6 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
+from weakref import WeakValueDictionary
 
 from core.codec import encode_as
 from core.crypto.signing import KeyPair
@@ -203,7 +204,7 @@ class Sessions:
         self._limits = limits
         self._live: OrderedDict[tuple[bytes, bytes], _Live] = OrderedDict()
         self._streams: Counter[bytes] = Counter()
-        self._opening = asyncio.Lock()
+        self._opening: WeakValueDictionary[tuple[bytes, bytes], asyncio.Lock] = WeakValueDictionary()
         self._audits = _Places(limits.audit_slots, limits.audit_queue)
         self._cpu = CpuPool(limits.audit_slots + limits.evaluation_slots, queue=4 * MAX_LIVE)
         self._evaluating = asyncio.Semaphore(limits.evaluation_slots)
@@ -304,7 +305,7 @@ class Sessions:
             standing = TaskStanding(self._follower, opening.task_id)
             await self._admit(purpose, caller, standing)
             # One at a time: a machine made while another of the same session lives could answer what that one has answered.
-            async with self._opening:
+            async with self._opening.setdefault(name, asyncio.Lock()):
                 live = self._live.get(name)
                 if live is None:
                     live = await self._cpu.run(self._make, purpose, caller, first.session, sides, standing)

@@ -332,6 +332,16 @@ async def test_two_streams_of_one_session_are_one_machine_whoever_crowds_it_out(
     assert len(sessions._live) <= 2
 
 
+async def test_a_session_opened_twice_at_a_time_is_one_machine(bench: Bench) -> None:
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.TRAINING))
+    opening = pool_machine().start()[0]
+    await asyncio.gather(*(talk(sessions, Purpose.EVALUATION, POOL, [opening]) for _ in range(4)))
+    assert len(sessions._live) == 1
+    (live,) = sessions._live.values()
+    assert (live.users, len(live.received), len(sessions._opening)) == (0, 1, 0)
+
+
 async def test_a_caller_has_few_streams_at_a_time(bench: Bench) -> None:
     sessions = bench.start()
     await bench.chain.become(view(TaskPhase.TRAINING))
