@@ -189,6 +189,9 @@ class WorkHeights:
             await job()
         except PoflError as error:
             log.error("gave up on a claim", height=self._place.height, error=error)
+        except Exception:
+            # What hostile bytes may find in our own code: say so here and now, not when the task is collected.
+            log.exception("gave up on a claim by a fault of this node", height=self._place.height)
 
     async def _examine(self, place: _Place, entry: Entry) -> None:
         """Fetch, check, audit; until the height is decided, which cancels this."""
