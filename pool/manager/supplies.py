@@ -29,6 +29,8 @@ MAX_PRACTICE = 64 * 1024 * 1024
 MAX_KEY = 4 * 1024 * 1024
 AT_ONCE = 4
 """Blobs fetched at the same time."""
+TRY_SECONDS = 5.0
+"""What one source has for a blob before another one is asked; what came by then is kept."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,14 +95,17 @@ class Supplies:
         loop = asyncio.get_running_loop()
         end, attempt = loop.time() + deadline_s, 0
         while True:
-            for name, channel in self._sources:
+            for source in self._sources:
+                name, channel = source
                 left = end - loop.time()
                 if left <= 0:
                     break
                 try:
-                    await blobs.fetch(channel, digest, limit, self._pool.blobs, left, peer=name)
+                    await blobs.fetch(channel, digest, limit, self._pool.blobs, min(left, TRY_SECONDS), peer=name)
                 except PoflError as error:
                     log.debug("a blob is not to be had", source=name, blob=digest, error=error)
+                    # The next blob begins with another one: a requester may stall a pool that she does not like.
+                    self._sources = [*(other for other in self._sources if other is not source), source]
                 else:
                     return
             delay = min(backoff(attempt), 2.0)

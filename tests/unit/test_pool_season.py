@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from pool.manager.archive import Claimed, Committed, Contribution, TaskFolder
 from pool.manager.board import Board, TaskFeed
 from pool.manager.scoring import Scoring
 from pool.manager.season import Windows, is_admitted, model_of
+from pool.manager.supplies import Supplies
 from services.rpc.convert_mining import Progress
 from services.rpc.verify_client import EvaluationClient
 from services.rpc.views import TaskPhase
@@ -156,3 +159,24 @@ async def test_a_watcher_sees_the_present_and_every_change() -> None:
     await watching.aclose()  # type: ignore[attr-defined]
 
 
+async def test_a_requester_who_stalls_one_pool_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes hold the test set; a requester who sends a rival a byte a minute must not use up its time."""
+    asked: list[str] = []
+
+    async def fetch(
+        channel: object, digest: bytes, limit: int, store: object, deadline: float, *, peer: str = ""
+    ) -> None:
+        asked.append(peer)
+        if peer == "requester":
+            await asyncio.sleep(deadline)
+            raise DeadlineError("the blob stopped")
+
+    monkeypatch.setattr("pool.manager.supplies.blobs.fetch", fetch)
+    pool = SimpleNamespace(nodes=[("node", None)], chain_id=CHAIN, blobs=None)
+    view = replace(task(), spec=replace(task().spec, endpoint="requester"))
+    supplies = Supplies(pool, view, TaskFolder(tmp_path / "t"), None)  # type: ignore[arg-type]
+    monkeypatch.setattr("pool.manager.supplies.TRY_SECONDS", 0.05)
+    async with asyncio.timeout(2):
+        for number in range(20):
+            await supplies._fetch(bytes([number]) * 32, 10, 60.0)
+    assert asked.count("requester") == 1
