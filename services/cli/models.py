@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Annotated
 
@@ -77,6 +78,8 @@ def score(
                 loaded = load_model(file.read(MAX_MODEL_FILE + 1))
         except OSError as error:
             raise ConfigError(f"cannot read {model}: {error.strerror or error}") from None
+        except PoflError as error:
+            raise ConfigError(f"{model} is no file of `pofl model fetch`: {error.message}") from None
         correct, total = score_model(loaded, data, feature_scale_micro)
         if as_json:
             emit_json({"correct": correct, "total": total})
@@ -97,8 +100,10 @@ def score_model(model: ScoredModel, data: Path, feature_scale_micro: int) -> tup
             y: NDArray[np.int64] = np.asarray(stored["y"]).astype(np.int64)
     except AttributeError:  # a single array, not an archive
         raise ConfigError(f"{data} is no npz: an npz with x (n, M) and y (n) is needed") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {data}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {data}: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):  # numpy's own sentence speaks of pickles, which are never read here
+        raise ConfigError(f"{data} is no npz of plain arrays: one with x (n, M) and y (n) is needed") from None
     if x.ndim != 2 or y.shape != (len(x),) or not len(x):
         raise ConfigError(f"{data}: x is {x.shape} and y {y.shape}, expected (n, M) and (n)")
     try:

@@ -124,8 +124,15 @@ class Layout:
 def make_layout(folder: Path, shape: Shape, params: ChainParams | None = None, start_ms: int | None = None) -> Layout:
     """Write a new testnet into an empty or missing folder. Raises ConfigError."""
     shape.check()
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: choose another folder, or remove it")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty: choose another folder, or remove it")
+        return _write_layout(folder, shape, params, start_ms)
+    except OSError as error:
+        raise ConfigError(f"cannot write a testnet to {folder}: {error.strerror or error}") from None
+
+
+def _write_layout(folder: Path, shape: Shape, params: ChainParams | None, start_ms: int | None) -> Layout:
     params = _params(shape, params or PARAMS)
     folder.mkdir(parents=True, exist_ok=True)
     authority = tls.make_authority(folder / "ca")
@@ -175,8 +182,10 @@ def load_layout(folder: Path) -> Layout:
         return Layout(folder, Shape(**manifest["shape"]), genesis, members)
     except OSError:
         raise ConfigError(f"{folder} holds no testnet: make one with `pofl testnet init`") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder / MANIFEST} is damaged ({error}): make a new testnet") from None
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'genesis.json'}: {error.message}") from None
 
 
 def _params(shape: Shape, params: ChainParams) -> ChainParams:

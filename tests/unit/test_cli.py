@@ -47,6 +47,9 @@ def pofl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
             "--activation is 'tanh': it must be sigmoid, relu or identity",
         ),
         (("model", "score", "{tmp}/none", "--data", "{tmp}/none"), "cannot read {tmp}/none"),
+        (("model", "score", "{tmp}/a.txt", "--data", "{tmp}/none"), "{tmp}/a.txt is no file of `pofl model fetch`"),
+        (("testnet", "init", "--out", "{tmp}/a.txt"), "cannot write a testnet to {tmp}/a.txt: Not a directory"),
+        (("testnet", "up", "--dir", "{tmp}/a.txt/net"), "cannot write a testnet to {tmp}/a.txt/net: Not a directory"),
         (("model", "fetch", "--out", "{tmp}/a.txt"), "exists: choose another file"),
         (("keys", "new", "{tmp}/a.txt"), "exists: a key is never overwritten"),
         (("keys", "show", "{tmp}/a.txt"), "can be read by others"),
@@ -134,6 +137,9 @@ def test_a_model_is_scored_in_exact_integers(
     np.savez(tmp_path / "data.npz", x=np.zeros((3, 5)), y=np.zeros(3))
     assert pofl(monkeypatch, *arguments) == 2
     assert "does not fit the model" in capsys.readouterr().err
+    (tmp_path / "data.npz").write_text("neither numbers nor an archive")
+    assert pofl(monkeypatch, *arguments) == 2
+    assert "is no npz of plain arrays" in capsys.readouterr().err
     np.savez(tmp_path / "data.npz", z=np.zeros(3))
     assert pofl(monkeypatch, *arguments) == 2
     assert "has no array 'x'" in capsys.readouterr().err

@@ -90,3 +90,13 @@ def test_wrong_shapes_are_named(change: dict[str, int], tmp_path: Path) -> None:
 def test_a_folder_without_a_testnet_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no testnet"):
         load_layout(tmp_path)
+
+
+def test_a_damaged_file_of_a_testnet_is_named(tmp_path: Path) -> None:
+    make_layout(tmp_path / "net", Shape(nodes=1, pools=1, miners=1))
+    (tmp_path / "net" / "genesis.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"net/genesis\.json: genesis: not a genesis document"):
+        load_layout(tmp_path / "net")
+    (tmp_path / "net" / "testnet.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"testnet\.json is damaged"):
+        load_layout(tmp_path / "net")
