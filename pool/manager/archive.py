@@ -114,7 +114,10 @@ class TaskFolder:
         try:
             return decode(kind, data, MAX_FILE)
         except InputError as error:
-            raise CorruptError(f"{path} is damaged ({error.message}): remove it, this pool then leaves the task") from None
+            raise CorruptError(
+                f"{path} is damaged ({error.message}): this pool sits the task out; leave the file, for a second work block on "
+                "one parent would burn the bond"
+            ) from None
 
     def _write(self, name: str, value: object) -> None:
         write_durably(self.path / f"{name}.bin", encode(value))
