@@ -28,15 +28,18 @@ from core.codec import DIGEST, U64, Fixed, Var, encode
 from core.crypto.homomorphic import (
     PARAMS,
     HeParams,
+    NumberMask,
     PublicKey,
     Residues,
     SecretKey,
+    add,
     check_residues,
     compose,
+    number_mask,
     pack,
-    rerandomise,
     unpack,
 )
+from core.crypto.homomorphic.encryption import product_head
 from core.errors import CheatingError, InconclusiveError, LimitError, MalformedError, SequenceError
 from core.ports import Rng
 
@@ -127,7 +130,9 @@ class ZeroCheckVerifier:
         rng: Rng,
         context: bytes = b"",
         margin_bits: int = MARGIN_BITS,
+        masks: Sequence[NumberMask] = (),
     ) -> None:
+        """``masks``: drawn beforehand for this check alone, one for each form; drawn here where left out."""
         if not 1 <= len(forms) <= MAX_RUNS:
             raise LimitError(f"{len(forms)} runs, from 1 to {MAX_RUNS}")
         params = pk.params
@@ -137,21 +142,22 @@ class ZeroCheckVerifier:
         self._doubtful: list[bool] = []
         self._commitments: tuple[ZeroCommitment, ...] | None = None
         self._concluded = False
-        for form in forms:
-            self._prepare(pk, form, rng)
+        for form, mask in zip(forms, masks or [number_mask(pk, rng) for _ in forms], strict=True):
+            self._prepare(form, mask)
 
-    def _prepare(self, pk: PublicKey, form: LinearForm, rng: Rng) -> None:
+    def _prepare(self, form: LinearForm, mask: NumberMask) -> None:
         params = self._params
-        c0 = np.zeros((1, params.limbs, params.degree), dtype=np.uint64)
-        c0[0, :, 0] = form.c0_0
-        check_residues(form.c1[None], params)
-        x0, x1, mask = rerandomise(pk, c0, form.c1[None], rng)
+        check_residues(form.c1, params)
+        if any(int(value) >= prime for value, prime in zip(form.c0_0, params.primes, strict=True)):
+            raise MalformedError("a residue of the form is not below its prime")
+        x0 = add(form.c0_0[:, None], mask.head[:, None], params)[:, 0]
+        x1 = add(form.c1, mask.tail, params)
         q, t = params.modulus, params.plain_modulus
         # 2 t mask + q = 2 q rounded + rest: rounding changes where rest passes 0 or 2q, and a noise v moves rest by 2 t v.
-        rounded, rest = divmod(2 * t * compose([int(v) for v in mask[0, :, 0]], params) + q, 2 * q)
+        rounded, rest = divmod(2 * t * compose([int(v) for v in mask.mask], params) + q, 2 * q)
         self._mus.append((rounded - form.const) % t)
         self._doubtful.append(min(rest, 2 * q - rest) <= 2 * t * self._margin)
-        self._queries.append(ZeroQuery(x0[0, :, 0].astype(">u8").tobytes(), pack(x1[0], params)))
+        self._queries.append(ZeroQuery(x0.astype(">u8").tobytes(), pack(x1, params)))
 
     def queries(self) -> list[ZeroQuery]:
         """The first message, always the same one."""
@@ -248,15 +254,8 @@ class ZeroCheckResponder:
 
 
 def decrypt_first(sk: SecretKey, x0: Residues, x1: Residues) -> int:
-    """Coefficient 0 of the decryption: ``round(t (x0 + (x1 s)_0) / q) mod t``, from (L,) and (L, N).
-
-    ``(x1 s)_0 = x1_0 s_0 - sum_{n>0} x1_n s_(N-n)``; both halves of 25 bits stay far below 2^63.
-    """
+    """Coefficient 0 of the decryption: ``round(t (x0 + (x1 s)_0) / q) mod t``, from (L,) and (L, N)."""
     params = sk.params
-    folded = np.concatenate([sk.s[:1], -sk.s[:0:-1]])
-    signed = x1.view(np.int64)
-    high = (signed >> 25) @ folded
-    low = (signed & ((1 << 25) - 1)) @ folded
-    limbs = [(int(x0[limb]) + (int(high[limb]) << 25) + int(low[limb])) % prime for limb, prime in enumerate(params.primes)]
+    limbs = [(int(x0[limb]) + product_head(x1[limb], sk.s)) % prime for limb, prime in enumerate(params.primes)]
     q, t = params.modulus, params.plain_modulus
     return (2 * t * compose(limbs, params) + q) // (2 * q) % t

@@ -14,7 +14,8 @@ import numpy as np
 
 from core.chain.block import Vm
 from core.codec import encode
-from core.crypto.homomorphic import PARAMS, PublicKey, expand_uniform, unpack
+from core.crypto.homomorphic import PARAMS, NumberMask, PublicKey, expand_uniform, number_mask, unpack
+from core.crypto.homomorphic.ntt import to_ntt
 from core.crypto.homomorphic.params import Ints, Residues
 from core.crypto.signing import KeyPair
 from core.crypto.zero_check import ZeroCheckVerifier
@@ -26,7 +27,15 @@ from core.verification.activations import apply
 from core.verification.audit_requester import AUDIT_RUNS, audit_limit, hint_session, run_coins
 from core.verification.body import Blame
 from core.verification.field import centred, multiply, random_values, unpack_values
-from core.verification.forms import AuditCoins, audit_form, feature_numbers, label_number, stored_number
+from core.verification.forms import (
+    AuditCoins,
+    KnownPart,
+    SampleSums,
+    audit_form,
+    audit_known,
+    label_number,
+    stored_number,
+)
 from core.verification.messages import (
     AuditAnswer,
     AuditOpen,
@@ -152,7 +161,14 @@ class AuditNode(_Verifier):
         self._answer: SignedAnswer | None = None
         self._z: tuple[Ints, ...] = ()
         self._seeds: tuple[bytes, ...] = ()
-        self._chi: tuple[int, ...] = ()
+        self._coins: tuple[AuditCoins, ...] = ()
+        """Drawn when the body is read, shown to nobody before ``Z`` is fixed (seeds) and the hints are here (χ)."""
+        self._sums: SampleSums | None = None
+        self._masks: tuple[NumberMask, ...] = ()
+        self._model_c1: Ints | None = None
+        self._hint_c1: list[Ints] = []
+        """Transforms."""
+        self._known: list[KnownPart] = []
         self._hints: Residues | None = None
         self._is_started = False
         self.finding: Finding | None = None
@@ -174,8 +190,35 @@ class AuditNode(_Verifier):
         if not 0 <= claim.correct <= task.samples:
             self._found(PoolFault(f"{claim.correct} of {task.samples} claimed"))
             return ()
+        self._seeds = tuple(self._rng.bytes(32) for _ in range(AUDIT_RUNS))
         self._expected = (BodyWanted,)
         return self._send((self._open,))
+
+    def work_ahead(self) -> None:
+        """What needs only the claim, then what needs ``Z`` as well. Nothing secret leaves by it."""
+        if self.finding is not None or self._encrypted is None:
+            return
+        if self._sums is None:
+            self._coins = tuple(self._draw(run) for run in range(AUDIT_RUNS))
+            self._sums = SampleSums(self.task, self._test_set, np.stack([one.s for one in self._coins]))
+            self._masks = tuple(number_mask(self._pk, self._rng) for _ in range(AUDIT_RUNS))
+            self._model_c1 = to_ntt(self._encrypted.c1, PARAMS)
+            session = hint_session(self._open, self.session)
+            contexts = [self.task.public(PublicKind.HINT, run, session) for run in range(AUDIT_RUNS)]
+            self._hint_c1 = [to_ntt(expand_uniform(PARAMS, context, 1), PARAMS) for context in contexts]
+        if self._is_fixed and not self._known:
+            assert self._answer is not None
+            assert self._model_c1 is not None
+            shape, model = self._encrypted.shape, (self._encrypted.c0, self._model_c1)
+            x = [apply(shape.activation, z, shift) for z, shift in zip(self._z, shape.shifts, strict=False)]
+            labels = label_number(self.task, self._test_set, predict(self._z[-1]))
+            correct = self._answer.answer.correct
+            self._known = [audit_known(self.task, shape, one, self._z, x, model, labels, correct) for one in self._coins]
+
+    @property
+    def _is_fixed(self) -> bool:
+        """All of ``Z`` is here and is what she signed."""
+        return len(self._z) == self.task.family.layers
 
     def give_up(self, reason: str) -> RequesterFault:
         """The caller's deadline has passed, or what the requester sends stays unusable."""
@@ -266,7 +309,6 @@ class AuditNode(_Verifier):
         if z_digest(layers) != self._answer.answer.z_digest:
             raise CheatingError("the layers do not have the digest that the requester signed")
         self._z = layers
-        self._seeds = tuple(self._rng.bytes(32) for _ in range(AUDIT_RUNS))
         self._expected = (Hints,)
         return (RunSeeds(self._seeds),)
 
@@ -274,42 +316,30 @@ class AuditNode(_Verifier):
         if len(message.hints) != AUDIT_RUNS:
             raise MalformedError(f"{len(message.hints)} hints, expected {AUDIT_RUNS}")
         self._hints = np.concatenate([unpack(hint, 1) for hint in message.hints])
-        self._chi = tuple(random_values(self._rng, AUDIT_RUNS).tolist())
+        self.work_ahead()
         self._expected = (MaskedProducts,)
-        return (Challenges(self._chi),)
+        return (Challenges(tuple(one.chi for one in self._coins)),)
 
     def _ask(self, message: MaskedProducts) -> Sequence[Message]:
         """Step 3: one form a run, each with its own coins."""
-        assert self._answer is not None
-        assert self._encrypted is not None
         assert self._hints is not None
-        task, shape = self.task, self._encrypted.shape
-        w = unpack_values(message.w, (AUDIT_RUNS, task.features))
-        x = [apply(shape.activation, z, shift) for z, shift in zip(self._z, shape.shifts, strict=False)]
-        coins = [self._coins(run) for run in range(AUDIT_RUNS)]
-        columns = np.stack([multiply(w[run], coins[run].c2) for run in range(AUDIT_RUNS)])
-        products = feature_numbers(task, self._test_set, columns, np.stack([one.s for one in coins]))
-        labels = label_number(task, self._test_set, predict(self._z[-1]))
-        session = hint_session(self._open, self.session)
-        forms = []
-        for run in range(AUDIT_RUNS):
-            c1 = expand_uniform(PARAMS, task.public(PublicKind.HINT, run, session), 1)
-            forms.append(
-                audit_form(
-                    task, shape, coins[run], w[run], self._z, x, products[run], (self._encrypted.c0, self._encrypted.c1),
-                    (self._hints[run : run + 1], c1), labels, self._answer.answer.correct,
-                )
-            )  # fmt: skip
-        self._verifier = ZeroCheckVerifier(self._pk, forms, self._rng, self.transcript.head)
+        assert self._sums is not None
+        w = unpack_values(message.w, (AUDIT_RUNS, self.task.features))
+        products = self._sums.times(np.stack([multiply(w[run], one.c2) for run, one in enumerate(self._coins)]))
+        forms = [
+            audit_form(self.task, one, w[run], products[run], (hint[None], self._hint_c1[run]), self._known[run])
+            for run, (one, hint) in enumerate(zip(self._coins, self._hints, strict=True))
+        ]
+        self._verifier = ZeroCheckVerifier(self._pk, forms, self._rng, self.transcript.head, masks=self._masks)
         self._expected = (ZeroCommitments,)
         return (ZeroQueries(tuple(self._verifier.queries())),)
 
-    def _coins(self, run: int) -> AuditCoins:
+    def _draw(self, run: int) -> AuditCoins:
         samples, dims = self.task.samples, self.task.family.dims
         s, r = run_coins(self._seeds[run], samples, dims[1])
-        secret = random_values(self._rng, dims[0] + 2)
+        secret = random_values(self._rng, dims[0] + 3)
         layers = tuple((random_values(self._rng, samples), random_values(self._rng, width)) for width in dims[2:])
-        return AuditCoins(s, r, self._chi[run], secret[:-2], int(secret[-2]), int(secret[-1]), layers)
+        return AuditCoins(s, r, int(secret[-3]), secret[:-3], int(secret[-2]), int(secret[-1]), layers)
 
     def _conclude(self, message: ZeroOpenings) -> Sequence[Message]:
         """Step 4."""

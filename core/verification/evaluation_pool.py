@@ -14,7 +14,7 @@ import numpy as np
 from core.chain.block import Vm
 from core.crypto import garbling
 from core.crypto.circuits import comparison_circuit, label_bits
-from core.crypto.homomorphic import PublicKey, combine, mask_for_decryption, pack
+from core.crypto.homomorphic import NumberMask, PublicKey, mask_for_decryption, number_mask, pack
 from core.crypto.homomorphic.params import Ints
 from core.crypto.oblivious_transfer import Choices, ExtensionSender, SetupReply
 from core.crypto.prg import LABEL_SIZE
@@ -24,7 +24,7 @@ from core.ids import AccountId, Correct, ModelCommitment
 from core.ports import Rng
 from core.verification.evaluation_requester import EVALUATION_RUNS, EXTRA_ROWS, evaluation_limit, keys_digest
 from core.verification.field import T, centred, matmul, pack_values, random_values, unpack_values
-from core.verification.forms import evaluation_forms, label_number
+from core.verification.forms import Number, evaluation_forms, evaluation_products, label_number
 from core.verification.messages import (
     BaseTransfer,
     BatchAccepted,
@@ -88,6 +88,11 @@ class EvaluationPool(Session):
         self._commitment: ModelCommitment | None = None
         self._z: Ints | None = None
         self._predictions: Labels | None = None
+        self._coins: Ints | None = None
+        """Of the zero check, (runs, I + K + 1); with them ``s^T (A W_1) r`` and what masks the forms."""
+        self._products: list[Number] = []
+        self._number_masks: tuple[NumberMask, ...] = ()
+        self._labels: Number | None = None
         self._garbling: garbling.Garbling | None = None
         self._verifier: ZeroCheckVerifier | None = None
         self._pending: EvaluationResult | None = None
@@ -109,8 +114,8 @@ class EvaluationPool(Session):
         masks = random_values(self._rng, rows * self.task.features).reshape(rows, self.task.features)
         halves0, halves1, shares = [], [], []
         for batch in range(self.task.batches):
-            c0 = combine(masks, self._test_set.features0[batch])
-            c1 = combine(masks, self._test_set.features1[batch])
+            c0 = self._test_set.rows0[batch].combine(masks)
+            c1 = self._test_set.rows1[batch].combine(masks)
             masked0, masked1, share = mask_for_decryption(self._pk, c0, c1, self._rng)
             halves0.append(masked0)
             halves1.append(masked1)
@@ -142,6 +147,17 @@ class EvaluationPool(Session):
         self._model, self._commitment, self._masks = model, commitment, None
         self._expected = (TransferRequest,)
         return self._send((MaskedModel(commitment, pack_values(e)),))
+
+    def work_ahead(self) -> None:
+        """The zero check's coins stay in this object until the requester has answered, so they may be drawn early."""
+        if self._model is not None and self._coins is None:
+            width = self.task.samples + self.task.first_width + 1
+            coins = random_values(self._rng, EVALUATION_RUNS * width).reshape(EVALUATION_RUNS, width)
+            self._products = evaluation_products(self.task, self._test_set, self._model, coins)
+            self._number_masks = tuple(number_mask(self._pk, self._rng) for _ in range(EVALUATION_RUNS))
+            self._coins = coins
+        if self._predictions is not None and self._labels is None:
+            self._labels = label_number(self.task, self._test_set, self._predictions)
 
     def _handle(self, message: Message) -> Sequence[Message]:
         match message:
@@ -217,11 +233,13 @@ class EvaluationPool(Session):
             raise CheatingError(f"the requester's receipt is wrong: {error.message}") from None
         if message.receipt.output_keys_digest != keys_digest(message.keys):
             raise CheatingError("the receipt names other output keys than were returned")
-        labels = label_number(self.task, self._test_set, self._predictions)
-        width = self.task.samples + self.task.first_width + 1
-        coins = random_values(self._rng, EVALUATION_RUNS * width).reshape(EVALUATION_RUNS, width)
-        forms = evaluation_forms(self.task, self._test_set, self._model, self._z, labels, correct, coins)
-        self._verifier = ZeroCheckVerifier(self._pk, forms, self._rng, self.transcript.head)
+        self.work_ahead()
+        assert self._coins is not None
+        assert self._labels is not None
+        forms = evaluation_forms(self.task, self._products, self._model, self._z, self._labels, correct, self._coins)
+        self._verifier = ZeroCheckVerifier(
+            self._pk, forms, self._rng, self.transcript.head, masks=self._number_masks
+        )
         self._pending = EvaluationResult(correct, vm)
         self._expected = (ZeroCommitments,)
         return (ZeroQueries(tuple(self._verifier.queries())),)

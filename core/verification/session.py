@@ -117,6 +117,10 @@ class Session(ABC):
         self._received.append(_Received(found, sent))
         return sent
 
+    def work_ahead(self) -> None:  # noqa: B027  a session without anything to prepare is as good
+        """Computes what the next messages will not change, while the peer works. May be called after every step, or never:
+        it changes how long later steps take and nothing else."""
+
     @abstractmethod
     def _handle(self, message: Message) -> Sequence[Message]:
         """The replies to an expected, whole message. Everything is checked before the first change of state."""

@@ -6,14 +6,25 @@ Row j < M holds feature j of every sample, row M + c is 1 where the label is c. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from core.chain import merkle
-from core.crypto.homomorphic import PARAMS, Residues, SecretKey, encrypt_symmetric, expand_uniform, pack, unpack
+from core.crypto.homomorphic import (
+    PARAMS,
+    Residues,
+    Rows,
+    RowsBuilder,
+    SecretKey,
+    encrypt_symmetric,
+    expand_uniform,
+    pack,
+    unpack,
+)
+from core.crypto.homomorphic.ntt import to_ntt
 from core.crypto.homomorphic.params import Ints
 from core.errors import CryptoError, MalformedError
 from core.ids import Digest, TaskId
@@ -82,14 +93,13 @@ def _kind_of(row: int, features: int) -> tuple[PublicKind, int]:
 
 @dataclass(frozen=True, eq=False)
 class EncryptedTestSet:
-    """The test set as pools and nodes hold it: ``A[j, b]`` and ``Y[c, b]``, each half of shape (B, rows, L, N).
+    """The test set as pools and nodes hold it: ``A[j, b]`` and ``Y[c, b]``, each half on its own."""
 
-    Batches come first, so that the matrix product over all features of one batch reads memory in order.
-    """
-
-    features0: Residues
-    features1: Residues
+    rows0: tuple[Rows, ...]
+    """``c0`` of all features, one for each batch."""
+    rows1: tuple[Rows, ...]
     labels0: Residues
+    """``c0`` of ``Y[c, b]``, shape (B, C, L, N)."""
     labels1: Residues
 
     @classmethod
@@ -100,16 +110,37 @@ class EncryptedTestSet:
             CryptoError: a blob is not the one that the task lists.
             MalformedError, LimitError: a blob of another size, or a residue that is not below its prime.
         """
-        listed = task.spec.test_blobs
+        listed, m = task.spec.test_blobs, task.features
         if len(blobs) != len(listed):
             raise MalformedError(f"{len(blobs)} blobs, the task lists {len(listed)}")
-        shape = (task.batches, len(listed), PARAMS.limbs, PARAMS.degree)
-        c0, c1 = np.empty(shape, dtype=np.uint64), np.empty(shape, dtype=np.uint64)
-        for row, (blob, wanted) in enumerate(zip(blobs, listed, strict=True)):
-            if hashlib.sha256(blob).digest() != wanted:
-                raise CryptoError(f"blob {row} of the test set is not the one that the task lists", row=row)
-            c0[:, row] = unpack(blob, task.batches)
-            kind, index = _kind_of(row, task.features)
-            c1[:, row] = expand_uniform(PARAMS, task.public(kind, index), task.batches)
-        m = task.features
-        return cls(*(np.ascontiguousarray(half) for half in (c0[:, :m], c1[:, :m], c0[:, m:], c1[:, m:])))
+
+        def unpacked(rows: range) -> Iterator[tuple[Residues, Residues]]:
+            for row in rows:
+                if hashlib.sha256(blobs[row]).digest() != listed[row]:
+                    raise CryptoError(f"blob {row} of the test set is not the one that the task lists", row=row)
+                context = task.public(*_kind_of(row, m))
+                yield unpack(blobs[row], task.batches), expand_uniform(PARAMS, context, task.batches)
+
+        features = [[RowsBuilder(m) for _ in range(task.batches)] for _ in range(2)]
+        for pair in unpacked(range(m)):
+            for builders, half in zip(features, pair, strict=True):
+                for builder, polynomial in zip(builders, half, strict=True):
+                    builder.add(polynomial)
+        labels = list(unpacked(range(m, len(listed))))
+        rows0, rows1 = (tuple(builder.rows() for builder in builders) for builders in features)
+        labels0, labels1 = (np.stack([pair[half] for pair in labels], axis=1) for half in range(2))
+        return cls(rows0, rows1, labels0, labels1)
+
+    @cached_property
+    def labels1_ntt(self) -> Ints:
+        """The transform of ``labels1``, (B, C, L, N): made once for all checks of a task."""
+        return to_ntt(self.labels1.reshape(-1, *self.labels1.shape[2:]), PARAMS).reshape(self.labels1.shape)
+
+    @property
+    def features0(self) -> Residues:
+        """``c0`` of ``A[j, b]``, shape (B, M, L, N): a copy each time, for whoever wants to look at single rows."""
+        return np.stack([rows.residues() for rows in self.rows0])
+
+    @property
+    def features1(self) -> Residues:
+        return np.stack([rows.residues() for rows in self.rows1])

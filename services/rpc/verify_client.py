@@ -219,6 +219,7 @@ class _Line:
                         closed = True
                         await _farewell(call)
                         return
+                    await run_cpu(self._machine.work_ahead)
             raise UnavailableError(f"{self._who} ended the stream too early")
         finally:
             closed = True

@@ -18,7 +18,7 @@ from core.verification import forms
 from core.verification.activations import apply
 from core.verification.audit_requester import run_coins
 from core.verification.field import T, dot, matmul, multiply, random_values
-from core.verification.forms import AuditCoins, audit_form
+from core.verification.forms import AuditCoins, audit_form, audit_known
 from core.verification.scored_model import count_correct, predict
 from core.verification.test_set import TestSet
 from tests.models import random_features, random_labels, random_model
@@ -85,10 +85,10 @@ def run(story: Story, seed: int, shared: AuditCoins | None = None) -> int:
     x = [apply(Activation.RELU, z, shift) for z, shift in zip(story.z, MODEL.shape.shifts, strict=False)]
     products = Plain(dot(multiply(w, coins.c2), u))
     labels = Plain(int(count_correct(predict(story.z[-1]), LABELS)))
+    known_part: Any = audit_known
     made: Any = audit_form
-    value: int = made(
-        WORLD.task, MODEL.shape, coins, w, story.z, x, products, (body, body), (hint, hint), labels, story.correct
-    )
+    known = known_part(WORLD.task, MODEL.shape, coins, story.z, x, (body, body), labels, story.correct)
+    value: int = made(WORLD.task, coins, w, products, (hint, hint), known)
     return value
 
 
@@ -140,8 +140,9 @@ def test_a_lie_is_not_zero(kind: str) -> None:
 
 
 def test_the_pools_claim_plays_no_part() -> None:
-    """Only the requester's own count is in the form: audit_form has no parameter for a claim."""
+    """Only the requester's own count is in the form: neither part of it has a parameter for a claim."""
     assert "claim" not in audit_form.__code__.co_varnames
+    assert "claim" not in audit_known.__code__.co_varnames
 
 
 def test_a_lie_that_fits_one_runs_coins_fails_the_others() -> None:

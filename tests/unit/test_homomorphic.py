@@ -12,6 +12,7 @@ from core.crypto.homomorphic import (
     HeParams,
     Ints,
     PublicKey,
+    RowsBuilder,
     SealTwin,
     SecretKey,
     add,
@@ -33,6 +34,7 @@ from core.crypto.homomorphic import (
     multiply_poly,
     multiply_poly_reference,
     negate,
+    number_mask,
     pack,
     public_key,
     rerandomise,
@@ -344,3 +346,51 @@ def test_masked_decryption_is_plaintext_plus_share(sk: SecretKey, pk: PublicKey,
     _, _, mask = rerandomise(pk, c0, c1, SeededRng(8))
     exact = [scale_down_exact(compose([int(v) for v in mask[0, :, i]])) for i in range(32)]
     assert exact == share[0, :32].tolist()
+
+
+def test_rows_are_combined_and_dotted_as_the_slow_twins_do() -> None:
+    """Extreme residues and weights among random ones, so that every partial sum comes as near to 2^53 as it can."""
+    rng = np.random.default_rng(31)
+    polynomials = expand_uniform(PARAMS, b"rows", 7)
+    polynomials[0] = (np.array(PARAMS.primes, dtype=np.uint64) - np.uint64(1))[:, None]
+    builder = RowsBuilder(7)
+    for polynomial in polynomials:
+        builder.add(polynomial)
+    rows = builder.rows()
+    assert np.array_equal(rows.residues(), polynomials)
+    matrix = rng.integers(0, T, (3, 7))
+    matrix[0] = [T // 2, T // 2 + 1, 0, 1, T - 1, 1 << 17, (1 << 16) + 1]
+    assert np.array_equal(rows.combine(matrix), combine_reference(matrix, polynomials))
+    vectors = rng.integers(0, T, (3, N))
+    vectors[0], vectors[1, ::2] = T // 2, T // 2 + 1
+    found = rows.dots(vectors)
+    for k, vector in enumerate(vectors):
+        for m in (0, 1, 6):
+            assert np.array_equal(found[k, m], linear_form(polynomials[m : m + 1], polynomials[m : m + 1], vector[None])[0])
+
+
+def test_rows_say_what_does_not_fit() -> None:
+    with pytest.raises(LimitError):
+        RowsBuilder(2049)
+    with pytest.raises(MalformedError):
+        RowsBuilder(2).rows()
+    builder = RowsBuilder(1)
+    builder.add(expand_uniform(PARAMS, b"one", 1)[0])
+    with pytest.raises(MalformedError):
+        builder.rows().combine(np.zeros((2, 2), dtype=np.int64))
+    with pytest.raises(MalformedError):
+        builder.rows().dots(np.zeros((2, 2), dtype=np.int64))
+
+
+def test_a_mask_drawn_beforehand_is_a_rerandomisation() -> None:
+    """``number_mask`` on a number and ``rerandomise`` on the whole ciphertext agree, from the same coins."""
+    sk = generate_keys(PARAMS, b"number mask", SeededRng(3))
+    pk = public_key(sk)
+    c0 = np.zeros((1, L, N), dtype=np.uint64)
+    c1 = expand_uniform(PARAMS, b"number", 1)
+    c0[0, :, 0] = c1[0, :, 5]
+    out0, out1, mask = rerandomise(pk, c0, c1, SeededRng(4))
+    made = number_mask(pk, SeededRng(4))
+    assert np.array_equal(made.mask, mask[0, :, 0])
+    assert np.array_equal(add(c0[0, :, :1], made.head[:, None])[:, 0], out0[0, :, 0])
+    assert np.array_equal(add(c1[0], made.tail), out1[0])

@@ -15,26 +15,29 @@ from core.crypto.homomorphic.combine import (
     multiply_poly_reference,
 )
 from core.crypto.homomorphic.encryption import (
+    NumberMask,
     add_plain,
     decrypt,
     encrypt_public,
     encrypt_symmetric,
     mask_for_decryption,
     measure_noise,
+    number_mask,
     rerandomise,
 )
 from core.crypto.homomorphic.keys import PublicKey, SecretKey, generate_keys, public_key
 from core.crypto.homomorphic.modular import add, check_plain, check_residues, negate, sub
 from core.crypto.homomorphic.params import PARAMS, HeParams, Ints, Residues
 from core.crypto.homomorphic.rounding import compose, scale_down, scale_up
+from core.crypto.homomorphic.rows import Rows, RowsBuilder
 from core.crypto.homomorphic.sampling import expand_uniform
 from core.crypto.homomorphic.seal import SealTwin
 from core.crypto.homomorphic.wire import pack, unpack
 
 __all__ = [
-    "HeParams", "Ints", "PARAMS", "PublicKey", "Residues", "SealTwin", "SecretKey", "add", "add_plain",
-    "check_plain", "check_residues", "combine", "combine_reference", "compose", "decrypt", "dot_weights",
+    "HeParams", "Ints", "NumberMask", "PARAMS", "PublicKey", "Residues", "Rows", "RowsBuilder", "SealTwin", "SecretKey", "add",
+    "add_plain", "check_plain", "check_residues", "combine", "combine_reference", "compose", "decrypt", "dot_weights",
     "encrypt_public", "encrypt_symmetric", "expand_uniform", "generate_keys", "linear_form", "linear_forms",
-    "mask_for_decryption", "measure_noise", "multiply_poly", "multiply_poly_reference", "negate", "pack", "public_key",
-    "rerandomise", "scale_down", "scale_up", "sub", "unpack",
+    "mask_for_decryption", "measure_noise", "multiply_poly", "multiply_poly_reference", "negate", "number_mask", "pack",
+    "public_key", "rerandomise", "scale_down", "scale_up", "sub", "unpack",
 ]  # fmt: skip

@@ -6,6 +6,8 @@ tested to be equal.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from core.crypto.homomorphic.combine import multiply_ntt
@@ -19,7 +21,8 @@ from core.errors import MalformedError
 from core.ports import Rng
 
 __all__ = [
-    "add_plain", "decrypt", "encrypt_public", "encrypt_symmetric", "mask_for_decryption", "measure_noise", "rerandomise",
+    "NumberMask", "add_plain", "decrypt", "encrypt_public", "encrypt_symmetric", "mask_for_decryption", "measure_noise",
+    "number_mask", "rerandomise",
 ]  # fmt: skip
 
 LABEL_SYMMETRIC = b"pofl/he/symmetric-error/1"
@@ -101,6 +104,42 @@ def rerandomise(pk: PublicKey, c0: Residues, c1: Residues, rng: Rng) -> tuple[Re
         out0[i] = add(add(c0[i], bu, params), masks[i], params)
         out1[i] = add(c1[i], zero1, params)
     return out0, out1, masks
+
+
+@dataclass(frozen=True, eq=False)
+class NumberMask:
+    """What hides one number from the holder of the key, for one use: as ``rerandomise``, of which only coefficient 0 of
+    ``c0`` travels."""
+
+    head: Residues
+    """``(b u)_0 + mask``, shape (L,)."""
+    tail: Residues
+    """``a u + e1``, shape (L, N)."""
+    mask: Residues
+    """Uniform modulo q, shape (L,)."""
+
+
+def number_mask(pk: PublicKey, rng: Rng) -> NumberMask:
+    """Fresh ``u, e1`` and mask. It depends on nothing but the key, so it may be drawn before the number is known."""
+    params = pk.params
+    stream = Stream(LABEL_MASK, rng.bytes(32), 0, params)
+    u = ternary(stream, params.degree)
+    e1 = small_residues(binomial(stream, params.degree), params)
+    au = from_ntt(multiply_ntt(pk.a_ntt, to_ntt(u[None], params), params), params)[0]
+    mask = np.ascontiguousarray(uniform(stream, params)[:, 0])
+    bu = np.array([product_head(limb, u) % prime for limb, prime in zip(pk.b, params.primes, strict=True)], dtype=np.uint64)
+    head = add(bu[:, None], mask[:, None], params)[:, 0]
+    return NumberMask(head, add(au, e1, params), mask)
+
+
+def product_head(values: Residues, small: Ints) -> int:
+    """Coefficient 0 of the product of (N,) residues and (N,) ternary integers: ``v_0 s_0 - sum_{n>0} v_n s_(N-n)``.
+
+    Both halves of 25 bits stay far below 2^63.
+    """
+    folded = np.concatenate([small[:1], -small[:0:-1]])
+    signed = values.view(np.int64)
+    return (int((signed >> 25) @ folded) << 25) + int((signed & ((1 << 25) - 1)) @ folded)
 
 
 def mask_for_decryption(pk: PublicKey, c0: Residues, c1: Residues, rng: Rng) -> tuple[Residues, Residues, Ints]:
