@@ -12,7 +12,7 @@ with loading():
     import typer
 
     from core.errors import PoflError
-    from services.cli import chain, keys, models, run, tasks, testnet
+    from services.cli import bench, chain, keys, models, run, tasks, testnet
     from services.runtime.lifecycle import exit_code
 
 __all__ = ["app", "main"]
@@ -38,6 +38,7 @@ app.add_typer(chain.app, name="chain")
 app.add_typer(models.app, name="model")
 app.add_typer(keys.app, name="keys")
 app.add_typer(run.config_app, name="config")
+app.add_typer(bench.app, name="bench")
 app.command("explain")(chain.explain)
 app.command("run")(run.run_role)
 
