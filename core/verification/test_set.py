@@ -129,7 +129,9 @@ class EncryptedTestSet:
         labels = list(unpacked(range(m, len(listed))))
         rows0, rows1 = (tuple(builder.rows() for builder in builders) for builders in features)
         labels0, labels1 = (np.stack([pair[half] for pair in labels], axis=1) for half in range(2))
-        return cls(rows0, rows1, labels0, labels1)
+        made = cls(rows0, rows1, labels0, labels1)
+        made.labels1_ntt  # noqa: B018  now, with the tables of roots it needs, and not during the first check
+        return made
 
     @cached_property
     def labels1_ntt(self) -> Ints:
