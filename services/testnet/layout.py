@@ -39,8 +39,8 @@ MODULES: Final = {
 BALANCE: Final = {"node": 10_000_000, "requester": 1_000_000_000, "provider": 1_000_000, "pool": 100_000_000, "miner": 1_000}
 MINER_START_MS: Final = 3_500
 """Torch costs each miner about three seconds of one core to load: the second and third of each pool come later."""
-PARAMS: Final = ChainParams(commit_ms=20_000, claim_ms=25_500)
-"""Shorter windows than a real network's: the digits are learnt in ten seconds."""
+PARAMS: Final = ChainParams(commit_ms=20_000, claim_ms=25_500, draw_window_ms=15_000)
+"""Shorter windows than a real network's: the digits are learnt in ten seconds, and a pool may buy for every task."""
 
 
 @dataclass(frozen=True, slots=True)
