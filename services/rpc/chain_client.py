@@ -103,7 +103,7 @@ class ChainClient:
         self, phases: Sequence[TaskPhase] = (), limit: int = 100, after: bytes = b""
     ) -> tuple[TaskView, ...]:
         """Tasks of these phases (none: all), oldest first, at most ``limit`` that follow task ``after``."""
-        request = pb.ListTasksRequest(phases=[pb.TaskPhase.ValueType(p) for p in phases], limit=limit, after=after)
+        request = pb.ListTasksRequest(phases=[convert.phase_to_proto(p) for p in phases], limit=limit, after=after)
         answer = await self._ask(lambda stub: stub.ListTasks(request, timeout=CALL_TIMEOUT))
         return tuple(convert.task_from_proto(task) for task in answer.tasks)
 

@@ -333,7 +333,7 @@ def task_to_proto(task: TaskView) -> pb.TaskView:
         min_pool_bond=task.min_pool_bond,
         task_nonce=task.task_nonce,
         published_height=task.published_height,
-        phase=pb.TaskPhase.ValueType(task.phase),
+        phase=phase_to_proto(task.phase),
         stored_by=task.stored_by,
         start_ms=task.start_ms or 0,
         entry_close_ms=task.entry_close_ms or 0,
