@@ -7,6 +7,7 @@
     │   ├── MalformedError          bytes that do not decode, or fields that contradict one another
     │   ├── LimitError              larger, longer or more than the stated limit
     │   ├── NotFoundError           a thing asked for by name, height or digest does not exist here
+    │   │   └── PrunedError         it was here once and was dropped to save room: others may have it
     │   └── ConfigError             a configuration key, flag or file is wrong
     ├── AuthError                   the caller is not who the call needs
     ├── ChainError                  a block, vote or transaction breaks a rule of the chain
@@ -16,6 +17,7 @@
     │   └── WrongChainError         another chain id, genesis or protocol version
     ├── ProtocolError               a step of an interactive protocol was wrong
     │   ├── SequenceError           a message out of order, replayed with other content, or after the end
+    │   ├── TurnError               asked before its turn: nothing is used up, and later it may be granted
     │   ├── CheatingError           a cryptographic check failed: the peer's message cannot be honest
     │   ├── InconclusiveError       a check that can fail by chance did: nobody is blamed, repeat it
     │   ├── BudgetError             a one-use value or a counted run is used up
@@ -26,6 +28,7 @@
     │   ├── CorruptError            a checksum or an invariant of stored data does not hold
     │   ├── LockedError             another process has the data directory
     │   └── StorageFullError
+    ├── InternalError               this program failed at its own part: nobody else is to blame
     ├── UnavailableError            a peer cannot be reached or is not ready; trying again may help
     └── DeadlineError               a wait ended without its outcome
 
@@ -35,11 +38,11 @@ A message says what happened, with the values that made it happen, and where it 
 from __future__ import annotations
 
 __all__ = [
-    "PoflError", "InputError", "MalformedError", "LimitError", "NotFoundError", "ConfigError", "AuthError",
+    "PoflError", "InputError", "MalformedError", "LimitError", "NotFoundError", "PrunedError", "ConfigError", "AuthError",
     "ChainError",
     "BlockError", "TransactionError", "VoteError", "WrongChainError", "ProtocolError", "SequenceError", "CheatingError",
     "InconclusiveError", "BudgetError", "AbortError", "CryptoError", "MarketError", "StorageError", "CorruptError",
-    "LockedError", "StorageFullError", "UnavailableError", "DeadlineError",
+    "LockedError", "StorageFullError", "TurnError", "InternalError", "UnavailableError", "DeadlineError",
 ]  # fmt: skip
 
 
@@ -66,6 +69,10 @@ class LimitError(InputError):
 
 class NotFoundError(InputError):
     """A thing asked for by name, height or digest does not exist here."""
+
+
+class PrunedError(NotFoundError):
+    """It was here once and was dropped to save room: ask another node."""
 
 
 class ConfigError(InputError):
@@ -108,6 +115,10 @@ class SequenceError(ProtocolError):
     """A message out of order, replayed with other content, or after the end."""
 
 
+class TurnError(ProtocolError):
+    """Asked before its turn. Nothing is used up; asked again later it may be granted."""
+
+
 class CheatingError(ProtocolError):
     """A cryptographic check failed: the peer's message cannot come from an honest peer."""
 
@@ -146,6 +157,10 @@ class LockedError(StorageError):
 
 class StorageFullError(StorageError):
     """The disk is full."""
+
+
+class InternalError(PoflError):
+    """This program failed at its own part: a defect, or no room for the work. Nobody else is to blame."""
 
 
 class UnavailableError(PoflError):

@@ -24,6 +24,7 @@ STATUS: Mapping[type[errors.PoflError], StatusCode] = {
     errors.MalformedError:    StatusCode.INVALID_ARGUMENT,
     errors.LimitError:        StatusCode.RESOURCE_EXHAUSTED,
     errors.NotFoundError:     StatusCode.NOT_FOUND,
+    errors.PrunedError:       StatusCode.NOT_FOUND,
     errors.ConfigError:       StatusCode.FAILED_PRECONDITION,
     errors.AuthError:         StatusCode.PERMISSION_DENIED,
     errors.ChainError:        StatusCode.FAILED_PRECONDITION,
@@ -33,6 +34,7 @@ STATUS: Mapping[type[errors.PoflError], StatusCode] = {
     errors.WrongChainError:   StatusCode.FAILED_PRECONDITION,
     errors.ProtocolError:     StatusCode.FAILED_PRECONDITION,
     errors.SequenceError:     StatusCode.FAILED_PRECONDITION,
+    errors.TurnError:         StatusCode.FAILED_PRECONDITION,
     errors.CheatingError:     StatusCode.INVALID_ARGUMENT,
     errors.BudgetError:       StatusCode.RESOURCE_EXHAUSTED,
     errors.AbortError:        StatusCode.ABORTED,
@@ -43,6 +45,7 @@ STATUS: Mapping[type[errors.PoflError], StatusCode] = {
     errors.CorruptError:      StatusCode.DATA_LOSS,
     errors.LockedError:       StatusCode.FAILED_PRECONDITION,
     errors.StorageFullError:  StatusCode.RESOURCE_EXHAUSTED,
+    errors.InternalError:     StatusCode.INTERNAL,
     errors.UnavailableError:  StatusCode.UNAVAILABLE,
     errors.DeadlineError:     StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
