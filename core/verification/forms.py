@@ -23,8 +23,8 @@ from core.verification.task import TaskContext
 from core.verification.test_set import EncryptedTestSet
 
 __all__ = [
-    "AuditCoins", "KnownPart", "Number", "SampleSums", "audit_form", "audit_known", "evaluation_forms",
-    "evaluation_products", "feature_numbers", "label_number", "stored_number",
+    "AuditCoins", "KnownPart", "Number", "SampleSums", "audit_form", "audit_known", "evaluation_const", "evaluation_forms",
+    "evaluation_products", "feature_numbers", "hint_weights", "known_weights", "label_number", "stored_number",
 ]  # fmt: skip
 
 _UNREDUCED = 4
@@ -175,12 +175,16 @@ def evaluation_forms(
 
     ``products``: evaluation_products of the same coins. ``labels``: label_number of the predictions.
     """
-    s, r, c4 = coins[:, : task.samples], coins[:, task.samples : -1], coins[:, -1]
-    rest = z - model.biases[0]
     return [
-        (products[run] + labels.times(int(c4[run]))).equals(-dot(matmul(s[run], rest), r[run]) - int(c4[run]) * correct)
-        for run in range(len(coins))
+        (product + labels.times(int(one[-1]))).equals(evaluation_const(model, z, correct, one))
+        for product, one in zip(products, coins, strict=True)
     ]
+
+
+def evaluation_const(model: ScoredModel, z: Ints, correct: int, coins: Ints) -> int:
+    """What the pool's form adds to its ciphertexts: ``-s^T (z_1 - b_1) r - c4 N`` for one run's coins, (I + K + 1,)."""
+    samples = len(z)
+    return -dot(matmul(coins[:samples], z - model.biases[0]), coins[samples:-1]) - int(coins[-1]) * correct
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +229,14 @@ def audit_known(
         labels: label_number of the predictions.
         correct: the requester's N*, never the pool's claim.
     """
+    flat, const = known_weights(shape, coins, z, x, correct)
+    weights = np.zeros((len(model[0]), PARAMS.degree), dtype=np.int64)
+    weights.reshape(-1)[: len(flat)] = flat
+    return KnownPart(number(*model, weights) + labels.times(coins.c4), const)
+
+
+def known_weights(shape: ModelShape, coins: AuditCoins, z: Sequence[Ints], x: Sequence[Ints], correct: int) -> tuple[Ints, int]:
+    """What ``audit_known`` puts on the model's encoding, (P,) modulo t, and its constant."""
     c2, chi, omega = coins.c2, coins.chi, coins.omega
     parts: list[Ints] = []
     # ω · (w - χ W_1 r - m) and c2 (Σ_j w_j u_j - χ s^T (Z_1 - b_1) r - T)
@@ -240,9 +252,12 @@ def audit_known(
         const -= dot(matmul(s, z[layer]), r)
     flat = np.concatenate(parts)
     assert len(flat) == column_slices(shape.dims)[-1][1].stop
-    weights = np.zeros((len(model[0]), PARAMS.degree), dtype=np.int64)
-    weights.reshape(-1)[: len(flat)] = flat
-    return KnownPart(number(*model, weights) + labels.times(coins.c4), const)
+    return flat, const
+
+
+def hint_weights(coins: AuditCoins) -> Ints:
+    """What ``audit_form`` puts on a hint's values, the mask m and then T: (M + 1,) modulo t."""
+    return np.remainder(np.append(-coins.omega, -coins.c2), T)
 
 
 def audit_form(
@@ -257,7 +272,6 @@ def audit_form(
         known: audit_known of the same coins.
     """
     weights = np.zeros((1, PARAMS.degree), dtype=np.int64)
-    weights[0, : task.features] = np.remainder(-coins.omega, T)
-    weights[0, task.features] = (-coins.c2) % T
+    weights[0, : task.features + 1] = hint_weights(coins)
     total = products + number(*hint, weights) + known.number
     return total.equals(dot(coins.omega, w) + known.const)
