@@ -66,6 +66,9 @@ class ChainParams:
     min_pool_bond_ppm: Annotated[int, U32] = 50_000
     """Of the reward: the least bond a task may ask of a pool."""
     validator_bond: Annotated[int, I64] = 1_000_000
+    """The least bond of a validator that joins, for each unit of its power."""
+    unbond_ms: Annotated[int, U64] = 600_000
+    """After a validator left: how long evidence can still burn its bond, and how long a light client may be away."""
     # The market
     draw_window_ms: Annotated[int, U32] = 30_000
     """One bid per pool, provider and data root in this much block time."""
@@ -114,6 +117,8 @@ class ChainParams:
                 parameter="audit_ms",
             )
         stall = self.max_pools * (self.body_ms + self.audit_ms + self.open_ms)
+        if self.unbond_ms < stall:
+            raise ConfigError(f"genesis: unbond_ms is {self.unbond_ms}, shorter than the longest stall, {stall} ms")
         if self.delivery_ms < stall:
             raise ConfigError(f"genesis: delivery_ms is {self.delivery_ms}, shorter than the longest stall, {stall} ms")
 

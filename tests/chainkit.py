@@ -6,21 +6,27 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from core.chain import build, claims, ledger, merkle, rules
 from core.chain.block import Accuracy, Block, Certificate, Outcome, Payout, Receipt, Vm
 from core.chain.rules_tasks import least_leak_bits
 from core.chain.state import Entry, State, genesis_state, state_root, total_supply
 from core.chain.transaction import (
+    DOMAIN_APPROVAL,
     Activation,
+    Approval,
     Claim,
     Commit,
     EnterTask,
+    JoinValidator,
+    LeaveValidator,
     Payload,
     PublishTask,
     SignedTransaction,
     Stored,
     TaskSpec,
+    approval_message,
     task_id,
 )
 from core.chain.vote import SignedVerdict, Step, Verdict, VerdictKind, Vote
@@ -41,6 +47,7 @@ from core.params import PROTOCOL_VERSION, ChainParams, Genesis, GenesisAccount, 
 
 GENESIS_MS = 1_800_000_000_000
 FUNDS = 10_000_000
+Change = TypeVar("Change", JoinValidator, LeaveValidator)
 
 
 @functools.cache
@@ -136,7 +143,22 @@ class Chain:
         return [v.name for v in self.genesis.validators]
 
     def certificate(self) -> Certificate | None:
-        return None if self.state.height == 0 else make_certificate(self.state, self.clock, self.names)
+        return None if self.state.height == 0 else make_certificate(self.state, self.clock, self.voters)
+
+    @property
+    def voters(self) -> list[str]:
+        """Who votes for the tip."""
+        return [self.name_of(v.node_id) for v in self.state.validators_at(self.state.height)]
+
+    def name_of(self, node: bytes) -> str:
+        known = {bytes(account(name)): name for name in (*self.names, "other", *(f"pool{i}" for i in range(6)))}
+        return known[node]
+
+    def approved(self, payload: Change, *signers: str) -> Change:
+        """A change of the validators with these signatures."""
+        message = approval_message(self.state.chain_id, replace(payload, approvals=()))
+        made = [Approval(NodeId(key(s).public_key), sign(key(s), DOMAIN_APPROVAL, message)) for s in signers]
+        return replace(payload, approvals=tuple(sorted(made, key=lambda a: a.validator)))
 
     def tx(self, sender: str, payload: Payload, fee: int = 1, nonce: int | None = None) -> SignedTransaction:
         if nonce is None:

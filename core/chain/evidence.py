@@ -5,25 +5,25 @@ Each is valid on the signatures it carries alone, and is applied once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
+from core.chain import rules_validators
 from core.chain.block import BlockKind
 from core.chain.claims import ClaimStatus, check_verdict_claim, tag, tally
 from core.chain.ledger import burn, credit
 from core.chain.rules_tasks import burn_bond
-from core.chain.state import Evidence, Pot, Standing, State, Task
+from core.chain.rules_validators import DOMAIN_EVIDENCE, is_punished, punishable
+from core.chain.state import Evidence, Pot, Standing, State, Task, Validator
 from core.chain.transaction import Equivocation, PoolFault, Refusal, VerdictEquivocation, Verdicts
 from core.chain.verify import check_header_signature, check_verdict, check_vote, powers
 from core.chain.vote import SignedVerdict, Verdict, VerdictKind, Vote
 from core.codec import decode
 from core.crypto.hashing import digest
 from core.errors import ChainError, InputError, TransactionError
-from core.ids import Amount, Digest, Height, NodeId, short
+from core.ids import Digest, Height, NodeId, short
 
 __all__ = ["close_pot", "equivocation", "is_equivocation", "pool_fault", "verdict_equivocation", "verdicts"]
-
-DOMAIN_EVIDENCE: Final = b"pofl/evidence/1"
 
 
 def pool_fault(state: State, payload: PoolFault) -> State:
@@ -61,7 +61,7 @@ def equivocation(state: State, payload: Equivocation, height: Height) -> State:
     """Equivocation by votes: the validator's bond burns, its tags are no longer paid. Raises TransactionError."""
     try:
         at = decode(Vote, payload.first.vote, 512).height
-        known = powers(state.validators)
+        known = punishable(state)
         first, second = (check_vote(s, state.chain_id, at, known) for s in (payload.first, payload.second))
     except (InputError, ChainError) as error:
         raise TransactionError(f"equivocation: {error.message}", Refusal.BAD_EVIDENCE) from None
@@ -74,7 +74,7 @@ def verdict_equivocation(state: State, payload: VerdictEquivocation, height: Hei
     """Two differing verdicts, neither ``unavailable``, of one signer on one claim. Raises TransactionError."""
     try:
         at = decode(Verdict, payload.first.verdict, 1024).height
-        known = powers(state.validators)
+        known = punishable(state)
         first, second = (check_verdict(s, state.chain_id, at, known) for s in (payload.first, payload.second))
     except (InputError, ChainError) as error:
         raise TransactionError(f"equivocation: {error.message}", Refusal.BAD_EVIDENCE) from None
@@ -93,16 +93,11 @@ def is_verdict_equivocation(first: Verdict, second: Verdict) -> bool:
 
 
 def _punish(state: State, validator: NodeId, height: Height) -> State:
-    """A validator is punished once: what burns is its whole bond."""
-    key = digest(DOMAIN_EVIDENCE, validator)
-    if key in state.evidence:
+    """A validator is punished once: its whole bond burns, and it does not vote two heights later."""
+    if is_punished(state, validator):
         raise TransactionError(f"equivocation: {short(validator)} was punished already", Refusal.DUPLICATE)
-    changed = tuple(
-        replace(v, bond=Amount(0), has_equivocated=True) if v.node_id == validator else v for v in state.validators
-    )
-    lost = sum(v.bond for v in state.validators if v.node_id == validator)
-    state = replace(state, validators=changed, evidence=state.evidence.put(key, Evidence(height)))
-    return burn(state, lost)
+    evidence = state.evidence.put(digest(DOMAIN_EVIDENCE, validator), Evidence(height))
+    return rules_validators.expel(replace(state, evidence=evidence), validator)
 
 
 def verdicts(state: State, payload: Verdicts, index: int, height: Height) -> State:
@@ -118,19 +113,22 @@ def verdicts(state: State, payload: Verdicts, index: int, height: Height) -> Sta
         raise TransactionError(
             f"verdicts of height {payload.height}: no task that ended there is still being settled", Refusal.EXPIRED
         )
-    found = _check_verdicts(state, task, payload.verdicts)
+    voters = state.validators_at(payload.height)
+    found = _check_verdicts(state, task, payload.verdicts, powers(voters))
     pot = state.pot
     pays = index == 0 and pot is not None and pot.height == payload.height == height - 1
     if pays and pot is not None:
-        state = _pay(state, pot, payload.z_digest, found)
-    after = _refute(state, task, found)
+        state = _pay(state, pot, payload.z_digest, found, voters)
+    after = _refute(state, task, found, voters)
     if not pays and after is state:
         raise TransactionError(f"verdicts of height {payload.height}: they pay and refute nothing", Refusal.DUPLICATE)
     return after
 
 
-def _check_verdicts(state: State, task: Task, signed: tuple[SignedVerdict, ...]) -> tuple[Verdict, ...]:
-    known, claims = powers(state.validators), state.ranking(task.task_id)
+def _check_verdicts(
+    state: State, task: Task, signed: tuple[SignedVerdict, ...], known: Mapping[bytes, int]
+) -> tuple[Verdict, ...]:
+    claims = state.ranking(task.task_id)
     assert task.ended_height is not None
     found: list[Verdict] = []
     if len(set(signed)) != len(signed):
@@ -148,13 +146,15 @@ def _check_verdicts(state: State, task: Task, signed: tuple[SignedVerdict, ...])
     return tuple(found)
 
 
-def _pay(state: State, pot: Pot, z_digest: Digest, found: tuple[Verdict, ...]) -> State:
+def _pay(
+    state: State, pot: Pot, z_digest: Digest, found: tuple[Verdict, ...], voters: Sequence[Validator]
+) -> State:
     """Each right tag gets its signer's share of the pot by power: nobody gains by leaving another's verdict out."""
-    total = state.total_power
+    total = sum(v.power for v in voters)
     paid = 0
-    for validator in state.validators:
+    for validator in voters:
         right = tag(state.chain_id, pot.task_id, pot.model_commitment, z_digest, validator.node_id)
-        if not validator.has_equivocated and any(
+        if not is_punished(state, validator.node_id) and any(
             v.validator == validator.node_id and v.kind is VerdictKind.VALID and v.tag == right for v in found
         ):
             share = pot.amount * validator.power // total
@@ -162,9 +162,9 @@ def _pay(state: State, pot: Pot, z_digest: Digest, found: tuple[Verdict, ...]) -
     return replace(burn(state, pot.amount - paid), pot=None)
 
 
-def _refute(state: State, task: Task, found: tuple[Verdict, ...]) -> State:
+def _refute(state: State, task: Task, found: tuple[Verdict, ...], voters: Sequence[Validator]) -> State:
     """Claims above the winner stand as skipped; verdicts of more than 1/3 of the power refute them."""
-    tallies = tally(found, state.validators)
+    tallies = tally(found, voters)
     for entry in state.ranking(task.task_id):
         known = None if entry.claim is None else tallies.get(entry.claim.vm.model_commitment)
         if entry.standing is Standing.SKIPPED and entry.held and known is not None and known.status is ClaimStatus.REFUTED:

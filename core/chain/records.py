@@ -24,8 +24,9 @@ from core.ids import (
 )
 
 __all__ = [
-    "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Pot", "Provider", "Reputation",
-    "Standing", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator", "Windows",
+    "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Membership", "Pot", "Provider",
+    "Reputation", "Standing", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator", "ValidatorSet",
+    "Windows",
 ]  # fmt: skip
 
 MAX_ENTRANTS: Final = 1024
@@ -45,9 +46,28 @@ class Validator:
     node_id: Annotated[NodeId, PUBLIC_KEY]
     power: Annotated[int, U32]
     bond: Annotated[Amount, I64]
-    """Locked by JoinValidator; validators of the genesis document have none."""
+    """Locked by JoinValidator (the money is its Membership's); validators of the genesis document have none."""
     has_equivocated: Annotated[bool, BOOL]
     """Proven on the chain: its tags are no longer paid."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorSet:
+    """Who votes, from the height of its key on until the next row's; ascending by node id."""
+
+    validators: Annotated[tuple[Validator, ...], Seq(Record(Validator), MAX_VALIDATORS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A validator, or one that left and whose bond evidence can still burn."""
+
+    since_height: Annotated[Height, U64]
+    """The first height it votes at; 1 for those of the genesis document."""
+    bond: Annotated[Amount, I64]
+    endpoint: Annotated[str, ENDPOINT]
+    release_ms: Annotated[Milliseconds | None, Maybe(U64)]
+    """It left: block time from which the bond goes back."""
 
 
 class TaskPhase(IntEnum):

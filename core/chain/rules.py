@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Final
 
-from core.chain import evidence, rules_market, rules_tasks, verify
+from core.chain import evidence, rules_market, rules_tasks, rules_validators, verify
 from core.chain.block import MAX_BODY, MAX_HEADER, Accuracy, Block, BlockKind, Body, Certificate, Header, OutcomeKind
 from core.chain.ledger import credit, debit, work_payout_total
 from core.chain.state import Account, Entry, State, Task, TaskEnd, TaskPhase, Tip, TradePhase, state_root
@@ -92,7 +92,7 @@ def apply_block(state: State, block: Block) -> State:
 
 def next_time(state: State, certificate: Certificate | None) -> Milliseconds:
     """The timestamp of a block on this state's tip, which ``certificate`` finalised (None at height 0). Raises BlockError."""
-    return verify.block_time(state.tip.height, state.tip.timestamp_ms, certificate, state.validators)
+    return verify.block_time(state.tip.height, state.tip.timestamp_ms, certificate, state.validators_at(state.tip.height))
 
 
 def is_work_height(state: State) -> bool:
@@ -163,7 +163,7 @@ def _check_time(state: State, header: Header, body: Body) -> None:
     if certificate is not None:
         if (certificate.height, certificate.block_hash) != (state.height, state.tip.block_hash):
             raise BlockError(f"block at height {header.height}: its certificate is for another block than its parent")
-        verify.check_certificate(certificate, state.chain_id, state.validators)
+        verify.check_certificate(certificate, state.chain_id, state.validators_at(state.height))
     expected = next_time(state, certificate)
     if header.timestamp_ms != expected:
         raise BlockError(
@@ -208,6 +208,7 @@ def _transition(state: State, header: Header, body: Body, block: Block) -> State
     if parent.pot is not None:
         state = evidence.close_pot(state)
     state = rules_market.run_trades(state, height, block.block_hash, time_ms)
+    state = rules_validators.rotate(state, parent)
     return replace(state, tip=Tip(height, block.block_hash, time_ms, header.kind, header.author_id))
 
 
@@ -215,6 +216,7 @@ def open_block(state: State, height: Height, time_ms: Milliseconds) -> State:
     """What time does at the start of any block: T0, bonds given back, tasks expired."""
     state = rules_tasks.set_start(state, height, time_ms)
     state = rules_tasks.settle_claimants(state, time_ms)
+    state = rules_validators.release_bonds(state, time_ms)
     return rules_tasks.expire_tasks(state, height, time_ms)
 
 
@@ -360,11 +362,10 @@ def _dispatch(state: State, tx: Transaction, context: Context) -> State:
             return evidence.equivocation(state, p, context.height)
         case VerdictEquivocation() as p:
             return evidence.verdict_equivocation(state, p, context.height)
-        case JoinValidator() | LeaveValidator():
-            raise TransactionError(
-                "this version keeps the validators of the genesis document: joining and leaving are not supported",
-                Refusal.NOT_SUPPORTED,
-            )
+        case JoinValidator() as p:
+            return rules_validators.join(state, tx, p, context.height)
+        case LeaveValidator() as p:
+            return rules_validators.leave(state, p, context.height, context.time_ms)
 
 
 # -- when the next block is due ----------------------------------------------------------------------------------------

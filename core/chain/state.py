@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 from core.chain import merkle
-from core.chain.block import MAX_VALIDATORS, BlockKind
+from core.chain.block import BlockKind
 from core.chain.records import (
     MAX_ENTRANTS,
     Account,
@@ -21,6 +21,7 @@ from core.chain.records import (
     Evidence,
     High,
     LastCredit,
+    Membership,
     Pot,
     Provider,
     Reputation,
@@ -32,6 +33,7 @@ from core.chain.records import (
     Trade,
     TradePhase,
     Validator,
+    ValidatorSet,
     Windows,
 )
 from core.chain.table import Table
@@ -53,9 +55,10 @@ from core.ids import (
 from core.params import ChainParams, Genesis
 
 __all__ = [
-    "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Pot", "Provider", "Reputation",
-    "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator", "Windows", "decode_state",
-    "encode_state", "entry_key", "genesis_state", "state_root", "total_supply",
+    "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Membership", "Pot", "Provider",
+    "Reputation", "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator",
+    "ValidatorSet", "Windows", "decode_state", "encode_state", "entry_key", "genesis_state", "height_key", "state_leaves",
+    "state_root", "total_supply",
 ]  # fmt: skip
 
 DOMAIN_TIE: Final = b"pofl/claim-tie/1"
@@ -71,10 +74,15 @@ class _Scalars:
     burned: Annotated[Amount, I64]
     current: Annotated[TaskId | None, Maybe(DIGEST)]
     pot: Annotated[Pot | None, Maybe(Record(Pot))]
-    validators: Annotated[tuple[Validator, ...], Seq(Record(Validator), MAX_VALIDATORS)]
     live: Annotated[tuple[TaskId, ...], Seq(DIGEST, 1 << 20)]
     settling: Annotated[tuple[TaskId, ...], Seq(DIGEST, 1 << 20)]
     trading: Annotated[tuple[Digest, ...], Seq(DIGEST, 1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sets:
+    validators: ValidatorSet
+    next_validators: ValidatorSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,8 @@ class State:
     pot: Pot | None
     validators: tuple[Validator, ...]
     """Who votes at the next height, ascending by node id."""
+    next_validators: tuple[Validator, ...]
+    """Who votes at the height after that: what this block changed."""
     live: tuple[TaskId, ...]
     """Pending, open and current tasks, in order of publication."""
     settling: tuple[TaskId, ...]
@@ -106,6 +116,10 @@ class State:
     credits: Table[LastCredit]
     """By pool ‖ provider."""
     evidence: Table[Evidence]
+    memberships: Table[Membership]
+    """By node id."""
+    sets: Table[ValidatorSet]
+    """By ``height_key`` of the first height that it votes at: as far back as rules still ask."""
 
     @property
     def params(self) -> ChainParams:
@@ -118,6 +132,13 @@ class State:
     @property
     def total_power(self) -> int:
         return sum(v.power for v in self.validators)
+
+    def validators_at(self, height: int) -> tuple[Validator, ...]:
+        """Who voted at a height of the recent past, back to that of the oldest task that is being settled."""
+        rows = [key for key in self.sets if key <= height_key(max(height, 1))]
+        if not rows:
+            raise NotFoundError(f"the validators of height {height} are no longer kept", height=height)
+        return self.sets[rows[-1]].validators
 
     def account(self, account: bytes) -> Account:
         """An account nobody paid yet is empty."""
@@ -184,8 +205,13 @@ class State:
 _EMPTY: Final = Account(Amount(0), 0)
 _TABLES: Final[tuple[tuple[str, type], ...]] = (
     ("accounts", Account), ("tasks", Task), ("entries", Entry), ("providers", Provider), ("trades", Trade),
-    ("reputations", Reputation), ("credits", LastCredit), ("evidence", Evidence),
+    ("reputations", Reputation), ("credits", LastCredit), ("evidence", Evidence), ("memberships", Membership),
+    ("sets", ValidatorSet),
 )  # fmt: skip
+
+
+def height_key(height: int) -> bytes:
+    return height.to_bytes(8, "big")
 
 
 def entry_key(task_id: bytes, pool: bytes) -> bytes:
@@ -196,6 +222,9 @@ def genesis_state(genesis: Genesis) -> State:
     """The state before block 1. Raises ConfigError if the document is not usable."""
     genesis.check()
     chain_id = genesis.chain_id
+    validators = tuple(
+        sorted((Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators), key=lambda v: v.node_id)
+    )
     return State(
         genesis=genesis,
         chain_id=chain_id,
@@ -203,11 +232,8 @@ def genesis_state(genesis: Genesis) -> State:
         burned=Amount(0),
         current=None,
         pot=None,
-        validators=tuple(
-            sorted(
-                (Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators), key=lambda v: v.node_id
-            )
-        ),
+        validators=validators,
+        next_validators=validators,
         live=(),
         settling=(),
         trading=(),
@@ -219,19 +245,30 @@ def genesis_state(genesis: Genesis) -> State:
         reputations=Table(Reputation),
         credits=Table(LastCredit),
         evidence=Table(Evidence),
+        memberships=Table(Membership, {v.node_id: Membership(Height(1), Amount(0), "", None) for v in validators}),
+        sets=Table(ValidatorSet, {height_key(1): ValidatorSet(validators)}),
     )
 
 
 def state_root(state: State) -> StateRoot:
-    """RFC 6962 root over ``scalars`` and, for each table in the order of ``_TABLES``, ``name ‖ root``."""
-    leaves = [encode(_scalars(state))]
-    leaves += [name.encode() + b"/" + getattr(state, name).root for name, _ in _TABLES]
-    return StateRoot(digest(DOMAIN_STATE, merkle.root(leaves)))
+    """``SHA-256(domain ‖ RFC 6962 root over state_leaves)``."""
+    return StateRoot(digest(DOMAIN_STATE, merkle.root(state_leaves(state))))
+
+
+def state_leaves(state: State) -> list[bytes]:
+    """``scalars ‖ record``, the two validator sets, and for each table ``name ‖ root``: in this order, each ``name/…``."""
+    leaves = [
+        b"scalars/" + encode(_scalars(state)),
+        b"validators/" + encode(ValidatorSet(state.validators)),
+        b"next-validators/" + encode(ValidatorSet(state.next_validators)),
+    ]
+    return leaves + [name.encode() + b"/" + getattr(state, name).root for name, _ in _TABLES]
 
 
 def encode_state(state: State) -> bytes:
     """The whole state but the genesis document, canonically."""
     out = bytearray(encode(_scalars(state)))
+    out += encode(_Sets(ValidatorSet(state.validators), ValidatorSet(state.next_validators)))
     for name, _ in _TABLES:
         out += getattr(state, name).to_bytes()
     return bytes(out)
@@ -246,6 +283,7 @@ def decode_state(data: bytes, genesis: Genesis) -> State:
     """
     reader = Reader(data)
     scalars: _Scalars = Record(_Scalars).read(reader)
+    sets: _Sets = Record(_Sets).read(reader)
     chain_id = genesis.chain_id
     if scalars.version != STATE_VERSION or scalars.chain_id != chain_id:
         raise WrongChainError(
@@ -262,7 +300,8 @@ def decode_state(data: bytes, genesis: Genesis) -> State:
         burned=scalars.burned,
         current=scalars.current,
         pot=scalars.pot,
-        validators=scalars.validators,
+        validators=sets.validators.validators,
+        next_validators=sets.next_validators.validators,
         live=scalars.live,
         settling=scalars.settling,
         trading=scalars.trading,
@@ -280,7 +319,7 @@ def _holdings(state: State) -> Iterator[int]:
     yield from (t.locked for t in state.tasks.values())
     yield from (e.held for e in state.entries.values())
     yield from (t.held for t in state.trades.values())
-    yield from (v.bond for v in state.validators)
+    yield from (m.bond for m in state.memberships.values())
     if state.pot is not None:
         yield state.pot.amount
 
@@ -293,7 +332,6 @@ def _scalars(state: State) -> _Scalars:
         state.burned,
         state.current,
         state.pot,
-        state.validators,
         state.live,
         state.settling,
         state.trading,

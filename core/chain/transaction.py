@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final
 
 from core.chain.block import MAX_CLAIMS, MAX_TRANSACTION, MAX_VALIDATORS, SignedHeader, Vm
 from core.chain.vote import SignedVerdict, SignedVote
-from core.codec import DIGEST, I64, PUBLIC_KEY, SIGNATURE, U8, U16, U32, U64, Enum, Record, Seq, Text, Union, Var, decode
+from core.codec import (
+    DIGEST,
+    I64,
+    PUBLIC_KEY,
+    SIGNATURE,
+    U8,
+    U16,
+    U32,
+    U64,
+    Enum,
+    Record,
+    Seq,
+    Text,
+    Union,
+    Var,
+    decode,
+    encode_as,
+)
 from core.crypto.hashing import digest
-from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, ModelCommitment, Signature, TaskId, TxId
+from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, ModelCommitment, NodeId, Signature, TaskId, TxId
 
 __all__ = [
-    "Activation", "Bid", "ChunkReceipt", "Claim", "Commit", "EnterTask", "Equivocation", "JoinValidator", "LeaveValidator",
-    "Payload", "PoolFault", "PublishTask", "Refusal", "RegisterProvider", "SignedTransaction", "Stored", "TaskSpec",
-    "Transaction", "Transfer", "VerdictEquivocation", "Verdicts",
-    "DOMAIN_CHUNK_RECEIPT", "DOMAIN_TASK", "DOMAIN_TRANSACTION", "DOMAIN_TRANSACTION_SIGNATURE", "PAYLOAD",
+    "Activation", "Approval", "Bid", "ChunkReceipt", "Claim", "Commit", "EnterTask", "Equivocation", "JoinValidator",
+    "LeaveValidator", "Payload", "PoolFault", "PublishTask", "Refusal", "RegisterProvider", "SignedTransaction", "Stored",
+    "TaskSpec", "Transaction", "Transfer", "VerdictEquivocation", "Verdicts",
+    "DOMAIN_APPROVAL", "DOMAIN_CHUNK_RECEIPT", "DOMAIN_TASK", "DOMAIN_TRANSACTION", "DOMAIN_TRANSACTION_SIGNATURE", "PAYLOAD",
+    "approval_message",
 ]  # fmt: skip
 
 DOMAIN_TRANSACTION: Final = b"pofl/transaction/1"
 DOMAIN_TRANSACTION_SIGNATURE: Final = b"pofl/transaction-signature/1"
 DOMAIN_CHUNK_RECEIPT: Final = b"pofl/chunk-receipt/1"
 DOMAIN_TASK: Final = b"pofl/task/1"
+DOMAIN_APPROVAL: Final = b"pofl/approval/1"
 
 ENDPOINT = Text(255)
 """host:port, no scheme."""
@@ -55,7 +74,8 @@ class Refusal(StrEnum):
     EXPIRED = "expired"
     BAD_EVIDENCE = "bad-evidence"
     LIMIT = "limit"
-    NOT_SUPPORTED = "not-supported"
+    NOT_APPROVED = "not-approved"
+    """Signatures of 2/3 of the validators' power are missing."""
 
 
 class Activation(IntEnum):
@@ -215,14 +235,43 @@ class VerdictEquivocation:
 
 
 @dataclass(frozen=True, slots=True)
+class Approval:
+    """A validator's signature under DOMAIN_APPROVAL over ``approval_message``."""
+
+    validator: Annotated[NodeId, PUBLIC_KEY]
+    signature: Annotated[Signature, SIGNATURE]
+
+
+APPROVALS = Seq(Record(Approval), MAX_VALIDATORS)
+"""Ascending by validator, each once; 2/3 of the power of the block's height."""
+
+
+@dataclass(frozen=True, slots=True)
 class JoinValidator:
+    """The sender becomes a validator two heights after the block, if 2/3 of the power agree. Locks ``bond``."""
+
+    validator: Annotated[NodeId, PUBLIC_KEY]
+    """The sender: named here so that approvals are for nobody else."""
+    power: Annotated[int, U32]
     bond: Annotated[Amount, I64]
     endpoint: Annotated[str, ENDPOINT]
+    nonce: Annotated[int, U64]
+    """Of the transaction that carries this: an approval is good for one joining."""
+    expires_height: Annotated[Height, U64]
+    """Of the last block that may take it."""
+    approvals: Annotated[tuple[Approval, ...], APPROVALS]
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveValidator:
+    """Ends a membership two heights after the block, if 2/3 of the power agree: the member's own wish, or theirs."""
+
+    validator: Annotated[NodeId, PUBLIC_KEY]
+    since_height: Annotated[Height, U64]
+    """When the membership began: an approval is good for one leaving."""
     reason: Annotated[str, Text(200)]
+    expires_height: Annotated[Height, U64]
+    approvals: Annotated[tuple[Approval, ...], APPROVALS]
 
 
 Payload = (
@@ -270,6 +319,11 @@ class SignedTransaction:
 def task_id(chain_id: Digest, requester: AccountId, task_nonce: bytes) -> TaskId:
     """``SHA-256(domain, chain, requester, nonce)``: known before the task is published."""
     return TaskId(digest(DOMAIN_TASK, chain_id, requester, task_nonce))
+
+
+def approval_message(chain_id: Digest, payload: JoinValidator | LeaveValidator) -> bytes:
+    """What validators sign under DOMAIN_APPROVAL: the chain and the payload without approvals."""
+    return chain_id + encode_as(PAYLOAD, replace(payload, approvals=()))
 
 
 def chunk_receipt_message(chain_id: Digest, trade_id: Digest, chunk: int, miner: AccountId) -> bytes:

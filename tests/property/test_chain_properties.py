@@ -125,11 +125,18 @@ def anything(chain: Chain, dice: random.Random) -> tuple[str, Payload]:
         (pool, EnterTask(found, amount, "a:1")),
         (pool, Commit(found, ModelCommitment(some(model)))),
         ("provider", RegisterProvider(Digest(bytes(32)), dice.randrange(3), "p:1")),
-        ("other", JoinValidator(amount, "a:1")),
-        ("v0", LeaveValidator("tired")),
     ]
     if len(state.tasks):
         options.append((pool, Claim(found, Correct(dice.randrange(1200)), make_vm(state, found, pool, model))))
+    member = NodeId(account(dice.choice(chain.names)))
+    signers = dice.sample(chain.names, 3)
+    nonce = state.account(account("other")).nonce
+    until = Height(state.height + 5)
+    joining = JoinValidator(NodeId(account("other")), 1, Amount(1_000_000), "a:1", nonce, until, ())
+    options += [
+        ("other", chain.approved(joining, *signers)),
+        (pool, chain.approved(LeaveValidator(member, Height(1), "tired", until, ()), *signers)),
+    ]
     return dice.choice(options)
 
 
@@ -155,7 +162,7 @@ def sensible(chain: Chain, dice: random.Random) -> list[tuple[str, Payload]]:
 @given(st.integers(0, 2**32))
 def test_whatever_happens_money_is_conserved_and_every_node_computes_the_same(seed: int) -> None:
     dice = random.Random(seed)
-    chain = Chain()
+    chain = Chain(make_genesis(4, replace(make_genesis().params, audit_ms=12_000)))
     if dice.random() < 0.7:
         chain.enter(chain.publish(), *dice.sample([f"pool{i}" for i in range(4)], dice.randrange(1, 5)))
     for _ in range(30):
@@ -164,7 +171,8 @@ def test_whatever_happens_money_is_conserved_and_every_node_computes_the_same(se
             wanted = [anything(chain, dice) for _ in range(dice.randrange(6))] + sensible(chain, dice)
             transactions = [chain.tx(sender, payload) for sender, payload in dict(wanted).items()]
             chain.clock += dice.choice([1, 500, 2000, 4000])
-            built = build.build_transaction_block(chain.state, key("v1"), chain.certificate(), transactions)
+            author = chain.name_of(chain.state.validators[0].node_id)
+            built = build.build_transaction_block(chain.state, key(author), chain.certificate(), transactions)
             chain.apply(built.block)
         elif dice.random() < 0.7:
             winner = dice.choice(claims_now)
@@ -175,7 +183,7 @@ def test_whatever_happens_money_is_conserved_and_every_node_computes_the_same(se
                 for e in claims_now
                 if e.claim is not None
             ]
-            chain.apply(chain.void_block(ends))
+            chain.apply(chain.void_block(ends, chain.name_of(chain.state.validators[0].node_id)))
     again = decode_state(encode_state(genesis_state(chain.genesis)), chain.genesis)
     for block in chain.blocks:
         again = rules.apply_block(again, block)

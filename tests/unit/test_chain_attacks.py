@@ -26,7 +26,6 @@ from core.chain.transaction import (
     Commit,
     EnterTask,
     Equivocation,
-    JoinValidator,
     Payload,
     PoolFault,
     PublishTask,
@@ -321,7 +320,6 @@ def test_a_block_that_carries_a_bad_transaction_is_refused_whole() -> None:
         ("other", Transfer(account("x"), Amount(5)), -7, Refusal.FEE_TOO_LOW),
         ("v0", Stored(TaskId(bytes(32))), 0, Refusal.UNKNOWN_TASK),
         ("pool0", EnterTask(TaskId(bytes(32)), Amount(5), "a:1"), 1, Refusal.UNKNOWN_TASK),
-        ("pool0", JoinValidator(Amount(5), "a:1"), 1, Refusal.NOT_SUPPORTED),
         ("v0", Verdicts(Height(1), some("z"), ()), 0, Refusal.EXPIRED),
     ],
 )
