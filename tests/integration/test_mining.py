@@ -66,7 +66,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 async def test_three_miners_learn_digits_before_the_deadline(world: World) -> None:
-    job = world.job(15, target_correct=int(0.93 * len(world.practice)))
+    job = world.job(60, target_correct=int(0.93 * len(world.practice)))
     reports: list[RoundReport] = []
     result = await world.engine.mine(job, world.keys, reports.append)
     assert time.time() < job.deadline_ms / 1000
@@ -79,7 +79,7 @@ async def test_three_miners_learn_digits_before_the_deadline(world: World) -> No
     sealed = job.spec.parameters * 4
     assert all(3 * sealed < r.bytes_up < 3 * sealed + 3 * 500 for r in reports)
     # One process a task, yet miners stay: the same miners serve the next run.
-    second = await world.engine.mine(world.job(10, max_rounds=2, algorithm="fedsgd"), world.keys, lambda _: None)
+    second = await world.engine.mine(world.job(60, max_rounds=2, algorithm="fedsgd"), world.keys, lambda _: None)
     assert second.rounds == 2
 
 
@@ -97,7 +97,7 @@ async def test_liars_are_refused_and_the_round_goes_on(world: World) -> None:
             liars[name], keys[public], names[public.hex()] = miner, 400, name
         await asyncio.gather(*(asyncio.to_thread(miner.wait_online, 30) for miner in liars.values()))
         reports: list[RoundReport] = []
-        await world.engine.mine(world.job(15, max_rounds=2, quorum=3), keys, reports.append)
+        await world.engine.mine(world.job(60, max_rounds=2, quorum=3), keys, reports.append)
         reasons = {names[key]: reason for key, reason in reports[-1].refused.items() if key in names}
         assert "not finite" in reasons["not_a_number"]
         assert "1000000000 examples, registered 400" in reasons["exaggerating"]
@@ -121,7 +121,7 @@ async def test_a_member_joins_during_a_task(world: World) -> None:
         if report.number == 12:
             del members[world.miners[0].key]
 
-    await world.engine.mine(world.job(20, max_rounds=25, quorum=1), members, on_round)
+    await world.engine.mine(world.job(90, max_rounds=25, quorum=1), members, on_round)
     assert late.hex() not in reports[1].accepted
     assert "400 examples, registered 399" in reports[-1].refused[late.hex()], "its own count bounds what it may claim"
     assert world.miners[0].key.hex() in reports[10].accepted
@@ -163,7 +163,7 @@ async def test_a_killed_manager_goes_on_from_its_last_round(world: World) -> Non
             (manager,) = world.engine._managers
             manager.kill()
 
-    result = await world.engine.mine(world.job(20, max_rounds=6), world.keys, on_round)
+    result = await world.engine.mine(world.job(90, max_rounds=6), world.keys, on_round)
     assert result.rounds == 6
     numbers = [r.number for r in reports]
     assert numbers == sorted(set(numbers))
@@ -179,7 +179,7 @@ async def test_a_killed_guard_costs_a_round(world: World) -> None:
             assert world.engine._guard is not None
             world.engine._guard.kill()
 
-    result = await world.engine.mine(world.job(30, max_rounds=5), world.keys, on_round)
+    result = await world.engine.mine(world.job(90, max_rounds=5), world.keys, on_round)
     assert result.rounds == 5
     assert set(reports[-1].accepted) <= {key.hex() for key in world.keys}
 
@@ -193,7 +193,7 @@ async def test_a_miner_killed_in_a_round_does_not_stop_rounds(world: World) -> N
         if report.number == 2:
             victim.child.kill()
 
-    job = world.job(12, max_rounds=6)
+    job = world.job(90, max_rounds=6)
     result = await world.engine.mine(job, world.keys, on_round)
     assert result.rounds == 6
     survivors = {miner.key.hex() for miner in world.miners[:2]}
