@@ -8,7 +8,8 @@ from pofl.blob.v1 import blob_pb2_grpc
 from pofl.task.v1 import task_pb2_grpc
 from pofl.verify.v1 import verify_pb2_grpc
 
-from core.ids import NodeId
+from core.chain.state import Validator
+from core.ids import Amount
 from core.ports import SystemRng
 from requester.config import RequesterConfig
 from requester.models import BodySource, TaskBooks
@@ -40,7 +41,8 @@ async def main(role: Role[RequesterConfig], life: Lifecycle) -> None:
     store, secrets = RequesterStore(database), TaskSecrets(cfg.data_dir / "secrets")
     blob_store = blobs.BlobStore(cfg.data_dir / "blobs", BLOB_QUOTA)
     chain = open_chain(role, life)
-    follower = Follower(chain, (NodeId(validator.node_id) for validator in genesis.validators))
+    validators = tuple(Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators)
+    follower = Follower(chain, genesis.chain_id, validators)
     books = TaskBooks(genesis.chain_id, role.key, store, secrets)
     sessions = Sessions(books, follower, store, role.key, rng, session_limits(role))
     life.on_stop(sessions.close)

@@ -6,9 +6,14 @@ One stream of task updates feeds it; between two blocks every answer comes from 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from core.ids import AccountId, Height, ModelCommitment, NodeId, TaskId
+from core.chain.state import Validator
+from core.chain.vote import SignedVerdict
+from core.errors import UnavailableError
+from core.ids import AccountId, Digest, Height, ModelCommitment, NodeId, TaskId
+from requester.turns import ClaimTurns
 from services.rpc.chain_client import ChainClient
 from services.rpc.views import EntryView, TaskPhase, TaskView
 from services.runtime.logging import logger
@@ -18,30 +23,46 @@ __all__ = ["Follower", "TaskStanding"]
 log = logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    height: Height
+    tasks: Mapping[TaskId, TaskView] = field(default_factory=dict)
+
+
 class Follower:
     """Unfinished tasks as of the newest block that changed one. Read from any thread, changed by `run` only."""
 
-    def __init__(self, chain: ChainClient, validators: Iterable[NodeId]) -> None:
+    def __init__(self, chain: ChainClient, chain_id: Digest, validators: Sequence[Validator]) -> None:
         self._chain = chain
-        self.validators = frozenset(validators)
-        self.height = Height(0)
-        self._tasks: Mapping[TaskId, TaskView] = {}
+        self.validators = frozenset(validator.node_id for validator in validators)
+        self.turns = ClaimTurns(chain_id, validators)
+        self._seen = _Seen(Height(0), {})
         self._changed = asyncio.Condition()
         self.is_following = False
         """Whether a first update has come."""
+
+    @property
+    def height(self) -> Height:
+        """Of the newest update."""
+        return self._seen.height
 
     async def run(self) -> None:
         """Follows the chain for ever."""
         async for update in self._chain.watch_tasks():
             async with self._changed:
-                # A new mapping each time: other threads may be reading the old one.
-                self._tasks = {task.task_id: task for task in update.tasks}
-                self.height, self.is_following = update.height, True
+                # A new object each time: other threads may be reading the old one.
+                self._seen = _Seen(update.height, {task.task_id: task for task in update.tasks})
+                self.is_following = True
                 self._changed.notify_all()
 
     def task(self, task_id: TaskId) -> TaskView | None:
         """None for a task that is unknown, or has ended."""
-        return self._tasks.get(task_id)
+        return self._seen.tasks.get(task_id)
+
+    def seen(self, task_id: TaskId) -> tuple[Height, TaskView | None]:
+        """The task, and the height at which it was so."""
+        seen = self._seen
+        return seen.height, seen.tasks.get(task_id)
 
     async def wait(self, is_so: Callable[[], bool], timeout: float) -> bool:
         """Until ``is_so``, looked at after each update; whether it came true within ``timeout`` seconds."""
@@ -87,6 +108,15 @@ class TaskStanding:
             and entry.correct is not None
             and entry.model_commitment == model_commitment
         )
+
+    def check_turn(
+        self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]
+    ) -> None:
+        """Raises TurnError, MalformedError; UnavailableError if this is not the task's work height."""
+        height, task = self._follower.seen(self._task_id)
+        if task is None or task.phase is not TaskPhase.WORK:
+            raise UnavailableError("claims are still open, or the task has ended")
+        self._follower.turns.check(Height(height + 1), task, model_commitment, higher)
 
     def is_validator(self, validator: NodeId) -> bool:
         return validator in self._follower.validators

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.chain.block import Vm
+from core.chain.vote import SignedVerdict
 from core.chain.transaction import Activation, TaskSpec, task_id
 from core.crypto.homomorphic import PARAMS, PublicKey, SecretKey, generate_keys, public_key
 from core.crypto.signing import KeyPair
@@ -169,6 +170,11 @@ class Claims:
 
     def is_claimed(self, pool: AccountId, model_commitment: ModelCommitment) -> bool:
         return self.claimed
+
+    def check_turn(
+        self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]
+    ) -> None:
+        """Every claim's turn."""
 
     def is_validator(self, validator: NodeId) -> bool:
         return self.validator

@@ -27,7 +27,7 @@ def wrong_messages(message: Any) -> Iterator[Message]:
             if value:
                 yield dataclasses.replace(message, **{field.name: value[:-1]})
                 yield dataclasses.replace(message, **{field.name: b""})
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and value:
             yield dataclasses.replace(message, **{field.name: value[:-1]})
             yield dataclasses.replace(message, **{field.name: (*value, value[-1])})
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.chain.block import Vm
-from core.codec import encode
+from core.chain.vote import SignedVerdict
 from core.crypto.homomorphic import PARAMS, NumberMask, PublicKey, expand_uniform, number_mask, unpack
 from core.crypto.homomorphic.ntt import to_ntt
 from core.crypto.homomorphic.params import Ints, Residues
@@ -24,9 +24,10 @@ from core.ids import AccountId, Correct, Digest, NodeId
 from core.ports import Rng
 from core.verification import body as bodies
 from core.verification.activations import apply
+from core.verification.audit_evidence import export
 from core.verification.audit_requester import AUDIT_RUNS, audit_limit, hint_session, run_coins
 from core.verification.body import Blame
-from core.verification.field import centred, multiply, random_values, unpack_values
+from core.verification.field import centred, halves, multiply, random_values, unpack_values
 from core.verification.forms import (
     AuditCoins,
     KnownPart,
@@ -55,7 +56,7 @@ from core.verification.messages import (
     ZeroOpenings,
     ZeroQueries,
 )
-from core.verification.receipt import AnswerKind, SignedAnswer, verify_answer, verify_receipt, z_digest
+from core.verification.receipt import AnswerKind, SignedAnswer, verify_answer, verify_receipt, z_digest, z_mark
 from core.verification.scored_model import predict
 from core.verification.session import Session, verify_openings
 from core.verification.task import PublicKind, TaskContext
@@ -73,6 +74,8 @@ class AuditedClaim:
     correct: Correct
     vm: Vm
     body: bytes
+    higher: tuple[SignedVerdict, ...] = ()
+    """Verdicts that refute or skip every higher claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ class _Verifier(Session):
     """The node's half of a zero check at the end of a session."""
 
     _verifier: ZeroCheckVerifier | None = None
+    _openings: ZeroOpenings | None = None
+    """As the requester signed them."""
 
     def _reveal(self, message: ZeroCommitments) -> Sequence[Message]:
         assert self._verifier is not None
@@ -129,6 +134,7 @@ class _Verifier(Session):
             verify_openings(self.task.requester, self._head_before, message)
         except CryptoError as error:
             raise CheatingError(f"the openings are not signed by the requester: {error.message}") from None
+        self._openings = message
         self._verifier.conclude(message.openings)
 
 
@@ -156,10 +162,12 @@ class AuditNode(_Verifier):
             claim.vm.model_commitment,
             NodeId(validator.public_key),
             attempt,
+            claim.higher,
         )
         self._encrypted: bodies.EncryptedModel | None = None
         self._answer: SignedAnswer | None = None
         self._z: tuple[Ints, ...] = ()
+        self._z_digest: Digest | None = None
         self._seeds: tuple[bytes, ...] = ()
         self._coins: tuple[AuditCoins, ...] = ()
         """Drawn when the body is read, shown to nobody before ``Z`` is fixed (seeds) and the hints are here (χ)."""
@@ -210,10 +218,16 @@ class AuditNode(_Verifier):
             assert self._answer is not None
             assert self._model_c1 is not None
             shape, model = self._encrypted.shape, (self._encrypted.c0, self._model_c1)
-            x = [apply(shape.activation, z, shift) for z, shift in zip(self._z, shape.shifts, strict=False)]
+            x = [halves(apply(shape.activation, z, shift)) for z, shift in zip(self._z, shape.shifts, strict=False)]
+            cut = [halves(z) for z in self._z]
             labels = label_number(self.task, self._test_set, predict(self._z[-1]))
             correct = self._answer.answer.correct
-            self._known = [audit_known(self.task, shape, one, self._z, x, model, labels, correct) for one in self._coins]
+            self._known = [audit_known(self.task, shape, one, cut, x, model, labels, correct) for one in self._coins]
+
+    @property
+    def answer(self) -> SignedAnswer | None:
+        """The requester's answer, once she signed one about this claim."""
+        return self._answer
 
     @property
     def _is_fixed(self) -> bool:
@@ -242,11 +256,10 @@ class AuditNode(_Verifier):
         """The signed transcript, digests only. Raises SequenceError before there is a finding."""
         if self.finding is None:
             raise SequenceError("the audit is not over")
-        evidence = b"" if self._answer is None else encode(self._answer)
         result = f"{type(self.finding).__name__}: " + (
             f"{self.finding.correct} of {self.task.samples}" if isinstance(self.finding, Valid) else self.finding.reason
         )
-        return self.transcript.export(self._key, self.task.requester, result[:380], evidence)
+        return export(self.transcript, self._key, self.task.requester, result, self._open, self._answer, self._openings)
 
     def _handle(self, message: Message) -> Sequence[Message]:
         try:
@@ -306,9 +319,10 @@ class AuditNode(_Verifier):
             self._z = layers
             return ()
         assert self._answer is not None
-        if z_digest(layers) != self._answer.answer.z_digest:
+        digest, answer = z_digest(layers), self._answer.answer
+        if z_mark(answer.task_id, answer.model_commitment, digest) != answer.z_mark:
             raise CheatingError("the layers do not have the digest that the requester signed")
-        self._z = layers
+        self._z, self._z_digest = layers, digest
         self._expected = (Hints,)
         return (RunSeeds(self._seeds),)
 
@@ -344,13 +358,14 @@ class AuditNode(_Verifier):
     def _conclude(self, message: ZeroOpenings) -> Sequence[Message]:
         """Step 4."""
         assert self._answer is not None
+        assert self._z_digest is not None
         self._check_openings(message)
         answer = self._answer.answer
         if answer.correct == self._claim.correct:
-            self._found(Valid(answer.correct, answer.z_digest))
+            self._found(Valid(answer.correct, self._z_digest))
         else:
             reason = f"claimed {self._claim.correct}, the committed model scores {answer.correct} of {self.task.samples}"
-            self._found(PoolFault(reason, answer.correct, answer.z_digest))
+            self._found(PoolFault(reason, answer.correct, self._z_digest))
         return ()
 
     def _found(self, finding: Finding) -> None:
@@ -373,6 +388,7 @@ class StoredNode(_Verifier):
     ) -> None:
         super().__init__(Side.CALLER, Purpose.STORED_CHECK, task, session, 16 * PARAMS.poly_bytes)
         self._pk, self._test_set, self._rng = pk, test_set, rng
+        self._validator = validator
         self._open = StoredOpen(task.chain_id, task.task_id, validator, attempt)
         self.is_passed = False
 
@@ -382,6 +398,13 @@ class StoredNode(_Verifier):
             raise SequenceError("the check has been started")
         self._expected = (StoredOpened,)
         return self._send((self._open,))
+
+    def export(self, key: KeyPair, failure: str = "") -> bytes:
+        """The transcript, signed by this validator's ``key``. ``failure``: what step raised, or why nothing came."""
+        if key.public_key != self._validator:
+            raise SequenceError("a transcript is signed by the validator that opened its session")
+        result = "Stored: every label is one of the classes" if self.is_passed else f"StoredFault: {failure or 'not finished'}"
+        return export(self.transcript, key, self.task.requester, result, self._open, None, self._openings)
 
     def _handle(self, message: Message) -> Sequence[Message]:
         """Raises CheatingError where a label is not one-hot or the requester lies, InconclusiveError by chance."""
@@ -402,5 +425,3 @@ class StoredNode(_Verifier):
                 self._end("the stored check is complete")
                 return ()
         raise AssertionError(type(message))
-
-

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol
 
 import numpy as np
 
+from core.chain.vote import SignedVerdict
 from core.crypto.homomorphic import PARAMS, SecretKey, encrypt_symmetric, pack
 from core.crypto.homomorphic.params import Ints
 from core.crypto.signing import KeyPair
@@ -38,7 +40,7 @@ from core.verification.messages import (
     ZeroNumbers,
     ZeroQueries,
 )
-from core.verification.receipt import Answer, AnswerKind, SignedAnswer, sign_answer, z_digest
+from core.verification.receipt import Answer, AnswerKind, SignedAnswer, sign_answer, z_digest, z_mark
 from core.verification.scored_model import ModelFamily, ScoredModel, count_correct
 from core.verification.session import OneUse, Session, mark_key, sign_openings
 from core.verification.task import PublicKind, TaskContext
@@ -61,6 +63,10 @@ class ClaimStanding(Protocol):
 
     def is_claimed(self, pool: AccountId, model_commitment: ModelCommitment) -> bool:
         """On chain for this task, and claims have closed."""
+
+    def check_turn(self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]) -> None:
+        """Raises TurnError unless ``higher``, with what is known already, refutes or skips every higher claim; MalformedError
+        for verdicts that no honest validator brings."""
 
     def is_validator(self, validator: NodeId) -> bool:
         """May audit and store for this task."""
@@ -92,6 +98,11 @@ class ModelAnswer:
     signed: SignedAnswer
     model: ScoredModel | None
     z: tuple[Ints, ...]
+
+    @cached_property
+    def layers(self) -> tuple[LayerValues, ...]:
+        """``Z_1 … Z_L`` as every validator gets them."""
+        return tuple(LayerValues(number, pack_values(np.remainder(z, T))) for number, z in enumerate(self.z, start=1))
 
 
 class AnswerBook:
@@ -131,15 +142,16 @@ class AnswerBook:
         task = self._task
         model: ScoredModel | None = None
         z: tuple[Ints, ...] = ()
-        kind, z_hash, correct = AnswerKind.MALFORMED, Digest(bytes(32)), Correct(0)
+        kind, mark, correct = AnswerKind.MALFORMED, Digest(bytes(32)), Correct(0)
         try:
             model = bodies.decrypt_body(self._sk, body, task.family)
         except InputError:
             pass
         else:
             z, predictions = model.forward(self._test_set.features)
-            kind, z_hash, correct = AnswerKind.SCORED, z_digest(z), count_correct(predictions, self._test_set.labels)
-        answer = Answer(task.chain_id, task.task_id, pool, model_commitment, kind, z_hash, correct)
+            kind, correct = AnswerKind.SCORED, count_correct(predictions, self._test_set.labels)
+            mark = z_mark(task.task_id, model_commitment, z_digest(z))
+        answer = Answer(task.chain_id, task.task_id, pool, model_commitment, kind, mark, correct)
         return ModelAnswer(sign_answer(self._key, answer), model, z)
 
 
@@ -230,6 +242,7 @@ class AuditRequester(_Prover):
         self._admit(self._validator, message.validator, message.attempt, self._standing)
         if not self._standing.is_claimed(message.pool, message.model_commitment):
             raise UnavailableError(f"model {message.model_commitment.hex()[:16]} is not claimed, or claims are still open")
+        self._standing.check_turn(message.pool, message.model_commitment, message.higher)
         # All secrets of this session live in this object; after a crash the attempt is lost and never resumed with others.
         name = (self.task.task_id, message.pool, message.model_commitment, message.validator, bytes([message.attempt]))
         self._marks.mark(mark_key(b"audit", *name))
@@ -248,8 +261,7 @@ class AuditRequester(_Prover):
             self._end("the answer is malformed")
             return (AuditAnswer(answer.signed),)
         self._expected = (RunSeeds,)
-        layers = [LayerValues(number, pack_values(np.remainder(z, T))) for number, z in enumerate(answer.z, start=1)]
-        return (AuditAnswer(answer.signed), *layers)
+        return (AuditAnswer(answer.signed), *answer.layers)
 
     def _hint(self, message: RunSeeds) -> Sequence[Message]:
         """Step 2: for each run a fresh mask m and ``T = <m, u>`` with ``u_j = Σ_i s_i a_ij``, encrypted."""
@@ -259,10 +271,10 @@ class AuditRequester(_Prover):
         if len(message.seeds) != AUDIT_RUNS or len(set(message.seeds)) != AUDIT_RUNS:
             raise MalformedError(f"{AUDIT_RUNS} different seeds are needed, got {len(message.seeds)}")
         session = hint_session(self._open, self.session)
+        coins = [run_coins(seed, self.task.samples, self.task.first_width) for seed in message.seeds]
+        sums = matmul_small(np.stack([s for s, _ in coins]), self._test_set.floats)
         hints, hidden = [], []
-        for run, seed in enumerate(message.seeds):
-            s, r = run_coins(seed, self.task.samples, self.task.first_width)
-            u = matmul_small(s, self._test_set.floats)
+        for run, ((_, r), u) in enumerate(zip(coins, sums, strict=True)):
             mask = random_values(self._rng, self.task.features)
             plain = np.zeros((1, PARAMS.degree), dtype=np.int64)
             plain[0, : self.task.features] = mask

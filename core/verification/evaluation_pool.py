@@ -19,10 +19,10 @@ from core.crypto.homomorphic.params import Ints
 from core.crypto.oblivious_transfer import Choices, ExtensionSender, SetupReply
 from core.crypto.prg import LABEL_SIZE
 from core.crypto.zero_check import ZeroCheckVerifier
-from core.errors import CheatingError, CryptoError, MalformedError, SequenceError
+from core.errors import CheatingError, CryptoError, InconclusiveError, MalformedError, SequenceError
 from core.ids import AccountId, Correct, ModelCommitment
 from core.ports import Rng
-from core.verification.evaluation_requester import EVALUATION_RUNS, EXTRA_ROWS, evaluation_limit, keys_digest
+from core.verification.evaluation_requester import EVALUATION_CHECKS, EVALUATION_RUNS, EXTRA_ROWS, evaluation_limit, keys_digest
 from core.verification.field import T, centred, matmul, pack_values, random_values, unpack_values
 from core.verification.forms import Number, evaluation_forms, evaluation_products, label_number
 from core.verification.messages import (
@@ -96,6 +96,8 @@ class EvaluationPool(Session):
         self._garbling: garbling.Garbling | None = None
         self._verifier: ZeroCheckVerifier | None = None
         self._pending: EvaluationResult | None = None
+        self._checks = 0
+        """Zero checks that were begun."""
         self._is_prepared = False
         self._is_started = False
         self.result: EvaluationResult | None = None
@@ -233,26 +235,47 @@ class EvaluationPool(Session):
             raise CheatingError(f"the requester's receipt is wrong: {error.message}") from None
         if message.receipt.output_keys_digest != keys_digest(message.keys):
             raise CheatingError("the receipt names other output keys than were returned")
+        self._pending = EvaluationResult(correct, vm)
+        return self._ask()
+
+    def _ask(self) -> Sequence[Message]:
+        """One zero check on ``z_1`` and on N."""
+        assert self._model is not None
+        assert self._z is not None
+        assert self._pending is not None
         self.work_ahead()
         assert self._coins is not None
         assert self._labels is not None
+        correct = self._pending.correct
         forms = evaluation_forms(self.task, self._products, self._model, self._z, self._labels, correct, self._coins)
-        self._verifier = ZeroCheckVerifier(
-            self._pk, forms, self._rng, self.transcript.head, masks=self._number_masks
-        )
-        self._pending = EvaluationResult(correct, vm)
+        self._verifier = ZeroCheckVerifier(self._pk, forms, self._rng, self.transcript.head, masks=self._number_masks)
+        self._checks += 1
         self._expected = (ZeroCommitments,)
         return (ZeroQueries(tuple(self._verifier.queries())),)
 
+    def _ask_again(self) -> Sequence[Message]:
+        """With other coins and masks: those of the spoiled check are used up."""
+        self._coins, self._products, self._number_masks = None, [], ()
+        return self._ask()
+
     def _conclude(self, message: ZeroOpenings) -> Sequence[Message]:
-        """Raises CheatingError: the requester lied about ``z_1`` or the labels. The model must not be claimed."""
+        """Chance may spoil a check (2^-26 a run): it is repeated with fresh coins, a few times, and nobody is blamed.
+
+        Raises:
+            CheatingError: the requester lied about ``z_1`` or the labels. The model must not be claimed.
+            InconclusiveError: every check that the requester grants was spoiled.
+        """
         assert self._verifier is not None
         try:
             verify_openings(self.task.requester, self._head_before, message)
         except CryptoError as error:
             raise CheatingError(f"the openings are not signed by the requester: {error.message}") from None
-        self._verifier.conclude(message.openings)
+        try:
+            self._verifier.conclude(message.openings)
+        except InconclusiveError:
+            if self._checks == EVALUATION_CHECKS:
+                raise
+            return self._ask_again()
         self.result = self._pending
         self._end("the evaluation is complete")
         return ()
-

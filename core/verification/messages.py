@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from core.chain.block import Receipt
+from core.chain.block import MAX_CLAIMS, MAX_VALIDATORS, Receipt
+from core.chain.vote import SignedVerdict
 from core.codec import BOOL, DIGEST, PUBLIC_KEY, SIGNATURE, U8, U16, U32, U64, Fixed, Maybe, Record, Seq, Text, Union, Var
 from core.crypto.zero_check import MAX_RUNS, ZeroCommitment, ZeroOpening, ZeroQuery
 from core.ids import AccountId, Digest, ModelCommitment, NodeId, Signature, TaskId
@@ -21,7 +22,7 @@ __all__ = [
     "EvaluationOpen", "GarbledLabels", "Hints", "KnowledgeChallenge", "KnowledgeOpening", "LayerValues", "MaskedModel",
     "MaskedProducts", "MaskedRows", "Message", "ModelBody", "OutputKeys", "Part", "RunSeeds", "StoredOpen", "StoredOpened",
     "TransferRequest", "ZeroCommitments", "ZeroNumbers", "ZeroOpenings", "ZeroQueries",
-    "MAX_LOGICAL", "MESSAGE", "PART_BYTES", "SESSION_BYTES",
+    "MAX_HIGHER", "MAX_LOGICAL", "MESSAGE", "PART_BYTES", "SESSION_BYTES",
 ]  # fmt: skip
 
 PART_BYTES: Final = 1 << 20
@@ -29,6 +30,8 @@ MAX_PARTS: Final = 1024
 MAX_LOGICAL: Final = 512 << 20
 """No message of any task is longer. What a session accepts follows from its task and is far less."""
 SESSION_BYTES: Final = 32
+MAX_HIGHER: Final = MAX_CLAIMS * MAX_VALIDATORS // 8
+"""Verdicts in one opening. More claims than that are never refuted: those of two thirds of the validators are enough each."""
 _BIG = Var(MAX_LOGICAL)
 _POLY = Var(1 << 20)
 
@@ -173,6 +176,8 @@ class AuditOpen:
     model_commitment: Annotated[ModelCommitment, DIGEST]
     validator: Annotated[NodeId, PUBLIC_KEY]
     attempt: Annotated[int, U8]
+    higher: Annotated[tuple[SignedVerdict, ...], Seq(Record(SignedVerdict), MAX_HIGHER)] = ()
+    """Verdicts that refute or skip every higher claim (docs/adr/0063): the requester audits the top remaining one only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,14 @@ from core.ids import AccountId, Correct, Digest, ModelCommitment, NodeId, Signat
 
 __all__ = [
     "Answer", "AnswerKind", "ReceiptMessage", "SignedAnswer", "contradict", "sign_answer", "sign_receipt", "tag",
-    "verify_answer", "verify_receipt", "z_digest",
-    "DOMAIN_ANSWER",
+    "verify_answer", "verify_receipt", "z_digest", "z_mark",
+    "DOMAIN_ANSWER", "DOMAIN_MARK_OF_Z", "MAX_ANSWER",
 ]  # fmt: skip
 
 DOMAIN_ANSWER: Final = b"pofl/verify/answer/1"
+DOMAIN_MARK_OF_Z: Final = b"pofl/verify/z-mark/1"
+MAX_ANSWER: Final = 512
+"""No encoded SignedAnswer is longer, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,8 @@ class Answer:
     pool: Annotated[AccountId, PUBLIC_KEY]
     model_commitment: Annotated[ModelCommitment, DIGEST]
     kind: Annotated[AnswerKind, Enum(AnswerKind)]
-    z_digest: Annotated[Digest, DIGEST]
-    """Over ``Z_1 … Z_L``; zeros when malformed."""
+    z_mark: Annotated[Digest, DIGEST]
+    """Of ``Z_1 … Z_L``, see z_mark: comparable, and no help to who wants a tag without an audit; zeros when malformed."""
     correct: Annotated[Correct, U32]
     """N*, her own count; 0 when malformed."""
 
@@ -111,8 +114,12 @@ def z_digest(layers: tuple[Ints, ...]) -> Digest:
     return digest(DOMAIN_Z, *(layer.astype("<i8").tobytes() for layer in layers))
 
 
-def tag(
-    chain_id: Digest, task_id: TaskId, model_commitment: ModelCommitment, z_digest: Digest, validator: NodeId
-) -> Digest:
+def z_mark(task_id: TaskId, model_commitment: ModelCommitment, z_digest: Digest) -> Digest:
+    """What an answer shows of the z_digest. Answers are passed on before verdicts are in (docs/adr/0062): with the z_digest
+    itself in them, whoever hears one could make the tag of an audit that it never made."""
+    return digest(DOMAIN_MARK_OF_Z, task_id, model_commitment, z_digest)
+
+
+def tag(chain_id: Digest, task_id: TaskId, model_commitment: ModelCommitment, z_digest: Digest, validator: NodeId) -> Digest:
     """What shows that ``validator`` audited: only who knows the digest of ``Z_1 … Z_L`` can make it."""
     return digest(DOMAIN_TAG, chain_id, task_id, model_commitment, z_digest, validator)

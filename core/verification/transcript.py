@@ -18,8 +18,8 @@ from core.errors import CryptoError
 from core.ids import Digest, Signature, TaskId
 
 __all__ = [
-    "Entry", "ExportedTranscript", "Purpose", "Side", "SignedTranscript", "Transcript", "verify_transcript",
-    "DOMAIN_TRANSCRIPT", "DOMAIN_TRANSCRIPT_SIGNATURE", "DOMAIN_TRANSCRIPT_STEP", "MAX_TRANSCRIPT",
+    "Entry", "ExportedTranscript", "Purpose", "Side", "SignedTranscript", "Transcript", "head_after", "verify_transcript",
+    "DOMAIN_TRANSCRIPT", "DOMAIN_TRANSCRIPT_SIGNATURE", "DOMAIN_TRANSCRIPT_STEP", "MAX_EVIDENCE", "MAX_TRANSCRIPT",
 ]  # fmt: skip
 
 DOMAIN_TRANSCRIPT: Final = b"pofl/verify/transcript/1"
@@ -27,6 +27,7 @@ DOMAIN_TRANSCRIPT_STEP: Final = b"pofl/verify/transcript-step/1"
 DOMAIN_TRANSCRIPT_SIGNATURE: Final = b"pofl/verify/transcript-signature/1"
 MAX_ENTRIES: Final = 4096
 MAX_TRANSCRIPT: Final = 512 * 1024
+MAX_EVIDENCE: Final = 128 * 1024
 
 
 class Purpose(IntEnum):
@@ -74,7 +75,7 @@ class Transcript:
         self.entries, self.head = entries, head
 
     def export(self, key: KeyPair, requester: bytes, result: str, evidence: bytes) -> bytes:
-        """The encoded SignedTranscript by ``key``. ``evidence``: the requester's signed answer, if there was one."""
+        """The encoded SignedTranscript by ``key``. ``evidence``: see core.verification.audit_evidence."""
         exported = ExportedTranscript(
             self.purpose, self.chain_id, self.task_id, self.session, key.public_key, requester, self.entries, result, evidence
         )
@@ -93,14 +94,12 @@ class ExportedTranscript:
     requester: Annotated[bytes, PUBLIC_KEY]
     entries: Annotated[tuple[Entry, ...], Seq(Record(Entry), MAX_ENTRIES)]
     result: Annotated[str, Text(400)]
-    evidence: Annotated[bytes, Var(4096)]
+    evidence: Annotated[bytes, Var(MAX_EVIDENCE)]
+    """What the requester signed, see core.verification.audit_evidence."""
 
     @property
     def head(self) -> Digest:
-        head = _start(self.purpose, self.chain_id, self.task_id, self.session)
-        for entry in self.entries:
-            head = _follow(head, entry)
-        return head
+        return head_after(self, len(self.entries))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +108,8 @@ class SignedTranscript:
     signature: Annotated[Signature, SIGNATURE]
 
 
-def verify_transcript(data: bytes, caller: bytes) -> ExportedTranscript:
-    """The transcript that ``caller`` signed.
+def verify_transcript(data: bytes, caller: bytes | None = None) -> ExportedTranscript:
+    """The transcript that ``caller`` signed; None: whoever it says made it.
 
     Raises:
         MalformedError, LimitError: not an encoded SignedTranscript.
@@ -118,10 +117,18 @@ def verify_transcript(data: bytes, caller: bytes) -> ExportedTranscript:
     """
     signed = decode(SignedTranscript, data, MAX_TRANSCRIPT + 128)
     exported = decode(ExportedTranscript, signed.transcript, MAX_TRANSCRIPT)
-    if exported.caller != caller:
+    if caller is not None and exported.caller != caller:
         raise CryptoError(f"the transcript is of {exported.caller.hex()[:16]}, not of {caller.hex()[:16]}")
-    verify(caller, DOMAIN_TRANSCRIPT_SIGNATURE, signed.transcript, signed.signature)
+    verify(exported.caller, DOMAIN_TRANSCRIPT_SIGNATURE, signed.transcript, signed.signature)
     return exported
+
+
+def head_after(exported: ExportedTranscript, count: int) -> Digest:
+    """The running hash after the first ``count`` messages."""
+    head = _start(exported.purpose, exported.chain_id, exported.task_id, exported.session)
+    for entry in exported.entries[:count]:
+        head = _follow(head, entry)
+    return head
 
 
 def _start(purpose: Purpose, chain_id: Digest, task_id: TaskId, session: bytes) -> Digest:

@@ -13,9 +13,10 @@ from google.protobuf.message import Message as ProtoMessage
 from pofl.verify.v1 import verify_pb2 as pb
 
 from core.chain.block import Receipt
+from core.chain.vote import SignedVerdict
 from core.codec import encode
 from core.crypto.zero_check import ZeroCommitment, ZeroOpening, ZeroQuery
-from core.errors import MalformedError
+from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Correct, Digest, ModelCommitment, NodeId, Signature, TaskId
 from core.verification import messages as m
 from core.verification.receipt import Answer, AnswerKind, SignedAnswer
@@ -91,6 +92,7 @@ def _audit_to_proto(message: m.Message) -> tuple[str, ProtoMessage]:
             return "audit_open", pb.AuditOpen(
                 chain_id=message.chain_id, task_id=message.task_id, pool=message.pool,
                 model_commitment=message.model_commitment, validator=message.validator, attempt=message.attempt,
+                higher=[pb.SignedVerdict(verdict=one.verdict, signature=one.signature) for one in message.higher],
             )  # fmt: skip
         case m.BodyWanted():
             return "body_wanted", pb.BodyWanted(wanted=message.wanted)
@@ -100,7 +102,7 @@ def _audit_to_proto(message: m.Message) -> tuple[str, ProtoMessage]:
             answer = message.answer.answer
             return "audit_answer", pb.AuditAnswer(
                 chain_id=answer.chain_id, task_id=answer.task_id, pool=answer.pool, model_commitment=answer.model_commitment,
-                kind=_KIND_TO_PROTO[answer.kind], z_digest=answer.z_digest, correct=answer.correct,
+                kind=_KIND_TO_PROTO[answer.kind], z_mark=answer.z_mark, correct=answer.correct,
                 signature=message.answer.signature,
             )  # fmt: skip
         case m.LayerValues():
@@ -151,15 +153,17 @@ def _answer_from_proto(p: pb.AuditAnswer) -> m.AuditAnswer:
         raise MalformedError(f"AuditAnswer.kind: {p.kind} is no kind of answer", value=p.kind)
     answer = Answer(
         Digest(p.chain_id), TaskId(p.task_id), AccountId(p.pool), ModelCommitment(p.model_commitment), kind,
-        Digest(p.z_digest), Correct(p.correct),
+        Digest(p.z_mark), Correct(p.correct),
     )  # fmt: skip
     return m.AuditAnswer(SignedAnswer(answer, Signature(p.signature)))
 
 
 def _audit_open_from_proto(p: pb.AuditOpen) -> m.AuditOpen:
+    if len(p.higher) > m.MAX_HIGHER:
+        raise LimitError(f"AuditOpen.higher: {len(p.higher)} verdicts, at most {m.MAX_HIGHER}")
     return m.AuditOpen(
         Digest(p.chain_id), TaskId(p.task_id), AccountId(p.pool), ModelCommitment(p.model_commitment), NodeId(p.validator),
-        p.attempt,
+        p.attempt, tuple(SignedVerdict(one.verdict, Signature(one.signature)) for one in p.higher),
     )  # fmt: skip
 
 

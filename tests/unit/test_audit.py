@@ -34,7 +34,7 @@ from core.verification.messages import (
     ZeroOpenings,
     ZeroQueries,
 )
-from core.verification.receipt import Answer, AnswerKind, contradict, sign_answer, tag, z_digest
+from core.verification.receipt import Answer, AnswerKind, contradict, sign_answer, tag, z_digest, z_mark
 from core.verification.scored_model import ScoredModel, count_correct, predict
 from core.verification.session import sign_openings
 from core.verification.task import PublicKind
@@ -229,9 +229,9 @@ class LyingBook(AnswerBook):
             correct = count_correct(predict(z[-1]), np.roll(self._test_set.labels, 1))
             assert correct != honest.signed.answer.correct
         layers = tuple(np.ascontiguousarray(layer) for layer in z)
-        answer = replace(honest.signed.answer, z_digest=z_digest(layers), correct=correct)
+        answer = replace(honest.signed.answer, z_mark=z_mark(self._task.task_id, honest.signed.answer.model_commitment, z_digest(layers)), correct=correct)
         if self.kind == "digest":
-            answer = replace(answer, z_digest=Digest(bytes(32)))
+            answer = replace(answer, z_mark=Digest(bytes(32)))
         if self.kind == "too many":
             answer = replace(answer, correct=Correct(21))
         return ModelAnswer(sign_answer(self._key, answer), honest.model, layers)

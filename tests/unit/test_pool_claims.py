@@ -104,7 +104,7 @@ def test_the_opening_is_shown_only_against_the_requesters_own_word() -> None:
     answer = malformed(CHAIN, TASK, BEST.pool, c_w(BEST))
     good = sign_answer(REQUESTER, answer)
     assert shelf.opening(c_w(BEST), encode(good)) == b"opening"
-    scored = replace(answer, kind=AnswerKind.SCORED, z_digest=Digest(b"z" * 32))
+    scored = replace(answer, kind=AnswerKind.SCORED, z_mark=Digest(b"z" * 32))
     bad = [
         sign_answer(KeyPair.generate(SeededRng("nobody")), answer),
         sign_answer(REQUESTER, scored),

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from core.chain.state import Validator
 from core.crypto.signing import KeyPair
 from core.errors import (
     AuthError,
@@ -43,6 +44,7 @@ TASK = WORLD.task
 STRANGER = AccountId(KeyPair.generate(SeededRng("stranger")).public_key)
 POOL = AccountId(KeyPair.generate(SeededRng("pool")).public_key)
 NODES = [KeyPair.generate(SeededRng(f"node {i}")) for i in range(4)]
+VALIDATORS = tuple(Validator(NodeId(node.public_key), 1, Amount(0), False) for node in NODES)
 MODEL = random_model((8, 4, 3), TASK.spec.activation, 1)
 BODY, _ = make_body(WORLD.pk, MODEL, SeededRng("body"))
 CLAIM = claim_of(WORLD, BODY, MODEL.count(WORLD.plain.features, WORLD.plain.labels), POOL)
@@ -85,7 +87,7 @@ class Bench:
     def start(self, limits: SessionLimits = FAST) -> Sessions:
         """A new process, as it were."""
         store = RequesterStore(self.kv)
-        follower = Follower(self.chain, (NodeId(node.public_key) for node in NODES))  # type: ignore[arg-type]
+        follower = Follower(self.chain, TASK.chain_id, VALIDATORS)  # type: ignore[arg-type]
         for task in self.tasks:
             task.cancel()
         self.tasks = {asyncio.create_task(follower.run())}

@@ -649,6 +649,7 @@ class AuditOpen(_message.Message):
     MODEL_COMMITMENT_FIELD_NUMBER: _builtins.int
     VALIDATOR_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    HIGHER_FIELD_NUMBER: _builtins.int
     chain_id: _builtins.bytes
     """32 bytes"""
     task_id: _builtins.bytes
@@ -661,6 +662,10 @@ class AuditOpen(_message.Message):
     """32 bytes"""
     attempt: _builtins.int
     """0 to 2"""
+    @_builtins.property
+    def higher(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedVerdict]:
+        """that refute or skip every higher claim; at most 2048"""
+
     def __init__(
         self,
         *,
@@ -670,14 +675,41 @@ class AuditOpen(_message.Message):
         model_commitment: _builtins.bytes = ...,
         validator: _builtins.bytes = ...,
         attempt: _builtins.int = ...,
+        higher: _abc.Iterable[Global___SignedVerdict] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "chain_id", b"chain_id", "model_commitment", b"model_commitment", "pool", b"pool", "task_id", b"task_id", "validator", b"validator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "chain_id", b"chain_id", "higher", b"higher", "model_commitment", b"model_commitment", "pool", b"pool", "task_id", b"task_id", "validator", b"validator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditOpen: _TypeAlias = AuditOpen  # noqa: Y015
+
+@_typing.final
+class SignedVerdict(_message.Message):
+    """A validator's verdict, in canonical bytes as it was signed (core/chain/vote.py)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    verdict: _builtins.bytes
+    """at most 1024 bytes"""
+    signature: _builtins.bytes
+    """64 bytes"""
+    def __init__(
+        self,
+        *,
+        verdict: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedVerdict: _TypeAlias = SignedVerdict  # noqa: Y015
 
 @_typing.final
 class BodyWanted(_message.Message):
@@ -732,7 +764,7 @@ class AuditAnswer(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     MODEL_COMMITMENT_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
-    Z_DIGEST_FIELD_NUMBER: _builtins.int
+    Z_MARK_FIELD_NUMBER: _builtins.int
     CORRECT_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     chain_id: _builtins.bytes
@@ -740,8 +772,8 @@ class AuditAnswer(_message.Message):
     pool: _builtins.bytes
     model_commitment: _builtins.bytes
     kind: Global___AnswerKind.ValueType
-    z_digest: _builtins.bytes
-    """32 bytes; zeros when malformed"""
+    z_mark: _builtins.bytes
+    """32 bytes, a digest of the digest of Z_1 … Z_L; zeros when malformed"""
     correct: _builtins.int
     """her own count N*; 0 when malformed"""
     signature: _builtins.bytes
@@ -754,13 +786,13 @@ class AuditAnswer(_message.Message):
         pool: _builtins.bytes = ...,
         model_commitment: _builtins.bytes = ...,
         kind: Global___AnswerKind.ValueType = ...,
-        z_digest: _builtins.bytes = ...,
+        z_mark: _builtins.bytes = ...,
         correct: _builtins.int = ...,
         signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "correct", b"correct", "kind", b"kind", "model_commitment", b"model_commitment", "pool", b"pool", "signature", b"signature", "task_id", b"task_id", "z_digest", b"z_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "correct", b"correct", "kind", b"kind", "model_commitment", b"model_commitment", "pool", b"pool", "signature", b"signature", "task_id", b"task_id", "z_mark", b"z_mark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

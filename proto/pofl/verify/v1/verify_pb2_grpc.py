@@ -68,8 +68,9 @@ class VerifyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Audit(self, request_iterator, context):
-        """A validator, after claims have closed: audits one claimed model. Opening charges one of its three attempts at this claim.
-        UNAVAILABLE: not claimed yet, or too many audits at once. Other errors as above.
+        """A validator, after claims have closed: audits the top remaining claim, and shows by signed verdicts that it is that.
+        Opening charges one of its three attempts at this claim. FAILED_PRECONDITION, as TurnError: a higher claim is neither
+        refuted nor skipped, and nothing is charged. UNAVAILABLE: not claimed yet, or too many audits at once. Other errors as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

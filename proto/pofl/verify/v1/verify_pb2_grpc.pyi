@@ -33,8 +33,9 @@ class VerifyServiceStub:
     order, or other content under a used number. INVALID_ARGUMENT: malformed, or a check failed (the session is over then).
     """
     Audit: _aio.StreamStreamMultiCallable[_verify_pb2.Envelope, _verify_pb2.Envelope]
-    """A validator, after claims have closed: audits one claimed model. Opening charges one of its three attempts at this claim.
-    UNAVAILABLE: not claimed yet, or too many audits at once. Other errors as above.
+    """A validator, after claims have closed: audits the top remaining claim, and shows by signed verdicts that it is that.
+    Opening charges one of its three attempts at this claim. FAILED_PRECONDITION, as TurnError: a higher claim is neither
+    refuted nor skipped, and nothing is charged. UNAVAILABLE: not claimed yet, or too many audits at once. Other errors as above.
     """
     CheckStored: _aio.StreamStreamMultiCallable[_verify_pb2.Envelope, _verify_pb2.Envelope]
     """A validator, while the task is pending: checks that the encrypted labels are one-hot. Opening charges one of three
@@ -63,8 +64,9 @@ class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_verify_pb2.Envelope],
         context: _aio.ServicerContext[_abc.AsyncIterator[_verify_pb2.Envelope], _abc.AsyncIterator[_verify_pb2.Envelope]],
     ) -> _abc.AsyncIterator[_verify_pb2.Envelope]:
-        """A validator, after claims have closed: audits one claimed model. Opening charges one of its three attempts at this claim.
-        UNAVAILABLE: not claimed yet, or too many audits at once. Other errors as above.
+        """A validator, after claims have closed: audits the top remaining claim, and shows by signed verdicts that it is that.
+        Opening charges one of its three attempts at this claim. FAILED_PRECONDITION, as TurnError: a higher claim is neither
+        refuted nor skipped, and nothing is charged. UNAVAILABLE: not claimed yet, or too many audits at once. Other errors as above.
         """
 
     @_abc_1.abstractmethod
