@@ -50,6 +50,35 @@ async def verification(
         console.print(_table(result))
 
 
+@app.command()
+@runs
+async def exactness(
+    cases: Annotated[int, typer.Option(help="How many random models and test sets.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Replays a run: a case is a function of seed and number.", min=0)] = 20261122,
+    as_json: JsonOption = False,
+) -> None:
+    """N of pool, requester and node against a plain count: whole evaluations and audits on random models.
+
+    Ends with exit code 1 if any case differs.
+
+    Example: pofl bench exactness --cases 1000 --json
+    """
+    try:
+        from bench.exactness import measure
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "bench":
+            raise
+        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    result = measure(cases, seed)
+    if as_json:
+        emit_json(result)
+    else:
+        shown = [(name, value) for name, value in result.items() if name != "failures"]
+        console.print(table(f"{cases} random models and test sets", ["", "found"], [*shown, *enumerate(result["failures"])]))
+    if result["differences"]:
+        raise typer.Exit(1)
+
+
 def _numbers(option: str, text: str) -> list[int]:
     """Raises ConfigError."""
     try:

@@ -1,38 +1,125 @@
-"""For random small models and test sets, everyone finds the plaintext count."""
+"""Everyone finds the plaintext count, whatever the model and the test set: whole evaluations and audits, 0 differences.
+
+``pofl bench exactness --cases 1000`` is the long form of this file.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.exactness import Case, draw_case, measure, play
 from core.chain.transaction import Activation
-from core.verification.audit_node import Valid
-from tests.models import random_model
-from tests.verification import claim_of, make_audit, make_evaluation, make_world
+from core.crypto.homomorphic import PARAMS
+from core.verification.scored_model import MAX_LAYERS
+
+ROOT = Path(__file__).parent.parent.parent
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    dims=st.lists(st.integers(1, 9), min_size=1, max_size=3).flatmap(lambda d: st.integers(2, 6).map(lambda c: (*d, c))),
-    samples=st.integers(1, 40),
-    activation=st.sampled_from(Activation),
-    seed=st.integers(0, 1000),
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    hidden = draw(st.lists(st.integers(1, 6), max_size=5))
+    dims = (draw(st.integers(1, 9)), *hidden, draw(st.integers(2, 9)))
+    return Case(
+        seed=draw(st.integers(0, 1 << 32)), number=0, dims=dims, activation=draw(st.sampled_from(Activation)),
+        weight_bits=draw(st.integers(2, 12)), samples=draw(st.integers(1, 40)),
+        agreement=draw(st.sampled_from([0.0, 0.5, 1.0])),
+    )  # fmt: skip
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=SLOW)
+@given(cases())
+def test_pool_requester_and_node_agree_with_the_plain_count(case: Case) -> None:
+    assert play(case).is_exact
+
+
+@pytest.mark.parametrize(
+    ("dims", "samples", "activation"),
+    [
+        ((6, 3), 1, Activation.SIGMOID),  # softmax regression, one sample
+        ((1, 2), 13, Activation.IDENTITY),  # the smallest model that there is
+        ((4, 1, 2), 20, Activation.RELU),
+        ((3, 5, 1, 4), 31, Activation.IDENTITY),
+        ((5, 2, 3, 2, 3), 17, Activation.SIGMOID),
+        ((2, 1, 1, 1, 1, 2), 9, Activation.RELU),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else str(value),
 )
-def test_pool_requester_and_node_agree(dims: tuple[int, ...], samples: int, activation: Activation, seed: int) -> None:
-    world = make_world(dims, samples, activation, seed)
-    model = random_model(dims, activation, seed, shift=seed % 10)
-    plain = model.count(world.plain.features, world.plain.labels)
-    run = make_evaluation(world, model, seed)
-    run.offline()
-    result = run.online()
-    assert result.correct == plain
-    claim = replace(claim_of(world, run.body, result.correct), vm=result.vm)
-    audit = make_audit(world, claim, seed)
-    finding = audit.run()
-    assert isinstance(finding, Valid)
-    assert finding.correct == plain
-    answer = audit.book.find(result.vm.model_commitment)
-    assert answer is not None
-    assert answer.signed.answer.correct == plain
+def test_every_depth(dims: tuple[int, ...], samples: int, activation: Activation) -> None:
+    assert play(Case(5, len(dims), dims, activation, 10, samples, 0.5)).is_exact
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(6, 0, (2,) * MAX_LAYERS + (2,), Activation.RELU, 10, 5, 0.5),
+        Case(6, 1, (2, 2), Activation.SIGMOID, 10, PARAMS.degree - 1, 0.5),
+        Case(6, 2, (2, 2), Activation.SIGMOID, 10, PARAMS.degree, 0.5),
+        Case(6, 3, (2, 1, 3), Activation.SIGMOID, 10, PARAMS.degree + 1, 0.5),
+    ],
+    ids=["deepest", "one less than a batch", "one batch", "one more than a batch"],
+)
+def test_sizes_at_their_edges(case: Case) -> None:
+    assert play(case).is_exact
+
+
+def test_many_classes() -> None:
+    """Labels of eight bits. (A task's limit, 512 rows of features and classes together, takes ten times as long.)"""
+    assert play(Case(7, 0, (2, 130), Activation.SIGMOID, 10, 30, 0.5)).is_exact
+
+
+def test_a_broken_party_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measurement itself notices: a plain computation with another rule for ties differs somewhere."""
+    import bench.exactness as measured
+
+    case = Case(8, 0, (3, 4, 2), Activation.RELU, 2, 30, 1.0)
+    right = play(case)
+    assert right.is_exact
+    assert not replace(right, node=right.plain - 1).is_exact
+    assert not replace(right, same_layers=False).is_exact
+    reference = measured.reference
+    monkeypatch.setattr(measured, "reference", lambda model, x: tuple(z + (x.shape[0] > 0) for z in reference(model, x)))
+    assert not play(case).is_exact
+
+
+def test_a_run_is_replayable() -> None:
+    lines: list[str] = []
+    first, again = (measure(1, 77, lines.append) for _ in range(2))
+    assert first["differences"] == 0
+    assert first["results_digest"] == again["results_digest"]
+    assert first["products_digest"] == again["products_digest"]
+    assert draw_case(77, 1) == draw_case(77, 1) != draw_case(78, 1) != draw_case(78, 2)
+    assert "seed 77" in lines[0]
+
+
+SCRIPT = """
+import sys
+from bench.exactness import draw_case, play, products_digest
+outcomes = [play(draw_case(11, 0))]
+assert all(outcome.is_exact for outcome in outcomes)
+print(products_digest(11), *(f"{outcome.pool}:{outcome.z_digest.hex()}" for outcome in outcomes))
+"""
+
+
+@pytest.mark.slow
+def test_any_number_of_blas_threads_gives_the_same_numbers() -> None:
+    """N, the digests of all Z, and every product of matrices that BLAS takes part in."""
+    found = {}
+    for threads in ("1", "2", "4"):
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "proto")])
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
+        found[threads] = done.stdout
+    assert len(found["1"].split()) == 2
+    assert found["1"] == found["2"] == found["4"]
