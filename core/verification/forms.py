@@ -257,7 +257,8 @@ def known_weights(shape: ModelShape, coins: AuditCoins, z: Sequence[Ints], x: Se
 
 def hint_weights(coins: AuditCoins) -> Ints:
     """What ``audit_form`` puts on a hint's values, the mask m and then T: (M + 1,) modulo t."""
-    return np.remainder(np.append(-coins.omega, -coins.c2), T)
+    weights: Ints = np.remainder(np.append(-coins.omega, -coins.c2), T)
+    return weights
 
 
 def audit_form(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated, Any
+import secrets
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -27,27 +28,33 @@ async def verification(
     samples: Annotated[str, typer.Option(help="Sizes of the test set, separated by commas.")] = "10000",
     layers: Annotated[str, typer.Option(help="Widths: features, hidden layers, classes.")] = "256,16,16,10",
     rounds: Annotated[int, typer.Option("--runs", help="How often each step is measured; the median counts.", min=1)] = 5,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Nodes that audit at once; 0 leaves it out.", min=0, max=64, show_default="16, in a series 0"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the paper's figures there, PNG and CSV.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Model verification with real services on loopback: audit, evaluation, encryption, garbling, transfer.
 
+    Takes minutes; standard error says what is being measured. With several sizes also how cost grows.
+
     Example: pofl bench verification --samples 10000 --layers 256,16,16,10 --json
+
+    Example: pofl bench verification --samples 100,1000,10000,50000 --plot figures
     """
     try:
-        from bench.verification_services import measure
+        from bench.verification_report import report, tables
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "bench":
             raise
         raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
-    sizes, dims = _numbers("--samples", samples), tuple(_numbers("--layers", layers))
-    # gRPC warns about certificates of this throw-away network on standard error; the result is one object on standard output.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    results = [await measure(size, dims, rounds) for size in sizes]
+    result = await report(samples, layers, rounds, nodes, plot)
     if as_json:
-        emit_json(results[0] if len(results) == 1 else {"layers": list(dims), "sizes": results})
+        emit_json(result)
         return
-    for result in results:
-        console.print(_table(result))
+    for shown in tables(result):
+        console.print(shown)
 
 
 @app.command()
@@ -79,31 +86,30 @@ async def exactness(
         raise typer.Exit(1)
 
 
-def _numbers(option: str, text: str) -> list[int]:
-    """Raises ConfigError."""
+@app.command()
+@runs
+async def lies(
+    tries: Annotated[int, typer.Option(help="Tries of each kind through the forms of the zero checks.", min=1)] = 10_000,
+    protocol_tries: Annotated[int, typer.Option(help="Tries of each kind through whole sessions.", min=0)] = 20,
+    seed: Annotated[int | None, typer.Option(help="Of the liars; drawn where left out. Coins are always fresh.", min=0)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every kind of lie about a model's accuracy, many times: how many pass? Ends with exit code 1 if any does.
+
+    Example: pofl bench lies --tries 10000 --protocol-tries 20 --json
+    """
     try:
-        found = [int(word) for word in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise ConfigError(f"{option}: positive whole numbers separated by commas are needed, got {text!r}")
-    return found
-
-
-def _table(result: dict[str, Any]) -> object:
-    evaluation, paper = result["evaluation"], result["paper"]["audit_seconds"]
-    rows: list[tuple[str, object, str]] = [
-        ("audit of one block, one full node", result["audit"]["seconds"], f"paper: {paper[0]} to {paper[1]} s, simulated"),
-        ("audit again, her answer known", result["audit"]["again_seconds"], ""),
-        ("16 nodes at once, all", result["audit16"]["seconds"], result["audit16"].get("note", "")),
-        ("evaluation, online", evaluation["online_seconds"], "model final to N known"),
-        ("evaluation, offline", evaluation["offline_seconds"], "while training runs"),
-        ("encryption of the test set", result["encrypt"]["seconds"], f"{result['encrypt']['bytes']} bytes, once for a task"),
-        ("garble and evaluate", result["garbling"]["seconds"], f"{result['garbling']['and_gates']} AND gates"),
-        ("oblivious transfer", result["ot"]["seconds"], f"{result['ot']['transfers']} transfers"),
-        ("TenSEAL's CKKS product, layer one", result["tenseal_ckks_mm"]["seconds"], result["tenseal_ckks_mm"]["note"]),
-        ("forward pass in the clear", result["plaintext"]["seconds"], "numpy, float64"),
-    ]
-    title = f"{result['samples']} samples, {'-'.join(map(str, result['layers']))}, {result['cores']} cores"
-    shown = [(name, "-" if seconds is None else f"{float(str(seconds)):.4f}", note) for name, seconds, note in rows]
-    return table(title, ["step", "seconds", ""], shown, right=[1])
+        from bench.lies import measure
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "bench":
+            raise
+        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    result = measure(tries, protocol_tries, secrets.randbits(32) if seed is None else seed)
+    if as_json:
+        emit_json(result)
+    else:
+        shown = [(one["kind"], one["depth"], one["tries"], one["missed"], f"{one['seconds']:.1f}") for one in result["kinds"]]
+        title = f"{result['missed']} of {result['tries']} lies missed, seed {result['seed']}"
+        console.print(table(title, ["lie", "through", "tries", "missed", "CPU s"], shown, right=[2, 3, 4]))
+    if result["missed"] or result["honest_refused"]:
+        raise typer.Exit(1)
