@@ -1,70 +1,39 @@
 """Everything a node keeps, over a key-value store: blocks, the state after the last one, and what it voted.
 
-Keys::
+The keys are listed in node.rows. A block, its certificate, its indexes and every record of the state that it changed are one
+synced batch: a process that is killed at any instant opens at the last block whose batch is complete. The state root is
+computed anew when the store is opened, so damage is found there and not by a vote that nobody understands (docs/adr/0045).
 
-    b ‖ height            the block's bytes                c ‖ height   the certificate that finalised it
-    r ‖ height            hash and state root after it     h ‖ hash     its height
-    t ‖ transaction id    height of its block              w ‖ height   what is known of a work height, for `explain`
-    s ‖ table ‖ 0 ‖ key   one record of the state          S            the state's scalars
-    k                     own votes of the height being decided        o ‖ what   other small things of this node
-
-A block, its certificate, its indexes and every record of the state that it changed are one synced batch: a process that
-is killed at any instant opens at the last block whose batch is complete. The state root is computed anew when the store
-is opened, so damage is found there and not by a vote that nobody understands (docs/adr/0045).
+With ``keep`` the bodies of older blocks are dropped in small steps, once the whole state at a later height is kept to
+execute the rest from (docs/adr/0069).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final, get_args, get_type_hints
+from typing import Any, Final, TypeVar
 
-from core.chain.block import MAX_CLAIMS, MAX_VALIDATORS, Block, Certificate
-from core.chain.state import State, Validator, decode_state, encode_state, genesis_state, state_root
+from core.chain.block import Block, Certificate, SignedHeader
+from core.chain.state import State, decode_state, encode_state, genesis_state, state_root
 from core.chain.table import Table
-from core.chain.vote import SignedVerdict
-from core.codec import DIGEST, U32, U64, Record, Seq, decode, encode
-from core.errors import CorruptError, InputError, NotFoundError, StorageError
-from core.ids import BlockHash, Digest, Height, ModelCommitment, StateRoot, TxId, short
+from core.chain.transaction import SignedTransaction
+from core.codec import decode, encode
+from core.errors import CorruptError, InputError, NotFoundError, PrunedError, StorageError
+from core.ids import BlockHash, Height, StateRoot, TxId, short
 from core.params import Genesis
+from node import rows
+from node.held import Held
+from node.rows import ADVICE, AuditTime, Place, Pruning, Root, WorkRecord, at
 from services.storage import KeyValueStore, StoreMeta
 
-__all__ = ["AuditTime", "ChainStore", "StoredBlock", "WorkRecord", "store_meta"]
+__all__ = ["AuditTime", "ChainStore", "StoredBlock", "WorkRecord", "read_snapshot", "store_meta"]
 
-_BLOCK, _CERTIFICATE, _ROOT, _HASH, _TX, _WORK, _ROW, _OTHER = b"b", b"c", b"r", b"h", b"t", b"w", b"s", b"o"
-_SCALARS, _CONSENSUS = b"S", b"k"
+T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class AuditTime:
-    """How long this node's own audit of a claim took."""
-
-    model_commitment: Annotated[ModelCommitment, DIGEST]
-    milliseconds: Annotated[int, U32]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkRecord:
-    """What this node knows of a work height, for `explain` and for the Verdicts transaction after it."""
-
-    z_digest: Annotated[Digest, DIGEST]
-    """Of this node's audit of the winner; zeros without one."""
-    verdicts: Annotated[tuple[SignedVerdict, ...], Seq(Record(SignedVerdict), 4 * MAX_CLAIMS * MAX_VALIDATORS)]
-    audits: Annotated[tuple[AuditTime, ...], Seq(Record(AuditTime), MAX_CLAIMS)]
-    validators: Annotated[tuple[Validator, ...], Seq(Record(Validator), MAX_VALIDATORS)]
-    """Of that height."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Root:
-    block_hash: Annotated[BlockHash, DIGEST]
-    state_root: Annotated[StateRoot, DIGEST]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    height: Annotated[Height, U64]
+SCHEMA: Final = 1
+PRUNE_STEP: Final = 64
+"""Blocks that are dropped at most with each new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +46,6 @@ class StoredBlock:
     """After it."""
 
 
-SCHEMA: Final = 1
-
-
 def store_meta(genesis: Genesis, node: bytes) -> StoreMeta:
     """What a node's data folder is for."""
     return StoreMeta(SCHEMA, genesis.name, genesis.chain_id, node)
@@ -88,41 +54,60 @@ def store_meta(genesis: Genesis, node: bytes) -> StoreMeta:
 class ChainStore:
     """One node's chain. Not safe for use by two threads at a time; reads of finalised blocks may overlap a write."""
 
-    def __init__(self, kv: KeyValueStore, genesis: Genesis) -> None:
-        """Raises CorruptError if what is stored contradicts itself, WrongChainError if it is of another chain."""
+    def __init__(self, kv: KeyValueStore, genesis: Genesis, keep: int = 0) -> None:
+        """``keep``: how many of the last blocks are kept whole at least; 0 keeps all.
+
+        Raises CorruptError if what is stored contradicts itself, WrongChainError if it is of another chain.
+        """
         self._kv = kv
-        self._tables = _tables()
+        self._genesis = genesis
+        self._keep = keep
+        self._has_genesis = kv.get(rows.GENESIS) is not None
         self._state = self._load(genesis)
+        self._pruning = self._read_pruning()
+        self.held = Held(kv)
 
     @property
     def state(self) -> State:
         """After the last finalised block."""
         return self._state
 
+    @property
+    def pruning(self) -> Pruning:
+        """How far old blocks are dropped."""
+        return self._pruning
+
     # Blocks
 
     def block(self, key: Height | BlockHash) -> StoredBlock:
-        """A finalised block by height or hash. Raises NotFoundError."""
+        """A finalised block by height or hash. Raises NotFoundError, PrunedError."""
         height = self._height(key) if isinstance(key, bytes) else key
-        data = self._kv.get(_BLOCK + _at(height))
+        self._check_kept(height)
+        data = self._kv.get(rows.BLOCK + at(height))
         if data is None:
             raise NotFoundError(f"no block at height {height} here, the last one is {self._state.height}", height=height)
-        return StoredBlock(decode(Block, data), self.certificate(height), self._root(height).state_root)
+        return StoredBlock(_read(Block, data, f"block {height}"), self.certificate(height), self._root(height).state_root)
 
     def raw_blocks(self, first: Height, count: int) -> Iterator[tuple[bytes, bytes]]:
-        """Blocks and certificates as stored, from a height on, as far as there are any."""
-        for height in range(first, min(first + count, self._state.height + 1)):
-            block, certificate = self._kv.get(_BLOCK + _at(height)), self._kv.get(_CERTIFICATE + _at(height))
-            if block is None or certificate is None:
-                return
-            yield block, certificate
+        """Blocks and certificates as stored, from a height on, as far as there are any. Raises PrunedError."""
+        self._check_kept(first)
+        return self._raw_blocks(first, count)
+
+    def header(self, height: Height) -> SignedHeader:
+        """Also of a pruned block. Raises NotFoundError."""
+        if height >= self._pruning.floor:
+            return self.block(height).block.header
+        data = self._kv.get(rows.HEADER + at(height))
+        if data is None:
+            raise NotFoundError(f"no header of height {height} here", height=height)
+        return _read(SignedHeader, data, f"header {height}")
 
     def certificate(self, height: Height) -> Certificate:
         """Raises NotFoundError."""
-        data = self._kv.get(_CERTIFICATE + _at(height))
+        data = self._kv.get(rows.CERTIFICATE + at(height))
         if data is None:
             raise NotFoundError(f"no certificate of height {height} here", height=height)
-        return decode(Certificate, data)
+        return _read(Certificate, data, f"certificate {height}")
 
     @property
     def tip_certificate(self) -> Certificate | None:
@@ -135,9 +120,9 @@ class ChainStore:
         return state_root(self._state) if self._state.height == 0 else self._root(self._state.height).state_root
 
     def transaction_height(self, tx_id: TxId) -> Height | None:
-        """Height of the block that holds a transaction."""
-        data = self._kv.get(_TX + tx_id)
-        return None if data is None else decode(_Place, data).height
+        """Height of the block that holds a transaction; None if it was pruned too."""
+        data = self._kv.get(rows.TX + tx_id)
+        return None if data is None else _read(Place, data, "an index of transactions").height
 
     def commit(
         self,
@@ -146,54 +131,123 @@ class ChainStore:
         state: State,
         transactions: Sequence[TxId],
         work: WorkRecord | None = None,
+        *,
+        sync: bool = True,
     ) -> None:
-        """Add the next finalised block, in one synced batch. Raises StorageError; then nothing has changed."""
+        """Add the next finalised block, in one batch. Raises StorageError; then nothing has changed.
+
+        Without ``sync`` it may be lost with those after it, until the next write that is synced: for blocks that somebody
+        else has too.
+        """
         if state.height != self._state.height + 1 or state.tip.block_hash != block.block_hash:
             raise StorageError(f"block {state.height} cannot follow the stored height {self._state.height}")
-        height = _at(state.height)
-        root = state_root(state)
-        puts: dict[bytes, bytes] = {
-            _BLOCK + height: block.to_bytes(),
-            _CERTIFICATE + height: encode(certificate),
-            _ROOT + height: encode(_Root(block.block_hash, root)),
-            _HASH + block.block_hash: encode(_Place(state.height)),
-            _SCALARS: _scalars(state, self._tables),
-        }
-        puts |= {_TX + tx_id: encode(_Place(state.height)) for tx_id in transactions}
+        puts = rows.block_rows(block, certificate, state, state_root(state), list(transactions))
+        if not self._has_genesis:
+            puts[rows.GENESIS] = encode(self._genesis)
         if work is not None:
-            puts[_WORK + height] = encode(work)
+            puts[rows.WORK + at(state.height)] = encode(work)
+        deletes = self.held.decided(state.height)
+        rows.changes(self._state, state, puts, deletes)
+        self._kv.put_batch(puts, deletes, sync)
+        self._state, self._has_genesis = state, True
+        if self._keep:
+            self._prune()
+
+    # Pruning
+
+    def prune(self, base: State) -> Iterator[Height]:
+        """Drop what is before ``base``, the state after an earlier block; yields how far it is. Raises StorageError."""
+        if base.height > self._pruning.base:
+            old = [key for key, _ in self._kv.iterate(rows.SNAPSHOT + at(self._pruning.base))]
+            pruning = Pruning(base.height, self._pruning.floor)
+            self._kv.put_batch({**_snapshot(base), rows.PRUNING: encode(pruning)}, old)
+            self._pruning = pruning
+        while self._pruning.floor <= self._pruning.base:
+            puts, deletes = self._drop()
+            self._kv.put_batch(puts, deletes)
+            self._pruning = decode(Pruning, puts[rows.PRUNING])
+            yield self._pruning.floor
+
+    def base_state(self) -> State:
+        """The state that the blocks which are kept can be executed from. Raises CorruptError."""
+        base = self._pruning.base
+        if base == 0:
+            return genesis_state(self._genesis)
+        return read_snapshot(self._kv, base, self._genesis, self._root(base).state_root)
+
+    def _prune(self) -> None:
+        """With each block a little; nothing that is lost here is lost for good, so it is not synced."""
+        height, keep, pruning = self._state.height, self._keep, self._pruning
+        puts: dict[bytes, bytes] = {}
         deletes: list[bytes] = []
-        for name, kind in self._tables.items():
-            # Of the state at genesis nothing is stored: with the first block every record is new.
-            stored = getattr(self._state, name) if self._state.height else Table(kind)
-            _changes(name, stored, getattr(state, name), puts, deletes)
-        self._kv.put_batch(puts, deletes)
-        self._state = state
+        if height % keep == 0:
+            puts |= _snapshot(self._state)
+        base = Height(max(0, (height - keep) // keep * keep))
+        if base > pruning.base and self._kv.get(rows.SNAPSHOT + at(base) + bytes(4)) is not None:
+            deletes += [key for key, _ in self._kv.iterate(rows.SNAPSHOT) if int.from_bytes(key[1:9], "big") < base]
+            pruning = replace(pruning, base=base)
+            puts[rows.PRUNING] = encode(pruning)
+        if pruning.floor <= pruning.base:
+            self._pruning = pruning
+            more, gone = self._drop()
+            puts |= more
+            deletes += gone
+            pruning = decode(Pruning, puts[rows.PRUNING])
+        if puts or deletes:
+            self._kv.put_batch(puts, deletes, sync=False)
+        self._pruning = pruning
+
+    def _drop(self) -> tuple[dict[bytes, bytes], list[bytes]]:
+        """Rows that go, and those that come instead, for the next few blocks below the base."""
+        end = Height(min(self._pruning.floor + PRUNE_STEP, self._pruning.base + 1))
+        puts: dict[bytes, bytes] = {rows.PRUNING: encode(Pruning(self._pruning.base, end))}
+        deletes: list[bytes] = []
+        for height in range(self._pruning.floor, end):
+            block = self.block(Height(height)).block
+            puts[rows.HEADER + at(height)] = encode(block.header)
+            deletes += [rows.BLOCK + at(height), rows.WORK + at(height)]
+            deletes += [rows.TX + decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
+        return puts, deletes
 
     # Own things
 
     def work(self, height: Height) -> WorkRecord | None:
         """What is known of a work height."""
-        data = self._kv.get(_WORK + _at(height))
-        return None if data is None else decode(WorkRecord, data)
+        data = self._kv.get(rows.WORK + at(height))
+        return None if data is None else _read(WorkRecord, data, f"the work record of height {height}")
 
     def put_work(self, height: Height, work: WorkRecord) -> None:
-        self._kv.put_batch({_WORK + _at(height): encode(work)})
+        self._kv.put_batch({rows.WORK + at(height): encode(work)})
 
     @property
     def consensus(self) -> bytes | None:
         """What `put_consensus` wrote last."""
-        return self._kv.get(_CONSENSUS)
+        return self._kv.get(rows.CONSENSUS)
 
     def put_consensus(self, record: bytes) -> None:
         """Own votes and locks, synced: when this returns they may be sent. Raises StorageError."""
-        self._kv.put_batch({_CONSENSUS: record})
+        self._kv.put_batch({rows.CONSENSUS: record})
+
+    @property
+    def silent_until(self) -> Height:
+        """What this node voted up to this height is lost: it must not vote there. 0 if nothing is lost."""
+        data = self._kv.get(rows.SILENT)
+        return Height(0) if data is None else _read(Place, data, "the end of the silence").height
 
     def other(self, name: bytes) -> bytes | None:
-        return self._kv.get(_OTHER + name)
+        return self._kv.get(rows.OTHER + name)
 
     def put_other(self, name: bytes, value: bytes) -> None:
-        self._kv.put_batch({_OTHER + name: value})
+        self._kv.put_batch({rows.OTHER + name: value})
+
+    def be_silent(self, until: Height) -> None:
+        """From now on `silent_until` is at least this."""
+        if until > self.silent_until:
+            self._kv.put_batch({rows.SILENT: encode(Place(until))})
+
+    def sync(self) -> None:
+        """What was committed without ``sync`` is on the disk when this returns. Raises StorageError."""
+        self._kv.put_batch({})
 
     def close(self) -> None:
         self._kv.close()
@@ -201,69 +255,87 @@ class ChainStore:
     # Opening
 
     def _load(self, genesis: Genesis) -> State:
-        head = self._kv.get(_SCALARS)
+        head = self._kv.get(rows.SCALARS)
         if head is None:
+            first = next(self._kv.iterate(rows.BLOCK), None)
+            if first is not None:
+                raise CorruptError(f"there are blocks, but the state after them is missing. {_sentence()}")
             return genesis_state(genesis)
         try:
             state = decode_state(head, genesis)
-            state = replace(state, **{name: self._table(name, kind) for name, kind in self._tables.items()})  # type: ignore[arg-type]
+            state = replace(state, **{name: self._table(name, kind) for name, kind in rows.TABLES.items()})  # type: ignore[arg-type]
         except InputError as error:
-            raise CorruptError(f"the stored state cannot be read: {error.message}. {_ADVICE}") from None
+            raise CorruptError(f"the stored state cannot be read: {error.message}. {_sentence()}") from None
         root = state_root(state)
         stored = self._root(state.height)
         if (stored.block_hash, stored.state_root) != (state.tip.block_hash, root):
             raise CorruptError(
                 f"the stored state at height {state.height} has root {short(root)}, its block was stored with root "
-                f"{short(stored.state_root)}. {_ADVICE}"
+                f"{short(stored.state_root)}. {_sentence()}"
             )
         return state
 
+    def _read_pruning(self) -> Pruning:
+        data = self._kv.get(rows.PRUNING)
+        return Pruning(Height(0), Height(1)) if data is None else _read(Pruning, data, "the record of pruning")
+
+    def _raw_blocks(self, first: Height, count: int) -> Iterator[tuple[bytes, bytes]]:
+        for height in range(first, min(first + count, self._state.height + 1)):
+            block, certificate = self._kv.get(rows.BLOCK + at(height)), self._kv.get(rows.CERTIFICATE + at(height))
+            if block is None or certificate is None:
+                return
+            yield block, certificate
+
     def _table(self, name: str, kind: type) -> Table[Any]:
-        prefix = _row(name, b"")
+        prefix = rows.row(name, b"")
         return Table(kind, {key[len(prefix) :]: decode(kind, value) for key, value in self._kv.iterate(prefix)})
 
+    def _check_kept(self, height: int) -> None:
+        floor = self._pruning.floor
+        if 0 < height < floor:
+            raise PrunedError(
+                f"block {height} was pruned here, the oldest that is kept is {floor}: ask another node",
+                height=height, floor=floor,
+            )  # fmt: skip
+
     def _height(self, block_hash: bytes) -> Height:
-        data = self._kv.get(_HASH + block_hash)
+        data = self._kv.get(rows.HASH + block_hash)
         if data is None:
             raise NotFoundError(f"no block {short(block_hash)} is final here", block_hash=block_hash)
-        return decode(_Place, data).height
+        return _read(Place, data, "an index of blocks").height
 
-    def _root(self, height: Height) -> _Root:
-        data = self._kv.get(_ROOT + _at(height))
+    def _root(self, height: Height) -> Root:
+        data = self._kv.get(rows.ROOT + at(height))
         if data is None:
-            raise CorruptError(f"the state root of height {height} is missing. {_ADVICE}")
-        return decode(_Root, data)
+            raise CorruptError(f"the state root of height {height} is missing. {_sentence()}")
+        return _read(Root, data, f"the state root of height {height}")
 
 
-_ADVICE: Final = "Move the data folder away and start again: the node fetches the chain from its peers"
+def read_snapshot(kv: KeyValueStore, height: Height, genesis: Genesis, root: StateRoot) -> State:
+    """The whole state after a height. Raises CorruptError if it is not all here, or has another root than ``root``."""
+    data = b"".join(value for _, value in kv.iterate(rows.SNAPSHOT + at(height)))
+    try:
+        state = decode_state(data, genesis)
+    except InputError as error:
+        raise CorruptError(f"the state kept for height {height} cannot be read: {error.message}. {_sentence()}") from None
+    if state.height != height or state_root(state) != root:
+        raise CorruptError(f"the state kept for height {height} is not the one after that block. {_sentence()}")
+    return state
 
 
-def _at(height: int) -> bytes:
-    return height.to_bytes(8, "big")
+def _snapshot(state: State) -> dict[bytes, bytes]:
+    data, size = encode_state(state), rows.SNAPSHOT_PART
+    prefix = rows.SNAPSHOT + at(state.height)
+    return {prefix + i.to_bytes(4, "big"): data[i * size : (i + 1) * size] for i in range(-(-len(data) // size))}
 
 
-def _row(table: str, key: bytes) -> bytes:
-    return _ROW + table.encode() + b"\x00" + key
+def _read(kind: type[T], data: bytes, what: str) -> T:
+    """A stored record. Raises CorruptError."""
+    try:
+        return decode(kind, data)
+    except InputError as error:
+        raise CorruptError(f"{what} cannot be read: {error.message}. {_sentence()}") from None
 
 
-def _tables() -> dict[str, type]:
-    """The state's tables by name, with the kind of their records."""
-    hints = get_type_hints(State)
-    names = [field.name for field in dataclasses.fields(State)]
-    found = {name: get_args(hints[name]) for name in names if getattr(hints[name], "__origin__", None) is Table}
-    return {name: kinds[0] for name, kinds in found.items()}
-
-
-def _scalars(state: State, tables: dict[str, type]) -> bytes:
-    """The state without the records of its tables."""
-    return encode_state(replace(state, **{name: Table(kind) for name, kind in tables.items()}))  # type: ignore[arg-type]
-
-
-def _changes(name: str, old: Table[Any], new: Table[Any], puts: dict[bytes, bytes], deletes: list[bytes]) -> None:
-    """The rows of a table that a block changed. Records are shared between versions, so identity tells."""
-    if old is new:
-        return
-    for key, record in new.items():
-        if old.get(key) is not record:
-            puts[_row(name, key)] = encode(record)
-    deletes.extend(_row(name, key) for key in old if key not in new)
+def _sentence() -> str:
+    return ADVICE[0].upper() + ADVICE[1:]

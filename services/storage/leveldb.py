@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +14,9 @@ from typing import Any
 import plyvel
 
 from core import codec
-from core.errors import ConfigError, CorruptError, LockedError, PoflError, StorageError, StorageFullError
+from core.errors import ConfigError, CorruptError, LockedError, NotFoundError, PoflError, StorageError, StorageFullError
 from services.storage.interface import RESERVED, StoreMeta, check_key, closed
+from services.storage.tail import folder_fault
 
 __all__ = ["LevelDb"]
 
@@ -21,19 +24,24 @@ META_KEY = RESERVED + b"meta"
 WRITE_BUFFER = 8 * 1024 * 1024
 CACHE = 16 * 1024 * 1024
 OPEN_FILES = 128
+ADVICE = "restore it from a backup"
 
 
 class LevelDb:
     """KeyValueStore in a folder that one process has to itself."""
 
-    def __init__(self, folder: Path, meta: StoreMeta) -> None:
-        """Opens the folder, or makes it.
+    def __init__(self, folder: Path, meta: StoreMeta | None, advice: str = ADVICE) -> None:
+        """Opens the folder, or makes it; with None for ``meta`` it opens what is there, for whomever it is.
 
         Raises LockedError (another process has it), WrongChainError (it belongs to something other than ``meta``),
-        CorruptError, StorageFullError, ConfigError (the folder cannot be made).
+        CorruptError, StorageFullError, ConfigError (the folder cannot be made), NotFoundError (without ``meta``: it holds
+        no store). ``advice`` is what to do about damage.
         """
         self._folder = folder
+        self._advice = advice
         self._lock = threading.Lock()
+        if meta is None and not any(folder.glob("*")):
+            raise NotFoundError(f"{folder} holds no stored data: give the data_dir of a node that ran")
         try:
             # The requester's coins and the models that did not win are in here.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,18 +49,59 @@ class LevelDb:
             if error.errno == errno.ENOSPC:
                 raise StorageFullError(f"no space left for {folder}: free some, or set data_dir elsewhere") from error
             raise ConfigError(f"cannot make the data folder {folder}: {error.strerror or error}") from error
+        fault = folder_fault(folder)
+        if fault is not None:
+            raise self._damaged(fault)
         with self._translated():
             # Paranoid checks end the process at the first damaged block; without them a damaged tail is dropped
             # silently. A tail that a kill cut off is no damage, and is dropped either way.
             self._db: Any = plyvel.DB(
-                str(folder), create_if_missing=True, paranoid_checks=True, write_buffer_size=WRITE_BUFFER,
+                str(folder), create_if_missing=meta is not None, paranoid_checks=True, write_buffer_size=WRITE_BUFFER,
                 lru_cache_size=CACHE, max_open_files=OPEN_FILES,
             )  # fmt: skip
         try:
-            self._claim(meta)
+            self.meta = self._claim(meta)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @staticmethod
+    def salvage(folder: Path, target: Path) -> LevelDb:
+        """What can still be read of a damaged folder, as a store in ``target``, which is overwritten.
+
+        Nothing in ``folder`` is changed. Older values of a key, and keys that were deleted, may come back. Raises
+        CorruptError if nothing can be read, StorageFullError, StorageError.
+        """
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            with (folder / "LOCK").open("a") as lock:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _in_use(folder) from error
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be read or written: {error.strerror or error}") from error
+        try:
+            shutil.copytree(folder, target)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise StorageFullError(f"no space left for a copy of {folder}: free as much as it takes") from error
+            raise StorageError(f"cannot copy {folder} to {target}: {error.strerror or error}") from error
+        for name in ("CURRENT", "LOCK"):
+            (target / name).unlink(missing_ok=True)
+        try:
+            plyvel.repair_db(str(target))
+        except plyvel.Error as error:
+            raise CorruptError(f"nothing can be read in {folder} ({_text(error)}): restore it from a backup") from error
+        return LevelDb(target, None)
+
+    def compact(self) -> None:
+        """Give the room of deleted entries back to the disk."""
+        with self._translated():
+            self._db.compact_range()
 
     def get(self, key: bytes) -> bytes | None:
         check_key(key)
@@ -96,20 +145,27 @@ class LevelDb:
             for key, value in puts.items():
                 batch.put(key, value)
 
-    def _claim(self, meta: StoreMeta) -> None:
+    def _damaged(self, what: str) -> CorruptError:
+        return CorruptError(f"{self._folder} is damaged ({what}): {self._advice}")
+
+    def _claim(self, meta: StoreMeta | None) -> StoreMeta:
         with self._translated():
             stored = self._db.get(META_KEY, verify_checksums=True)
             occupied = stored is None and next(self._db.iterator(include_value=False), None) is not None
         if occupied:
             raise CorruptError(f"{self._folder} holds data but does not say whose: set data_dir to another folder")
         if stored is None:
+            if meta is None:
+                raise self._damaged("it does not say whose it is")
             self._write({META_KEY: codec.encode(meta)}, (), sync=True)
-            return
+            return meta
         try:
             found = codec.decode(StoreMeta, stored)
         except PoflError as error:
-            raise CorruptError(f"{self._folder} has a damaged header ({error.message}): restore it or resync") from error
-        meta.require(found, str(self._folder))
+            raise self._damaged(f"its header: {error.message}") from error
+        if meta is not None:
+            meta.require(found, str(self._folder))
+        return found
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -117,23 +173,26 @@ class LevelDb:
         try:
             yield
         except plyvel.CorruptionError as error:
-            raise CorruptError(f"{self._folder} is damaged ({_text(error)}): restore it, or remove it and resync") from error
+            raise self._damaged(_text(error)) from error
         except plyvel.IOError as error:
             text = _text(error)
             if "lock" in text.lower() or "Resource temporarily unavailable" in text:
-                raise LockedError(
-                    f"{self._folder} is in use by another process: stop that process, or set data_dir elsewhere"
-                ) from error
+                raise _in_use(self._folder) from error
             if "No space left" in text or "Disk quota" in text:
                 raise StorageFullError(f"no space left for {self._folder}: free some and start again") from error
-            if "orruption" in text or "checksum" in text:
-                raise CorruptError(f"{self._folder} is damaged ({text}): restore it, or remove it and resync") from error
+            # A file that another one names and that is not there: what else can be missing is made.
+            if "orruption" in text or "checksum" in text or "No such file" in text:
+                raise self._damaged(text) from error
             raise StorageError(f"{self._folder} cannot be read or written: {text}") from error
         except plyvel.Error as error:
             raise StorageError(f"{self._folder}: {_text(error)}") from error
         except RuntimeError as error:
             # plyvel's answer to any use after close.
             raise closed(str(self._folder)) from error
+
+
+def _in_use(folder: Path) -> LockedError:
+    return LockedError(f"{folder} is in use by another process: stop that process, or set data_dir elsewhere")
 
 
 def _text(error: BaseException) -> str:

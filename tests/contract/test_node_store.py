@@ -149,7 +149,7 @@ def test_a_changed_record_is_found_when_the_store_is_opened() -> None:
         commit(store, made)
     key, value = next((k, v) for k, v in memory.iterate(b"saccounts\x00") if v)
     memory.put_batch({key: value[:-1] + bytes([value[-1] ^ 1])})
-    with pytest.raises(CorruptError, match=r"root .* Move the data folder away"):
+    with pytest.raises(CorruptError, match=r"root .* Run `pofl chain reindex`, or move"):
         ChainStore(memory, GENESIS)
 
 

@@ -1,0 +1,88 @@
+"""``pofl chain reindex``: a store built anew from the blocks of one that is damaged, put in its place at once."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from core.chain.messages import ConsensusRecord
+from core.codec import decode
+from core.errors import CorruptError, InputError
+from core.ids import Height
+from core.params import Genesis
+from node import rows
+from node.folder import DONE, ChainFolder
+from node.maintenance import Progress, rebuild
+from node.store import ChainStore
+from services.storage import LevelDb
+
+__all__ = ["Rebuilt", "reindex"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    height: Height
+    """Of the store that is there now."""
+    wrong: str
+    """What ended the blocks; empty if all were right."""
+    votes_kept: bool
+
+
+def reindex(folder: ChainFolder, silent_until: Height | None, progress: Progress) -> Rebuilt:
+    """Build the store again from its blocks. Killed at any instant it leaves the old one, the new one, or asks to be run again.
+
+    ``silent_until``: where a validator whose votes cannot be read must not vote.
+
+    Raises LockedError, CorruptError (nothing can be read, or a validator's votes cannot and ``silent_until`` is None),
+    NotFoundError, WrongChainError, StorageFullError, StorageError.
+    """
+    folder.resume_swap()
+    try:
+        old, is_whole = folder.open(), True
+    except CorruptError:
+        old, is_whole = LevelDb.salvage(folder.path, folder.salvaged), False
+    try:
+        genesis = folder.genesis_of(old)
+        new = folder.open_rebuilt(old)
+        try:
+            found = _build(old, new, genesis, is_whole, silent_until, progress)
+        except BaseException:
+            new.close()
+            shutil.rmtree(folder.rebuilt, ignore_errors=True)
+            raise
+        new.close()
+    finally:
+        old.close()
+    folder.swap()
+    return found
+
+
+def _build(
+    old: LevelDb, new: LevelDb, genesis: Genesis, is_whole: bool, silent_until: Height | None, progress: Progress
+) -> Rebuilt:
+    height, wrong = rebuild(old, new, genesis, progress)
+    store = ChainStore(new, genesis)
+    votes, is_known = _votes(old) if is_whole else (None, False)
+    is_validator = any(v.node_id == old.meta.node for v in store.state.validators)
+    if votes is not None:
+        store.put_consensus(votes)
+    elif is_validator and silent_until is None and not is_known:
+        raise CorruptError(
+            "what this validator voted cannot be read any more, and a validator that votes twice at a height loses its bond: "
+            "ask another node for its height (`pofl chain tip`), add 1, and give that with --silent-until; nothing was changed"
+        )
+    if silent_until is not None:
+        store.be_silent(silent_until)
+    new.put_batch({DONE: b"1"})
+    return Rebuilt(height, wrong, is_known)
+
+
+def _votes(kv: LevelDb) -> tuple[bytes | None, bool]:
+    """The record as it was written last, if there is one; and whether that is known."""
+    try:
+        data = kv.get(rows.CONSENSUS)
+        if data is not None:
+            decode(ConsensusRecord, data)
+    except (CorruptError, InputError):
+        return None, False
+    return data, True

@@ -1,0 +1,135 @@
+"""Where a node's store keeps what: keys, and the records that are its own.
+
+Keys::
+
+    b ‖ height            the block's bytes                c ‖ height   the certificate that finalised it
+    r ‖ height            hash and state root after it     h ‖ hash     its height
+    t ‖ transaction id    height of its block              w ‖ height   what is known of a work height, for `explain`
+    s ‖ table ‖ 0 ‖ key   one record of the state          S            the state's scalars
+    g                     the genesis document             k            own votes of the height being decided
+    p ‖ height            the header of a pruned block     P            how far the store is pruned
+    B ‖ height ‖ number   a part of the whole state there  o ‖ what     other small things of this node
+    q                     until where this node is silent  x, y ‖ ...   work blocks and bodies (node.held)
+
+``b``, ``c``, ``g``, ``p``, ``B`` and ``P`` are what was agreed on; ``h``, ``r``, ``t``, ``s`` and ``S`` follow from them
+and can be built again; the others are this node's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, get_args, get_type_hints
+
+from core.chain.block import MAX_CLAIMS, MAX_VALIDATORS, Block, Certificate
+from core.chain.state import State, Validator, encode_state
+from core.chain.table import Table
+from core.chain.vote import SignedVerdict
+from core.codec import DIGEST, U32, U64, Record, Seq, encode
+from core.ids import BlockHash, Digest, Height, ModelCommitment, StateRoot, TxId
+
+__all__ = ["ADVICE", "AuditTime", "Place", "Pruning", "Root", "WorkRecord", "at", "block_rows", "changes", "row", "tables"]
+
+BLOCK, CERTIFICATE, ROOT, HASH, TX, WORK, ROW, OTHER, HEADER, SNAPSHOT = (
+    b"b", b"c", b"r", b"h", b"t", b"w", b"s", b"o", b"p", b"B"
+)  # fmt: skip
+SCALARS, CONSENSUS, GENESIS, PRUNING, SILENT = b"S", b"k", b"g", b"P", b"q"
+SNAPSHOT_PART: Final = 1 << 20
+ADVICE: Final = (
+    "run `pofl chain reindex`, or move the folder away and start again: the node fetches the chain from its peers (a validator "
+    "sets silent_until first)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditTime:
+    """How long this node's own audit of a claim took."""
+
+    model_commitment: Annotated[ModelCommitment, DIGEST]
+    milliseconds: Annotated[int, U32]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRecord:
+    """What this node knows of a work height, for `explain` and for the Verdicts transaction after it."""
+
+    z_digest: Annotated[Digest, DIGEST]
+    """Of this node's audit of the winner; zeros without one."""
+    verdicts: Annotated[tuple[SignedVerdict, ...], Seq(Record(SignedVerdict), 4 * MAX_CLAIMS * MAX_VALIDATORS)]
+    audits: Annotated[tuple[AuditTime, ...], Seq(Record(AuditTime), MAX_CLAIMS)]
+    validators: Annotated[tuple[Validator, ...], Seq(Record(Validator), MAX_VALIDATORS)]
+    """Of that height."""
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    block_hash: Annotated[BlockHash, DIGEST]
+    state_root: Annotated[StateRoot, DIGEST]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    height: Annotated[Height, U64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """``floor <= base + 1``: dropping goes on in small steps after the base was set."""
+
+    base: Annotated[Height, U64]
+    """The whole state after this block is kept, so that later blocks can be executed again; 0: from genesis."""
+    floor: Annotated[Height, U64]
+    """The oldest block that is kept whole."""
+
+
+def at(height: int) -> bytes:
+    return height.to_bytes(8, "big")
+
+
+def row(table: str, key: bytes) -> bytes:
+    return ROW + table.encode() + b"\x00" + key
+
+
+def tables() -> dict[str, type]:
+    """The state's tables by name, with the kind of their records."""
+    hints = get_type_hints(State)
+    names = [field.name for field in dataclasses.fields(State)]
+    found = {name: get_args(hints[name]) for name in names if getattr(hints[name], "__origin__", None) is Table}
+    return {name: kinds[0] for name, kinds in found.items()}
+
+
+TABLES: Final = tables()
+
+
+def scalars(state: State) -> bytes:
+    """The state without the records of its tables."""
+    return encode_state(replace(state, **{name: Table(kind) for name, kind in TABLES.items()}))  # type: ignore[arg-type]
+
+
+def block_rows(
+    block: Block, certificate: Certificate, state: State, root: StateRoot, transactions: list[TxId]
+) -> dict[bytes, bytes]:
+    """A block, what makes it final, and its indexes. ``state`` and ``root``: after it."""
+    height = at(state.height)
+    rows = {
+        BLOCK + height: block.to_bytes(),
+        CERTIFICATE + height: encode(certificate),
+        ROOT + height: encode(Root(block.block_hash, root)),
+        HASH + block.block_hash: encode(Place(state.height)),
+        SCALARS: scalars(state),
+    }
+    return rows | {TX + tx_id: encode(Place(state.height)) for tx_id in transactions}
+
+
+def changes(old: State, new: State, puts: dict[bytes, bytes], deletes: list[bytes]) -> None:
+    """The rows of the tables in which two states differ. Records are shared between versions, so identity tells."""
+    for name, kind in TABLES.items():
+        # Of the state at genesis nothing is stored: with the first block every record is new.
+        before: Table[Any] = getattr(old, name) if old.height else Table(kind)
+        after: Table[Any] = getattr(new, name)
+        if before is after:
+            continue
+        for key, record in after.items():
+            if before.get(key) is not record:
+                puts[row(name, key)] = encode(record)
+        deletes.extend(row(name, key) for key in before if key not in after)
