@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -25,16 +26,17 @@ from core.chain.transaction import PublishTask, SignedTransaction
 from core.chain.transaction import task_id as make_task_id
 from core.codec import decode, encode
 from core.crypto.signing import KeyPair
-from core.errors import NotFoundError, PoflError, UnavailableError
-from core.ids import AccountId, Amount, Height, Milliseconds, NodeId, StateRoot, TaskId
+from core.errors import DeadlineError, NotFoundError, PoflError, UnavailableError
+from core.ids import AccountId, Amount, BlockHash, Height, Milliseconds, NodeId, StateRoot, TaskId
 from core.params import ChainParams, Genesis, GenesisAccount, GenesisValidator
 from services.rpc import convert_chain as convert
 from services.rpc import tls
 from services.rpc.channel import connect
 from services.rpc.server import RpcServer
 from services.rpc.views import AccountView, TaskPhase, TaskView, Tip
+from services.runtime.startup import PARENT
 
-__all__ = ["HOST", "Client", "Network", "environment", "key", "network"]
+__all__ = ["HOST", "Client", "Network", "end", "environment", "key", "network"]
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,10 +51,10 @@ def key(name: str) -> KeyPair:
 
 
 def environment() -> dict[str, str]:
-    """One thread of linear algebra a process, as the services are run."""
+    """One thread of linear algebra a process, as the services are run. It ends when this process does, however that ends."""
     return {
         **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")]), "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1", PARENT: str(os.getpid()),
     }  # fmt: skip
 
 
@@ -73,6 +75,8 @@ class Chain(rpc.ChainServiceServicer):
 
     def __init__(self, start: Genesis) -> None:
         self.tasks: dict[TaskId, TaskView] = {}
+        self.transaction_bytes = 0
+        """Of the last transaction that came."""
         self._genesis, self._height = start, 1
         self._final: dict[bytes, int] = {}
         self._changed = asyncio.Condition()
@@ -90,14 +94,15 @@ class Chain(rpc.ChainServiceServicer):
     async def GetTip(self, request: Any, context: Any) -> pb.GetTipResponse:  # noqa: N802
         zero, none = bytes(32), Amount(0)
         tip = Tip(
-            Height(self._height), zero, StateRoot(zero), None, Milliseconds(1000), None, False, none, none, 0, 0  # type: ignore[arg-type]
-        )
+            Height(self._height), BlockHash(zero), StateRoot(zero), None, Milliseconds(1000), None, False, none, none, 0, 0
+        )  # fmt: skip
         return convert.tip_to_proto(tip)
 
     async def GetAccount(self, request: Any, context: Any) -> pb.GetAccountResponse:  # noqa: N802
         return convert.account_to_proto(AccountView(Amount(10**9), len(self.tasks), 0, "", Height(self._height)))  # type: ignore[arg-type]
 
     async def SubmitTransaction(self, request: Any, context: Any) -> pb.SubmitTransactionResponse:  # noqa: N802
+        self.transaction_bytes = len(request.signed_transaction)
         signed = decode(SignedTransaction, request.signed_transaction)
         tx = signed.decoded()
         assert isinstance(tx.payload, PublishTask)
@@ -133,8 +138,8 @@ class Chain(rpc.ChainServiceServicer):
 class Client:
     """A process of one or more participants: a JSON object in, a JSON object out, one line each."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process, self._log = process, log
 
     async def ask(self, **request: object) -> Any:
         """Raises PoflError with what the process said."""
@@ -142,15 +147,22 @@ class Client:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         await self._process.stdin.drain()
-        async with asyncio.timeout(LONGEST_S):
-            line = await self._process.stdout.readline()
-        reply = json.loads(line) if line else {"error": "the process ended"}
+        try:
+            async with asyncio.timeout(LONGEST_S):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            raise DeadlineError(f"{request.get('do')}: no result within {LONGEST_S:g} s") from None
+        reply = json.loads(line) if line else {"error": f"the process ended; {_last_line(self._log)}"}
         if "error" in reply:
             raise UnavailableError(f"{request.get('do')}: {reply['error']}")
         return reply
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def close(self) -> None:
-        await _end(self._process)
+        await end(self._process)
 
 
 @dataclass
@@ -163,6 +175,7 @@ class Network:
     authority: tls.Authority
     chain_address: str
     port: int
+    requester_pid: int = 0
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
     channels: list[aio.Channel] = field(default_factory=list)
 
@@ -195,9 +208,11 @@ class Network:
         )
         with (self.folder / "requester.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "requester", "--config", str(path), stdout=log, stderr=log, env=environment(), cwd=ROOT
-            )
+                sys.executable, "-m", "requester", "--config", str(path), stdin=asyncio.subprocess.DEVNULL,
+                stdout=log, stderr=log, env=environment(), cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
         self.processes.append(process)
+        self.requester_pid = process.pid
         ready = asyncio.ensure_future(self.channel("user", "user").channel_ready())
         ended = asyncio.ensure_future(process.wait())
         done, rest = await asyncio.wait((ready, ended), timeout=60, return_when=asyncio.FIRST_COMPLETED)
@@ -212,31 +227,39 @@ class Network:
         file.write_bytes(encode(task.spec))
         for role, name in who:
             self.files(role, name)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.verification_client", str(self.folder), self.address, self.start.chain_id.hex(),
-            task.task_id.hex(), task.requester.hex(),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment(), cwd=ROOT, limit=1 << 24,
-        )  # fmt: skip
+        # A session of its own: Ctrl-C comes to this process alone, which then ends the others.
+        with (self.folder / "clients.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "bench.verification_client", str(self.folder), self.address, self.start.chain_id.hex(),
+                task.task_id.hex(), task.requester.hex(), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                stderr=log, env=environment(), cwd=ROOT, limit=1 << 24, start_new_session=True,
+            )  # fmt: skip
         self.processes.append(process)
-        return Client(process)
+        return Client(process, self.folder / "clients.log")
 
     async def close(self) -> None:
         for channel in self.channels:
-            await channel.close(None)
-        for process in self.processes:
-            await _end(process)
+            with contextlib.suppress(PoflError):
+                await channel.close(None)
+        await asyncio.gather(*(end(process) for process in self.processes))
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Politely, then by force."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+            os.kill(process.pid, signal.SIGTERM)  # terminate() would reap one that has just ended, under asyncio's feet
         try:
             async with asyncio.timeout(10):
                 await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 @contextlib.asynccontextmanager
@@ -262,6 +285,10 @@ async def network(folder: Path, nodes: int) -> AsyncIterator[Network]:
         log = (folder / "requester.log").read_text(errors="replace")[-2000:]
         raise UnavailableError(f"a step took too long; the requester's log ends: {log}") from error
     finally:
-        with contextlib.suppress(PoflError):
-            await made.close()
-        await server.stop(0)
+        # Shielded: a second Ctrl-C must not leave a process behind.
+        await asyncio.shield(_close(made, server))
+
+
+async def _close(made: Network, server: RpcServer) -> None:
+    await made.close()
+    await server.stop(0)
