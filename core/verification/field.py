@@ -7,6 +7,7 @@ where sums of up to 2^18 products are exact whatever order the library adds them
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -18,7 +19,7 @@ from core.errors import LimitError, MalformedError
 from core.ports import Rng
 
 __all__ = [
-    "Floats", "T", "VALUE_BYTES", "centred", "dot", "expand_values", "matmul", "matmul_small", "multiply", "pack_values",
+    "Floats", "Halves", "T", "VALUE_BYTES", "centred", "dot", "expand_values", "halves", "matmul", "matmul_small", "multiply", "pack_values",
     "random_values", "unpack_values",
 ]  # fmt: skip
 
@@ -42,12 +43,28 @@ def multiply(left: Ints, right: Ints | int) -> Ints:
     return np.asarray(np.remainder(mul_mod(np.remainder(left, T), np.remainder(factor, T), T), T), dtype=np.int64)
 
 
-def matmul(left: Ints, right: Ints) -> Ints:
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """A matrix modulo t, cut once for many products: ``2^17 high + low``."""
+
+    high: Floats
+    low: Floats
+
+
+def halves(values: Ints) -> Halves:
+    """Of int64 arrays of any values."""
+    reduced = np.remainder(values, T)
+    return Halves((reduced >> _HALF).astype(np.float64), (reduced & ((1 << _HALF) - 1)).astype(np.float64))
+
+
+def matmul(left: Ints, right: Ints | Halves) -> Ints:
     """``left @ right mod t`` in [0, t), for int64 arrays of any values; one- or two-dimensional as in numpy."""
     inner = left.shape[-1]
+    cut = right if isinstance(right, Halves) else halves(right)
     total: Ints | None = None
     for start in range(0, max(inner, 1), _CHUNK):
-        part = _matmul(left[..., start : start + _CHUNK], right[start : start + _CHUNK])
+        rows = slice(start, start + _CHUNK)
+        part = _matmul(halves(left[..., rows]), Halves(cut.high[rows], cut.low[rows]))
         total = part if total is None else np.remainder(total + part, T)
     assert total is not None
     return total
@@ -69,15 +86,10 @@ def dot(left: Ints, right: Ints) -> int:
     return int(matmul(left, right))
 
 
-def _matmul(left: Ints, right: Ints) -> Ints:
-    halves = []
-    for values in (left, right):
-        reduced = np.remainder(values, T)
-        halves.append(((reduced >> _HALF).astype(np.float64), (reduced & ((1 << _HALF) - 1)).astype(np.float64)))
-    (a1, a0), (b1, b0) = halves
-    high = np.remainder(np.asarray(a1 @ b1).astype(np.int64), T)
-    middle = np.asarray(a1 @ b0).astype(np.int64) + np.asarray(a0 @ b1).astype(np.int64)
-    low = np.asarray(a0 @ b0).astype(np.int64)
+def _matmul(left: Halves, right: Halves) -> Ints:
+    high = np.remainder(np.asarray(left.high @ right.high).astype(np.int64), T)
+    middle = np.asarray(left.high @ right.low).astype(np.int64) + np.asarray(left.low @ right.high).astype(np.int64)
+    low = np.asarray(left.low @ right.low).astype(np.int64)
     high = np.remainder((high << _HALF) + middle, T)
     return np.asarray(np.remainder((high << _HALF) + low, T), dtype=np.int64)
 

@@ -6,18 +6,19 @@ verification, section 4). ``Number`` is one such sum while it is being built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from core.crypto.homomorphic import PARAMS, Residues, add, combine
 from core.crypto.homomorphic.combine import multiply_ntt
+from core.crypto.homomorphic.fourier import MAX_TERMS, Product, Spectra, small_spectra
 from core.crypto.homomorphic.modular import centre, mul_const, mul_mod, primes_column
 from core.crypto.homomorphic.ntt import from_ntt, reduce, to_ntt
 from core.crypto.homomorphic.params import Ints
 from core.crypto.zero_check import LinearForm
-from core.verification.field import T, dot, matmul, multiply
+from core.verification.field import Halves, T, dot, matmul, multiply
 from core.verification.scored_model import Labels, ModelShape, ScoredModel, column_slices
 from core.verification.task import TaskContext
 from core.verification.test_set import EncryptedTestSet
@@ -74,15 +75,36 @@ def number(c0: Residues, c1_ntt: Ints, weights: Ints) -> Number:
     return Number(head, tail)
 
 
+def chosen_number(c0: Residues, c1_spectra: Callable[[int], Spectra], weights: Ints) -> Number:
+    """``number`` for weights 0 and 1, in a tenth of the time. ``c1_spectra``: of the i-th ciphertext's c1."""
+    low = (1 << 25) - 1
+    signed = c0.view(np.int64)
+    # Halves of 25 bits: sums of up to 2^38 chosen coefficients stay below 2^63.
+    high_sum, low_sum = (np.einsum("cln,cn->l", half, weights) for half in (signed >> 25, signed & low))
+    head = [((int(h) << 25) + int(v)) % p for h, v, p in zip(high_sum, low_sum, PARAMS.primes, strict=True)]
+    tail = np.zeros((1, PARAMS.limbs, PARAMS.degree), dtype=np.uint64)
+    for first in range(0, len(weights), MAX_TERMS):
+        product = Product()
+        for i, row in enumerate(_reversed(weights[first : first + MAX_TERMS]), start=first):
+            product.add(c1_spectra(i), small_spectra(row))
+        tail = add(tail, product.residues()[None])
+    return Number(np.array(head, dtype=np.uint64), to_ntt(tail, PARAMS)[0])
+
+
 def transform_of(weights: Ints) -> Ints:
     """The transforms of ``w(X^-1)``, so that coefficient 0 of a product is ``Σ_n w_n m_n``: (count, N) to (count, L, N).
 
     Weights are centred modulo t.
     """
-    reversed_ = np.empty_like(weights)
-    reversed_[:, 0] = weights[:, 0]
-    np.negative(weights[:, :0:-1], out=reversed_[:, 1:])
-    return to_ntt(reversed_, PARAMS)
+    return to_ntt(_reversed(weights), PARAMS)
+
+
+def _reversed(weights: Ints) -> Ints:
+    """``w(X^-1)``, because ``X^-n = -X^(N-n)``."""
+    turned = np.empty_like(weights)
+    turned[:, 0] = weights[:, 0]
+    np.negative(weights[:, :0:-1], out=turned[:, 1:])
+    return turned
 
 
 def _reduce(tail: Ints) -> None:
@@ -145,8 +167,8 @@ def label_number(task: TaskContext, test_set: EncryptedTestSet, predictions: Lab
     """``Σ_i Σ_c Y[c, i] [prediction_i = c]``: N on the committed labels. Padding has weight zero."""
     chosen = (predictions[None, :] == np.arange(task.classes)[:, None]).astype(np.int64)
     weights = task.spread(chosen).swapaxes(0, 1).reshape(-1, PARAMS.degree)
-    shape = (-1, PARAMS.limbs, PARAMS.degree)
-    return number(test_set.labels0.reshape(shape), test_set.labels1_ntt.reshape(shape), weights)
+    c0 = test_set.labels0.reshape(-1, PARAMS.limbs, PARAMS.degree)
+    return chosen_number(c0, test_set.label_spectra, weights)
 
 
 def stored_number(task: TaskContext, test_set: EncryptedTestSet, samples: Ints) -> Number:
@@ -214,8 +236,8 @@ def audit_known(
     task: TaskContext,
     shape: ModelShape,
     coins: AuditCoins,
-    z: Sequence[Ints],
-    x: Sequence[Ints],
+    z: Sequence[Ints | Halves],
+    x: Sequence[Ints | Halves],
     model: tuple[Residues, Ints],
     labels: Number,
     correct: int,
@@ -235,7 +257,9 @@ def audit_known(
     return KnownPart(number(*model, weights) + labels.times(coins.c4), const)
 
 
-def known_weights(shape: ModelShape, coins: AuditCoins, z: Sequence[Ints], x: Sequence[Ints], correct: int) -> tuple[Ints, int]:
+def known_weights(
+    shape: ModelShape, coins: AuditCoins, z: Sequence[Ints | Halves], x: Sequence[Ints | Halves], correct: int
+) -> tuple[Ints, int]:
     """What ``audit_known`` puts on the model's encoding, (P,) modulo t, and its constant."""
     c2, chi, omega = coins.c2, coins.chi, coins.omega
     parts: list[Ints] = []

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from core.crypto.homomorphic import (
     pack,
     unpack,
 )
+from core.crypto.homomorphic.fourier import Spectra, spectra
 from core.crypto.homomorphic.ntt import to_ntt
 from core.crypto.homomorphic.params import Ints
 from core.errors import CryptoError, MalformedError
@@ -34,6 +36,9 @@ from core.verification.scored_model import Features, Labels, check_features
 from core.verification.task import PublicKind, TaskContext, batches_of, public_context
 
 __all__ = ["EncryptedTestSet", "TestSet", "encrypt_test_set"]
+
+KEPT_SPECTRA: Final = 256
+"""Label ciphertexts whose spectra are kept: 393 kB each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,13 +135,23 @@ class EncryptedTestSet:
         rows0, rows1 = (tuple(builder.rows() for builder in builders) for builders in features)
         labels0, labels1 = (np.stack([pair[half] for pair in labels], axis=1) for half in range(2))
         made = cls(rows0, rows1, labels0, labels1)
-        made.labels1_ntt  # noqa: B018  now, with the tables of roots it needs, and not during the first check
+        # Now, with the tables of roots that every check needs, and not during the first one.
+        made._kept_spectra  # noqa: B018
+        to_ntt(np.zeros((1, PARAMS.degree), dtype=np.int64), PARAMS)
         return made
 
+    def label_spectra(self, index: int) -> Spectra:
+        """Of ``c1`` of one ``Y[c, b]``, index ``b C + c``."""
+        return spectra(self._flat_labels1[index]) if self._kept_spectra is None else self._kept_spectra[index]
+
     @cached_property
-    def labels1_ntt(self) -> Ints:
-        """The transform of ``labels1``, (B, C, L, N): made once for all checks of a task."""
-        return to_ntt(self.labels1.reshape(-1, *self.labels1.shape[2:]), PARAMS).reshape(self.labels1.shape)
+    def _kept_spectra(self) -> Spectra | None:
+        """Of all labels, for all checks of a task, where they do not take too much memory."""
+        return spectra(self._flat_labels1) if len(self._flat_labels1) <= KEPT_SPECTRA else None
+
+    @property
+    def _flat_labels1(self) -> Residues:
+        return self.labels1.reshape(-1, *self.labels1.shape[2:])
 
     @property
     def features0(self) -> Residues:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.crypto.homomorphic.combine import multiply_ntt
+from core.crypto.homomorphic.fourier import Product, small_spectra, spectra
 from core.crypto.homomorphic.keys import PublicKey, SecretKey, small_residues
 from core.crypto.homomorphic.modular import add, check_plain, check_residues, sub
-from core.crypto.homomorphic.ntt import from_ntt, to_ntt
 from core.crypto.homomorphic.params import PARAMS, HeParams, Ints, Residues
 from core.crypto.homomorphic.rounding import compose, scale_down, scale_up
 from core.crypto.homomorphic.sampling import Stream, binomial, expand_uniform, ternary, uniform
@@ -45,10 +44,10 @@ def encrypt_symmetric(sk: SecretKey, context: bytes, plain: Ints, rng: Rng, star
     out = np.empty((plain.shape[0], params.limbs, params.degree), dtype=np.uint64)
     for i in range(plain.shape[0]):
         c1 = expand_uniform(params, context, 1, start + i)
-        product = from_ntt(multiply_ntt(to_ntt(c1, params), sk.s_ntt, params), params)
+        product = Product(params).add(spectra(c1[0], params), sk.s_spectra).residues()
         error = binomial(Stream(LABEL_SYMMETRIC, seed, i, params), params.degree)
         body = add(scale_up(plain[i], params), small_residues(error, params), params)
-        out[i] = sub(body, product[0], params)
+        out[i] = sub(body, product, params)
     return out
 
 
@@ -78,10 +77,10 @@ def encrypt_public(pk: PublicKey, plain: Ints, seed: bytes) -> tuple[Residues, R
 def _zero(pk: PublicKey, stream: Stream) -> tuple[Residues, Residues]:
     """``(b u, a u + e1)``, each (L, N); the error of the first half is the caller's affair."""
     params = pk.params
-    u = to_ntt(ternary(stream, params.degree)[None], params)
+    u = small_spectra(ternary(stream, params.degree))
     e1 = small_residues(binomial(stream, params.degree), params)
-    bu = from_ntt(multiply_ntt(pk.b_ntt, u, params), params)[0]
-    au = from_ntt(multiply_ntt(pk.a_ntt, u, params), params)[0]
+    bu = Product(params).add(pk.b_spectra, u).residues()
+    au = Product(params).add(pk.a_spectra, u).residues()
     return bu, add(au, e1, params)
 
 
@@ -125,7 +124,7 @@ def number_mask(pk: PublicKey, rng: Rng) -> NumberMask:
     stream = Stream(LABEL_MASK, rng.bytes(32), 0, params)
     u = ternary(stream, params.degree)
     e1 = small_residues(binomial(stream, params.degree), params)
-    au = from_ntt(multiply_ntt(pk.a_ntt, to_ntt(u[None], params), params), params)[0]
+    au = Product(params).add(pk.a_spectra, small_spectra(u)).residues()
     mask = np.ascontiguousarray(uniform(stream, params)[:, 0])
     bu = np.array([product_head(limb, u) % prime for limb, prime in zip(pk.b, params.primes, strict=True)], dtype=np.uint64)
     head = add(bu[:, None], mask[:, None], params)[:, 0]
@@ -173,7 +172,7 @@ def _phase(sk: SecretKey, c0: Residues, c1: Residues) -> Residues:
         raise MalformedError("c1 is zero: a ciphertext that hides nothing")
     out = np.empty_like(c0)
     for i in range(c0.shape[0]):
-        out[i] = from_ntt(multiply_ntt(to_ntt(c1[i : i + 1], params), sk.s_ntt, params), params)[0]
+        out[i] = Product(params).add(spectra(c1[i], params), sk.s_spectra).residues()
     return add(out, c0, params)
 
 

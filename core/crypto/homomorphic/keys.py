@@ -13,9 +13,8 @@ from typing import Annotated
 import numpy as np
 
 from core.codec import Var, decode, encode
-from core.crypto.homomorphic.combine import multiply_ntt
+from core.crypto.homomorphic.fourier import Product, Spectra, small_spectra, spectra
 from core.crypto.homomorphic.modular import add, check_residues, negate
-from core.crypto.homomorphic.ntt import from_ntt, to_ntt
 from core.crypto.homomorphic.params import PARAMS, HeParams, Ints, Residues
 from core.crypto.homomorphic.sampling import Stream, binomial, expand_uniform
 from core.crypto.homomorphic.seal import sample_secret
@@ -47,12 +46,14 @@ class PublicKey:
             raise MalformedError("the public key is zero")
 
     @cached_property
-    def a_ntt(self) -> Ints:
-        return to_ntt(expand_uniform(self.params, self.a_context, 1), self.params)
+    def a_spectra(self) -> Spectra:
+        """Shape (L, 2, N/2)."""
+        return spectra(expand_uniform(self.params, self.a_context, 1)[0], self.params)
 
     @cached_property
-    def b_ntt(self) -> Ints:
-        return to_ntt(self.b[None], self.params)
+    def b_spectra(self) -> Spectra:
+        """Shape (L, 2, N/2)."""
+        return spectra(self.b, self.params)
 
     def to_bytes(self) -> bytes:
         """``b`` in wire form; the context is known to the reader."""
@@ -81,8 +82,9 @@ class SecretKey:
     b: Residues = field(repr=False)
 
     @cached_property
-    def s_ntt(self) -> Ints:
-        return to_ntt(self.s[None], self.params)
+    def s_spectra(self) -> Spectra:
+        """Shape (N/2,)."""
+        return small_spectra(self.s)
 
     def to_bytes(self) -> bytes:
         """For the requester's own disk only."""
@@ -115,9 +117,9 @@ def generate_keys(params: HeParams, a_context: bytes, rng: Rng | None = None) ->
     seed = (rng or SystemRng()).bytes(32)
     s = sample_secret(params)
     error = binomial(Stream(LABEL_KEY_ERROR, seed, 0, params), params.degree)
-    a = to_ntt(expand_uniform(params, a_context, 1), params)
-    product = from_ntt(multiply_ntt(a, to_ntt(s[None], params), params), params)
-    b = add(negate(product, params), small_residues(error, params), params)[0]
+    a = expand_uniform(params, a_context, 1)[0]
+    product = Product(params).add(spectra(a, params), small_spectra(s)).residues()
+    b = add(negate(product, params), small_residues(error, params), params)
     return SecretKey(params, a_context, s, b)
 
 
