@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from core.chain.block import Block, Certificate
-from core.errors import ChainError, InputError, PoflError
+from core.errors import ChainError, InputError, PoflError, PrunedError
 from core.ids import Height, NodeId
 from services.rpc.channel import Connection
 from services.rpc.convert_peer import Progress
@@ -33,6 +33,8 @@ TIMEOUT_SECONDS: Final = 60.0
 AVOID_SECONDS: Final = 1.0
 """After the first fault of a peer; twice as long after each further one."""
 MAX_AVOID_SECONDS: Final = 600.0
+PRUNED_SECONDS: Final = 10.0
+"""A peer that has pruned what is needed is asked again: others may have brought this node far enough."""
 
 
 class Target(Protocol):
@@ -78,6 +80,11 @@ class Sync:
             while (node := self._ahead()) is not None:
                 try:
                     await self._fetch(node)
+                except PrunedError as error:
+                    # No fault: it serves those that are less far behind.
+                    log.warning("a peer does not keep the blocks that this node needs", peer=node, error=error)
+                    self._strikes[node] = (0, monotonic() + PRUNED_SECONDS)
+                    self.forget(node)
                 except PoflError as error:
                     log.info("could not fetch blocks", peer=node, error=error)
                     # It says how far it is again when it is reachable again.
