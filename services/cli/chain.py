@@ -11,6 +11,7 @@ from core.chain.state import genesis_state
 from core.chain.verify import check_certificate, check_header_signature
 from core.errors import BlockError
 from core.ids import Height, short
+from services.cli import chain_store
 from services.cli.connection import NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, instant, table
@@ -19,6 +20,7 @@ from services.rpc.views import BlockView
 __all__ = ["app", "explain"]
 
 app = typer.Typer(help="Read and check the chain.", no_args_is_help=True)
+chain_store.register(app)
 
 
 @app.command()
@@ -83,14 +85,19 @@ async def show(
 async def verify(
     first: Annotated[int, typer.Option(min=1, help="First height.")] = 1,
     last: Annotated[int | None, typer.Option(help="Last height; default: the tip.")] = None,
+    data_dir: chain_store.DataDirOption = None, config: chain_store.ConfigOption = None,
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Check hashes, links and certificates of finalised blocks against the genesis document.
 
     Every certificate must hold signatures of 2/3 of the voting power. Exits with 5 at the first block that fails.
 
+    With --data-dir everything that a stopped node has stored is checked instead: every block is executed again.
+
     Example: pofl chain verify --first 10
     """
+    if data_dir is not None or config is not None:
+        chain_store.become("verify", data_dir, config, as_json)
     async with network(net, node, tls) as connection:
         genesis = connection.layout.genesis if connection.layout is not None else await connection.chain.genesis()
         end = last if last is not None else (await connection.chain.tip()).height
