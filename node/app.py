@@ -11,17 +11,18 @@ from pofl.blob.v1 import blob_pb2_grpc
 from pofl.chain.v1 import chain_pb2_grpc
 from pofl.peer.v1 import peer_pb2_grpc
 
-from core.ids import NodeId
+from core.ids import Height, NodeId
 from core.ports import SystemRng
 from node.api import NodeApi
 from node.auditor import Auditor
 from node.config import NodeConfig
 from node.driver import Driver
+from node.folder import open_chain_folder
 from node.links import Links
 from node.outside import Channels
 from node.pending import Pending
 from node.servicer import CHAIN, CLAIM, PEER, RULES, ChainServicer, ClaimServicer, PeerServicer
-from node.store import ChainStore, store_meta
+from node.store import ChainStore
 from node.sync import Sync
 from node.task_sets import TaskSets
 from node.work import WorkHeights
@@ -34,7 +35,6 @@ from services.runtime.clock import SystemClock
 from services.runtime.cpu import CpuPool
 from services.runtime.lifecycle import Lifecycle
 from services.runtime.logging import logger
-from services.storage import LevelDb
 
 __all__ = ["Node", "main", "open_node"]
 
@@ -68,6 +68,7 @@ class Node:
             "round": self.driver.machine.round,
             "validator": self.driver.is_validator,
             "peers": len(self.links.peers),
+            "oldest_block": self.store.pruning.floor,
             "mempool": len(self.driver.pending),
             "current_task": "" if state.current is None else state.current.hex(),
             "behind": max(0, self.sync.best - state.height),
@@ -81,9 +82,10 @@ def open_node(role: Role[NodeConfig], life: Lifecycle) -> Node:
     """
     cfg, key, genesis = role.cfg, role.key, role.genesis
     me = NodeId(key.public_key)
-    kv = LevelDb(cfg.data_dir / "chain", store_meta(genesis, me))
+    kv = open_chain_folder(cfg.data_dir, genesis, me)
     life.on_stop(kv.close)
-    store = ChainStore(kv, genesis)
+    store = ChainStore(kv, genesis, cfg.keep_blocks)
+    store.be_silent(Height(cfg.silent_until))
     blob_store = BlobStore(cfg.data_dir / "blobs", cfg.blob_mib << 20)
     channels = Channels(role.identity, role.tls)
     life.on_stop(channels.close)
