@@ -49,7 +49,7 @@ from core.crypto.signing import KeyPair
 from core.errors import BlockError, MalformedError, PoflError, StorageError, TransactionError
 from core.ids import AccountId, Amount, Digest, Height, NodeId, TxId
 from core.params import PROTOCOL_VERSION
-from core.ports import Clock
+from core.ports import Clock, SystemRng
 from node.author import BlockAuthor
 from node.early import Early
 from node.links import Acceptance, Links
@@ -124,6 +124,7 @@ class Driver:
     def __init__(self, store: ChainStore, key: KeyPair, pending: Pending, clock: Clock) -> None:
         self._store = store
         self._key = key
+        self._observer = KeyPair.generate(SystemRng())
         self._clock = clock
         self._node = NodeId(key.public_key)
         self._queue: asyncio.Queue[_Item] = asyncio.Queue()
@@ -447,7 +448,10 @@ class Driver:
         state = self.state
         work = self._store.work(state.height)
         audited = work.z_digest if work is not None and any(work.z_digest) else None
-        return Consensus(state, self._store.tip_certificate, self._key, self._store.consensus, audited)
+        # What this node voted here may be lost: another vote could contradict it. It follows, and signs nothing.
+        is_silent = state.height < self._store.silent_until
+        key = self._observer if is_silent else self._key
+        return Consensus(state, self._store.tip_certificate, key, self._store.consensus, audited)
 
     def _progress(self) -> Progress:
         return Progress(Height(self.height + 1), max(0, self.machine.round), self.state.tip.block_hash)
