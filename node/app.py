@@ -15,6 +15,7 @@ from core.ids import Height, NodeId
 from core.ports import SystemRng
 from node.api import NodeApi
 from node.auditor import Auditor
+from node.blob_room import spare_blobs
 from node.config import NodeConfig
 from node.driver import Driver
 from node.folder import open_chain_folder
@@ -87,6 +88,7 @@ def open_node(role: Role[NodeConfig], life: Lifecycle) -> Node:
     store = ChainStore(kv, genesis, cfg.keep_blocks)
     store.be_silent(Height(cfg.silent_until))
     blob_store = BlobStore(cfg.data_dir / "blobs", cfg.blob_mib << 20)
+    blob_store.spare = lambda: spare_blobs(store.state, blob_store.digests())
     channels = Channels(role.identity, role.tls)
     life.on_stop(channels.close)
     clock = SystemClock()
