@@ -23,7 +23,6 @@ from core.ids import BlockHash, Height, StateRoot, TxId, short
 from core.params import Genesis
 from node import rows
 from node.archive import ArchiveReader, ArchiveWriter
-from node.held import HELD, HELD_INDEX
 from node.rows import ADVICE, Pruning, Root, WorkRecord, at
 from node.store import ChainStore, read_snapshot
 from services.storage import KeyValueStore
@@ -196,11 +195,20 @@ def rebuild(old: KeyValueStore, new: KeyValueStore, genesis: Genesis, progress: 
             break
         store.commit(block, certificate, after, transaction_ids(block), work, sync=False)
         progress(height, tip)
-    for prefix in (rows.OTHER, rows.SILENT, HELD_INDEX, HELD):
-        for key, value in _readable(old, prefix):
+    for prefix in range(1, 256):
+        if bytes([prefix]) in _MADE:
+            continue
+        for key, value in _readable(old, bytes([prefix])):
             new.put_batch({key: value}, sync=False)
     new.put_batch({})
     return store.state.height, wrong
+
+
+_MADE: Final = (
+    rows.BLOCK, rows.CERTIFICATE, rows.ROOT, rows.HASH, rows.TX, rows.WORK, rows.ROW, rows.SCALARS, rows.GENESIS, rows.CONSENSUS,
+    rows.HEADER, rows.PRUNING, rows.SNAPSHOT,
+)  # fmt: skip
+"""Kinds of rows that are made again or checked; what other parts of a node keep is copied as far as it can be read."""
 
 
 def _copy_pruned(old: KeyValueStore, new: KeyValueStore, genesis: Genesis, pruning: Pruning) -> None:

@@ -66,6 +66,10 @@ def _build(
     is_validator = any(v.node_id == old.meta.node for v in store.state.validators)
     if votes is not None:
         store.put_consensus(votes)
+        voted = decode(ConsensusRecord, votes).height
+        if voted > height + 1:
+            # Of the heights between, this node's votes are not on record any more.
+            store.be_silent(voted)
     elif is_validator and silent_until is None and not is_known:
         raise CorruptError(
             "what this validator voted cannot be read any more, and a validator that votes twice at a height loses its bond: "

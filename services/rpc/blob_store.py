@@ -11,7 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from core.errors import (
@@ -50,6 +50,8 @@ class BlobStore:
         except OSError as error:
             raise ConfigError(f"cannot use the blob folder {folder}: {error.strerror or error}") from error
         self._reserved: dict[str, int] = {}
+        self.spare: Callable[[], Iterable[bytes]] = tuple
+        """Names of blobs that may go when room is needed, the first ones first."""
 
     @property
     def used(self) -> int:
@@ -128,10 +130,19 @@ class BlobStore:
             (self._folder / "parts" / oldest).unlink(missing_ok=True)
             del self._parts[oldest]
         if self.used + size > self._quota:
+            self._drop_spare(size)
+        if self.used + size > self._quota:
             raise LimitError(
                 f"blob {name} of {size} bytes does not fit: {self.used} of {self._quota} bytes are taken",
                 size=size, used=self.used, quota=self._quota,
             )  # fmt: skip
+
+    def _drop_spare(self, size: int) -> None:
+        for digest in self.spare():
+            if self.used + size <= self._quota:
+                return
+            if self.size(digest) is not None:
+                self.delete(digest)
 
     def _pieces(self, digest: bytes, offset: int, chunk: int) -> Iterator[bytes]:
         try:
