@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from core.chain.transaction import Activation
-from core.errors import ConfigError
+from core.errors import ConfigError, NotFoundError
 from core.ids import Amount, TaskId, short
 from services.cli.connection import Connection, NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
@@ -16,7 +16,7 @@ from services.cli.output import JsonOption, console, emit_json, instant, table
 from services.rpc.task_client import RequesterClient
 from services.rpc.views import TaskPhase, TaskView
 
-__all__ = ["app", "parse_task_id"]
+__all__ = ["app", "find_task", "leak_in_words", "parse_task_id"]
 
 app = typer.Typer(help="Publish learning tasks and follow them.", no_args_is_help=True)
 
@@ -25,15 +25,57 @@ RequesterOption = Annotated[
 ]
 
 
+PAGE = 1000
+
+
 def parse_task_id(text: str) -> TaskId:
     """A task id from its hex digits. Raises ConfigError."""
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
+    value = _from_hex(text)
     if len(value) != 32:
         raise ConfigError(f"{text!r} is no task id: 64 hex digits, as `pofl task list --json` prints them")
     return TaskId(value)
+
+
+async def find_task(connection: Connection, text: str) -> TaskView:
+    """The task whose id is ``text`` or begins with it, 8 hex digits at least, as tables print them.
+
+    Raises:
+        ConfigError: no beginning of an id, or of more than one task's.
+        NotFoundError: no such task.
+    """
+    if len(_from_hex(text)) == 32:
+        return await connection.chain.task(parse_task_id(text))
+    digits = text.lower()
+    if len(digits) < 8 or not _from_hex(digits + "0" * (len(digits) % 2)):
+        raise ConfigError(
+            f"{text!r} is no task id: 64 hex digits, or the first 8 or more of them as `pofl task list` prints them"
+        )
+    found: list[TaskView] = []
+    after = b""
+    while True:
+        page = await connection.chain.tasks((), PAGE, after)
+        found += [task for task in page if task.task_id.hex().startswith(digits)]
+        if len(page) < PAGE:
+            break
+        after = page[-1].task_id
+    if not found:
+        raise NotFoundError(f"no task on this chain has an id that begins with {digits}: see `pofl task list`")
+    if len(found) > 1:
+        raise ConfigError(f"{len(found)} tasks have ids that begin with {digits}: give more digits")
+    return found[0]
+
+
+def leak_in_words(leak_bits: int, features: int) -> str:
+    """What the pools of a task together may learn of one test row (threat model, "What leaks")."""
+    share = "they can reconstruct the row" if leak_bits >= 8 * features else "not enough to reconstruct the row"
+    return f"{leak_bits}: so many bits may the pools together learn of a test row, which has {8 * features}: {share}"
+
+
+def _from_hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
 
 
 @app.command()
@@ -73,7 +115,7 @@ async def submit(
         emit_json(published)
         return
     console.print(f"task {published.task_id.hex()} is published")
-    console.print(f"leak_bits {published.leak_bits}: what the pools together may learn of one test row")
+    console.print(f"leak_bits {published.leak_bits}: what the pools together may learn of one test row; labels stay hidden")
     for warning in published.warnings:
         console.print(f"warning: {warning}")
 
@@ -101,15 +143,15 @@ async def list_tasks(
 @app.command()
 @runs
 async def show(
-    task: Annotated[str, typer.Argument(help="Task id, 64 hex digits.")],
+    task: Annotated[str, typer.Argument(help="Task id, or its first 8 or more hex digits.")],
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """One task: its family, windows, and every pool's entry, commit and claim.
 
-    Example: pofl task show TASK, with an id from `pofl task list --json`
+    Example: pofl task show 1f3a9c02, with an id from `pofl task list`
     """
     async with network(net, node, tls) as connection:
-        found = await connection.chain.task(parse_task_id(task))
+        found = await find_task(connection, task)
         if as_json:
             emit_json(found)
             return
@@ -119,7 +161,7 @@ async def show(
         console.print(f"  family     {widths}, {spec.activation.name.lower()}, {spec.weight_bits}-bit weights")
         console.print(f"  test set   {spec.samples} rows, secret")
         console.print(f"  reward     {found.reward}, bond {found.bond}, pools lock at least {found.min_pool_bond}")
-        console.print(f"  leak_bits  {spec.leak_bits}")
+        console.print(f"  leak_bits  {leak_in_words(spec.leak_bits, spec.features)}")
         if found.start_ms and found.entry_close_ms and found.commit_close_ms and found.claim_close_ms:
             closes = (found.entry_close_ms, found.commit_close_ms, found.claim_close_ms)
             console.print(f"  windows    from {instant(found.start_ms)} on")

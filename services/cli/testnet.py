@@ -104,7 +104,7 @@ async def up(
 @app.command()
 @runs
 async def status(net: NetOption = None, as_json: JsonOption = False) -> None:
-    """Which nodes of a testnet answer, and how far they are.
+    """Which nodes of a testnet answer, and how far they are. Exit code 3 if none does.
 
     Example: pofl testnet status --json
     """
@@ -121,6 +121,8 @@ async def status(net: NetOption = None, as_json: JsonOption = False) -> None:
         emit_json([dict(zip(("name", "state", "height", "block", "peers"), row, strict=True)) for row in rows])
     else:
         console.print(table(str(layout.folder), ["node", "state", "height", "block", "peers"], rows, right=[2, 4]))
+    if all(row[1] == "down" for row in rows):
+        raise UnavailableError(f"no node of {layout.folder} answers: start it with `pofl testnet up --dir {layout.folder}`")
 
 
 @app.command()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import click
@@ -15,9 +16,12 @@ import pytest
 import typer
 
 from core.chain.transaction import Activation
+from core.errors import ConfigError, NotFoundError
 from core.verification.model_file import dump_model
 from core.verification.scored_model import ModelShape, ScoredModel
+from services.cli.connection import Connection
 from services.cli.main import app, main
+from services.cli.tasks import PAGE, find_task, leak_in_words
 
 
 def pofl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -151,5 +155,40 @@ def test_init_writes_a_network_that_run_and_config_understand(
     net = tmp_path / "net"
     assert pofl(monkeypatch, "testnet", "init", "--out", str(net), "--nodes", "1", "--pools", "1", "--miners", "1") == 0
     assert "6 processes" in capsys.readouterr().out
-    assert pofl(monkeypatch, "testnet", "status", "--net", str(net), "--json") == 0
-    assert json.loads(capsys.readouterr().out) == [{"name": "node0", "state": "down", "height": 0, "block": "-", "peers": 0}]
+    assert pofl(monkeypatch, "testnet", "status", "--net", str(net), "--json") == 3
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == [{"name": "node0", "state": "down", "height": 0, "block": "-", "peers": 0}]
+    assert f"no node of {net} answers: start it with `pofl testnet up --dir {net}`" in printed.err
+
+
+class _Tasks:
+    """Pages of tasks, as a node serves them."""
+
+    def __init__(self, ids: list[bytes]) -> None:
+        self.chain = self
+        self._ids = ids
+
+    async def tasks(self, phases: tuple[object, ...], limit: int, after: bytes) -> tuple[SimpleNamespace, ...]:
+        start = self._ids.index(after) + 1 if after else 0
+        return tuple(SimpleNamespace(task_id=one) for one in self._ids[start : start + limit])
+
+
+async def test_a_task_is_found_by_the_digits_that_tables_print() -> None:
+    ids = [i.to_bytes(4, "big") + bytes(28) for i in range(PAGE + 5)]
+    ids += [b"\xab\xcd\xef\x01" + bytes(28), b"\xab\xcd\xef\x01" + b"\x01" * 28]
+    connection = cast(Connection, _Tasks(ids))
+    found = await find_task(connection, f"{PAGE + 3:08X}")
+    assert found.task_id == ids[PAGE + 3], "also when it is not on the first page"
+    with pytest.raises(ConfigError, match="2 tasks have ids that begin with abcdef01: give more digits"):
+        await find_task(connection, "abcdef01")
+    assert (await find_task(connection, "abcdef0101")).task_id == ids[-1]
+    with pytest.raises(NotFoundError, match="no task on this chain has an id that begins with ffffffff"):
+        await find_task(connection, "ffffffff")
+    for text in ("abc", "abcdefgh1", "abcdef0"):
+        with pytest.raises(ConfigError, match="is no task id"):
+            await find_task(connection, text)
+
+
+def test_the_leak_is_said_in_words() -> None:
+    assert "has 512: they can reconstruct the row" in leak_in_words(4224, 64)
+    assert "has 2048: not enough to reconstruct the row" in leak_in_words(1000, 256)
