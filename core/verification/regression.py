@@ -110,10 +110,10 @@ def quantise_regression(
     if cuts.ndim != 1 or not len(cuts) or not np.isfinite(cuts).all() or (np.diff(cuts) < 0).any():
         raise InputError(f"cut points have to be finite and to rise, and there has to be one: {cuts.tolist()[:20]}")
     w, b = floats[-1]
-    if w.shape[1] != 1 or (targets is not None and np.shape(targets) != (len(x),)):
-        raise InputError(
-            f"regression has one output and one target a row, got {w.shape[1]} outputs, targets {np.shape(targets)}"
-        )
+    given = None if targets is None else np.asarray(targets, dtype=np.float64)
+    if w.shape[1] != 1 or (given is not None and given.shape != (len(x),)):
+        shape = None if given is None else given.shape
+        raise InputError(f"regression has one output and one target a row, got {w.shape[1]} outputs, targets {shape}")
     classes = len(cuts) + 1
     family = ModelFamily((*(layer[0].shape[0] for layer in floats), classes), activation, weight_bits)
     room = family.weight_bound // (classes // 2)
@@ -133,10 +133,10 @@ def quantise_regression(
         raise LimitError(f"{classes} buckets over {len(w_int)} inputs need biases beyond {BIAS_BOUND}", classes=classes)
     made.weights.append(weights)
     made.biases.append(biases)
-    shape = ModelShape(family.dims, activation, weight_bits, tuple(made.shifts))
-    model = ScoredModel(shape, tuple(made.weights), tuple(made.biases))
+    public = ModelShape(family.dims, activation, weight_bits, tuple(made.shifts))
+    model = ScoredModel(public, tuple(made.weights), tuple(made.biases))
     exact = buckets(float_forward(floats, activation, x)[:, 0], cuts)
-    labels = None if targets is None else buckets(np.asarray(targets, dtype=np.float64), cuts)
+    labels = None if given is None else buckets(given, cuts)
     return model, report_of(model, quantise_features(x, feature_scale), exact, labels, made)
 
 

@@ -15,6 +15,7 @@ from core.crypto.homomorphic.keys import PublicKey
 from core.crypto.homomorphic.params import PARAMS, Ints
 from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Digest, TaskId
+from core.verification.noise import check_noise
 from core.verification.scored_model import ModelFamily
 
 __all__ = ["PublicKind", "TaskContext", "batches_of", "check_spec", "key_context", "public_context", "DOMAIN_PUBLIC"]
@@ -123,7 +124,7 @@ def check_spec(spec: TaskSpec) -> None:
         LimitError: more samples or rows than the protocol carries, or a family that cannot be scored exactly.
         MalformedError: blobs that do not match the sizes or the root.
     """
-    ModelFamily.of(spec)
+    family = ModelFamily.of(spec)
     if not 1 <= spec.samples <= MAX_SAMPLES:
         raise LimitError(f"a test set has 1 to {MAX_SAMPLES} samples, got {spec.samples}")
     if spec.classes < 2 or spec.features + spec.classes > MAX_ROWS:
@@ -132,6 +133,7 @@ def check_spec(spec: TaskSpec) -> None:
         )
     if spec.features >= PARAMS.degree:
         raise LimitError(f"{spec.features} features do not fit one hint of {PARAMS.degree} coefficients")
+    check_noise(family.dims, family.parameters, spec.samples)
     if len(spec.test_blobs) != spec.features + spec.classes:
         raise MalformedError(f"{len(spec.test_blobs)} test blobs for {spec.features} features and {spec.classes} classes")
     if merkle.root(spec.test_blobs) != spec.test_root:

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ERROR_BOUND", "HeParams", "Ints", "PARAMS", "Residues"]
+from core.errors import CryptoError
+
+__all__ = ["ERROR_BOUND", "HeParams", "Ints", "MODULUS_BITS_AT_128", "PARAMS", "Residues", "check_security"]
 
 Residues = NDArray[np.uint64]
 """Shape (..., L, N): polynomials modulo q in coefficient form, one row for each prime, each entry less than its prime."""
@@ -26,6 +29,11 @@ Ints = NDArray[np.int64]
 
 ERROR_BOUND = 21
 """Errors are centred binomial: 21 coins less 21 coins (standard deviation 3.24), so at most 21 in absolute value."""
+
+
+MODULUS_BITS_AT_128: Final = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
+"""Most bits of modulus at 128 bit classical security, by degree, for ternary secrets and errors of standard deviation 3.2
+(homomorphicencryption.org standard, 2018, table 1; SEAL's sec_level_type tc128)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,11 @@ class HeParams:
         """What an encryption of zero without e0 adds: ``e u + e1 s``."""
         return 2 * self.degree * ERROR_BOUND
 
+    @property
+    def security_bits_used(self) -> int:
+        """Bits of the key modulus, the special prime included: what the security estimate is about."""
+        return (self.modulus * self.special_prime).bit_length()
+
     def noise_after_products(self, noise: int, count: int) -> int:
         """After a sum of ``count`` ciphertexts, each times a scalar modulo t: 2^44.5 for 256 fresh ones."""
         return count * (self.plain_modulus // 2) * noise
@@ -97,3 +110,13 @@ PARAMS = HeParams(
     special_prime=1125899906826241,
 )
 """The one parameter set of the protocol. 150 bits of q (200 with SEAL's key prime, of 218 allowed at 128 bit security)."""
+
+
+def check_security(params: HeParams) -> None:
+    """Raises CryptoError unless the key modulus is small enough for 128 bit security."""
+    allowed = MODULUS_BITS_AT_128.get(params.degree, 0)
+    if params.security_bits_used > allowed:
+        raise CryptoError(f"{params.security_bits_used} bits of modulus at degree {params.degree}, {allowed} are secure")
+
+
+check_security(PARAMS)
