@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from core.chain.transaction import Activation, TaskSpec, task_id
+from core.chain.vote import SignedVerdict
 from core.crypto.homomorphic import (
     PARAMS,
     RowsBuilder,
@@ -46,7 +47,7 @@ from core.verification.evaluation_pool import EvaluationPool
 from core.verification.evaluation_requester import EvaluationRequester
 from core.verification.field import T, matmul, matmul_small
 from core.verification.messages import Envelope
-from core.verification.receipt import z_digest
+from core.verification.receipt import z_digest, z_mark
 from core.verification.scored_model import BIAS_BOUND, FEATURE_BOUND, Features, ModelFamily, ModelShape, ScoredModel
 from core.verification.session import Session
 from core.verification.task import TaskContext, key_context
@@ -193,7 +194,7 @@ def play(case: Case) -> Outcome:
     assert answer is not None
     found, expected, hers = node.finding, z_digest(z), answer.signed.answer
     nodes = int(found.correct) if isinstance(found, Valid) else -1
-    same = isinstance(found, Valid) and found.z_digest == expected == hers.z_digest
+    same = isinstance(found, Valid) and found.z_digest == expected and hers.z_mark == z_mark(task, c_w, expected)
     return Outcome(count, int(pool.result.correct), int(hers.correct), nodes, same, bytes(expected))
 
 
@@ -294,6 +295,9 @@ class _Chain:
 
     def is_claimed(self, pool: AccountId, model_commitment: ModelCommitment) -> bool:
         return True
+
+    def check_turn(self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]) -> None:
+        """There is one claim, so it is the top one."""
 
     def is_validator(self, validator: NodeId) -> bool:
         return True
