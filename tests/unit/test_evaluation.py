@@ -11,21 +11,24 @@ import pytest
 from core.chain.transaction import Activation
 from core.codec import decode_as
 from core.crypto import garbling
-from core.crypto.homomorphic import PARAMS, generate_keys, pack, public_key
+from core.crypto.homomorphic import PARAMS, NumberMask, PublicKey, add, generate_keys, number_mask, pack, public_key, sub
 from core.crypto.homomorphic.params import Residues
 from core.errors import (
     AuthError,
     BudgetError,
     CheatingError,
+    InconclusiveError,
     LimitError,
     MalformedError,
     SequenceError,
     UnavailableError,
     WrongChainError,
 )
-from core.ids import AccountId, Digest, TaskId
+from core.ids import AccountId, Correct, Digest, TaskId
+from core.ports import Rng
+from core.verification import evaluation_pool
 from core.verification.evaluation_pool import EvaluationPool
-from core.verification.evaluation_requester import EXTRA_ROWS, EvaluationRequester
+from core.verification.evaluation_requester import EVALUATION_CHECKS, EVALUATION_RUNS, EXTRA_ROWS, EvaluationRequester
 from core.verification.field import T, pack_values, unpack_values
 from core.verification.messages import (
     MESSAGE,
@@ -41,8 +44,12 @@ from core.verification.messages import (
     Message,
     Part,
     TransferRequest,
+    ZeroNumbers,
+    ZeroOpenings,
+    ZeroQueries,
 )
 from core.verification.receipt import verify_receipt
+from core.verification.session import sign_openings
 from core.verification.test_set import TestSet
 from tests.models import random_model
 from tests.seeded import SeededRng
@@ -396,3 +403,95 @@ def test_two_batches_of_samples() -> None:
     run = make_evaluation(world, model)
     run.offline()
     assert run.online().correct == model.count(world.plain.features, world.plain.labels)
+
+
+# A zero check that chance spoils
+
+
+def at_a_boundary(pk: PublicKey, rng: Rng) -> NumberMask:
+    """A mask that rounds up by a hair: noise below zero makes her number one less. By chance it happens once in 2^26 runs."""
+    made = number_mask(pk, rng)
+    q, t = PARAMS.modulus, PARAMS.plain_modulus
+    mask = -(-(2 * 7 - 1) * q // (2 * t))
+    limbs = np.array([[mask % prime] for prime in PARAMS.primes], dtype=np.uint64)
+    head = add(made.head[:, None], sub(limbs, made.mask[:, None]))
+    return NumberMask(head[:, 0], made.tail, limbs[:, 0])
+
+
+class Spoiled:
+    """``number_mask`` of a pool whose first ``checks`` zero checks lie on a boundary."""
+
+    def __init__(self, checks: int) -> None:
+        self.left = checks * EVALUATION_RUNS
+
+    def __call__(self, pk: PublicKey, rng: Rng) -> NumberMask:
+        self.left -= 1
+        return at_a_boundary(pk, rng) if self.left >= 0 else number_mask(pk, rng)
+
+
+@pytest.mark.parametrize("checks", [1, 2])
+def test_a_spoiled_zero_check_is_repeated_and_nobody_is_blamed(checks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, InconclusiveError ended the pool's only evaluation."""
+    spoiled = 0
+    for seed in range(40):
+        monkeypatch.setattr(evaluation_pool, "number_mask", Spoiled(checks))
+        run = make_evaluation(WORLD, MODEL, seed=100 + seed)
+        run.offline()
+        assert run.online().correct == TRUE_N
+        assert run.requester.is_over
+        assert run.pool.transcript.head == run.requester.transcript.head
+        spoiled = max(spoiled, run.pool._checks - 1)
+        if spoiled == checks:
+            break
+    assert spoiled == checks
+
+
+class AlwaysUnequal(EvaluationRequester):
+    """Says of every run that it is not equal, and signs it."""
+
+    def _handle(self, message: Message) -> Sequence[Message]:
+        replies = super()._handle(message)
+        if not isinstance(message, ZeroNumbers):
+            return replies
+        if self._checks < EVALUATION_CHECKS:
+            self._ended, self._expected = None, (ZeroQueries,)
+        return (sign_openings(self._key, self.transcript.head, (None,) * EVALUATION_RUNS),)
+
+
+def test_a_requester_who_denies_is_blamed_at_once_unless_chance_may_have_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_evaluation(WORLD, MODEL, requester=AlwaysUnequal)
+    run.offline()
+    with pytest.raises(CheatingError, match="not zero"):
+        run.online()
+    assert run.pool._checks == 1
+    monkeypatch.setattr(evaluation_pool, "number_mask", Spoiled(EVALUATION_CHECKS))
+    run = make_evaluation(WORLD, MODEL, seed=1, requester=AlwaysUnequal)
+    run.offline()
+    with pytest.raises(InconclusiveError, match="repeat"):
+        run.online()
+    assert run.pool._checks == EVALUATION_CHECKS
+
+
+def test_a_pool_gets_no_more_checks_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that makes its own runs unequal to ask again. Defence: she counts; and after a passed check none is granted."""
+
+    class Asker(EvaluationPool):
+        def _conclude(self, message: ZeroOpenings) -> Sequence[Message]:
+            return self._ask_again()
+
+    run = make_evaluation(WORLD, MODEL, pool=Asker)
+    run.offline()
+    with pytest.raises(SequenceError, match="complete"):
+        run.online()
+
+    class WrongAsker(Asker):
+        def _ask(self) -> Sequence[Message]:
+            assert self._pending is not None
+            self._pending = replace(self._pending, correct=Correct(self._pending.correct + 1))
+            return super()._ask()
+
+    run = make_evaluation(WORLD, MODEL, seed=1, pool=WrongAsker)
+    run.offline()
+    with pytest.raises(SequenceError, match="complete"):
+        run.online()
+    assert run.requester._checks == EVALUATION_CHECKS
