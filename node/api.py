@@ -11,18 +11,21 @@ from core.chain.block import MAX_TRANSACTION, Block
 from core.chain.state import total_supply
 from core.chain.transaction import SignedTransaction
 from core.codec import encode
-from core.errors import AuthError, NotFoundError
-from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, ModelCommitment, NodeId, TaskId, TxId
+from core.errors import AuthError, NotFoundError, UnavailableError
+from core.ids import AccountId, Amount, BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId, TxId
 from core.params import Genesis
 from core.verification.receipt import SignedAnswer
 from node import queries
 from node.driver import Driver
+from node.history import TaskUpdate
+from node.light import LightService
 from node.links import Links
 from node.store import ChainStore
 from node.work import WorkHeights
 from services.rpc.views import (
     AccountView,
     BlockView,
+    ClaimsView,
     Explanation,
     MarketView,
     ProviderView,
@@ -32,6 +35,7 @@ from services.rpc.views import (
     TradeView,
     TransactionStatus,
     TxStatus,
+    ValidatorView,
     WorkView,
 )
 
@@ -121,17 +125,46 @@ class NodeApi:
     def tasks(self, phases: Sequence[TaskPhase], limit: int, after: TaskId | None) -> tuple[TaskView, ...]:
         return queries.task_views(self._store.state, phases, limit, after)
 
-    async def watch_tasks(self) -> AsyncIterator[tuple[Height, Milliseconds, tuple[TaskView, ...]]]:
-        """Every unfinished task now, then again after every block that changed one."""
-        shown: object = None
+    async def watch_tasks(self, first: Height) -> AsyncIterator[TaskUpdate]:
+        """What blocks from ``first`` on changed of unfinished tasks, each once, for ever; 0: all now, and what follows.
+
+        Raises NotFoundError if those updates are no longer kept, also while a slow reader falls behind.
+        """
+        history = self._driver.history
+        if not first:
+            now = history.now
+            yield replace(now, height=self._store.state.height, block_time_ms=self._store.state.tip.timestamp_ms)
+            first = Height(self._store.state.height + 1) if history.now is now else Height(now.height + 1)
         while True:
             seen = self._driver.finalised.count
-            state = self._store.state
-            views = tuple(queries.task_view(state, state.task(task_id)) for task_id in state.live)
-            if views != shown:
-                shown = views
-                yield state.height, state.tip.timestamp_ms, views
+            for update in history.since(first):
+                yield update
+                first = Height(update.height + 1)
             await self._driver.finalised.wait(seen)
+
+    async def watch_claims(self, first: Height) -> AsyncIterator[ClaimsView]:
+        """The claims of blocks from ``first`` on, for ever; 0 is the next one."""
+        following = first or Height(self._store.state.height + 1)
+        while True:
+            seen = self._driver.finalised.count
+            while following <= self._store.state.height:
+                found = queries.claims_view(self._store.block(following).block)
+                following = Height(following + 1)
+                if found.claims:
+                    yield found
+            await self._driver.finalised.wait(seen)
+
+    @property
+    def light(self) -> LightService:
+        """What light clients are served. Raises UnavailableError where nothing is kept for them."""
+        if self._driver.light is None:
+            raise UnavailableError("this node serves no light clients")
+        return self._driver.light
+
+    def validators(self) -> tuple[tuple[ValidatorView, ...], Height]:
+        """Who votes, will vote, or left and has its bond still locked."""
+        state = self._store.state
+        return queries.validator_views(state, self.names), state.height
 
     def providers(self) -> tuple[ProviderView, ...]:
         return queries.provider_views(self._store.state)

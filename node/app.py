@@ -19,6 +19,7 @@ from node.blob_room import spare_blobs
 from node.config import NodeConfig
 from node.driver import Driver
 from node.folder import open_chain_folder
+from node.light import LightService
 from node.links import Links
 from node.outside import Channels
 from node.pending import Pending
@@ -92,7 +93,7 @@ def open_node(role: Role[NodeConfig], life: Lifecycle) -> Node:
     channels = Channels(role.identity, role.tls)
     life.on_stop(channels.close)
     clock = SystemClock()
-    driver = Driver(store, key, Pending(clock, cfg.mempool), clock)
+    driver = Driver(store, key, Pending(clock, cfg.mempool), clock, LightService(kv, store))
     links = Links(role.identity, role.tls, cfg.peers.nodes, driver, peer_client.gossip)
 
     def peers() -> Sequence[tuple[str, aio.Channel]]:

@@ -52,6 +52,8 @@ from core.params import PROTOCOL_VERSION
 from core.ports import Clock, SystemRng
 from node.author import BlockAuthor
 from node.early import Early
+from node.history import TaskHistory
+from node.light import LightService
 from node.links import Acceptance, Links
 from node.pending import Pending
 from node.signal import Signal
@@ -121,8 +123,11 @@ class _Item:
 class Driver:
     """Decides one height after another."""
 
-    def __init__(self, store: ChainStore, key: KeyPair, pending: Pending, clock: Clock) -> None:
+    def __init__(
+        self, store: ChainStore, key: KeyPair, pending: Pending, clock: Clock, light: LightService | None = None
+    ) -> None:
         self._store = store
+        self.light = light
         self._key = key
         self._observer = KeyPair.generate(SystemRng())
         self._clock = clock
@@ -143,6 +148,7 @@ class Driver:
         self.pending = pending
         self.author = BlockAuthor(store, key, pending)
         self.finalised = Signal()
+        self.history = TaskHistory(store.state)
         self.machine = self._machine()
 
     def connect(self, links: Links, work: WorkHooks, progressed: Callable[[NodeId, Progress], None]) -> None:
@@ -405,6 +411,8 @@ class Driver:
     async def _commit(self, block: Block, certificate: Certificate, state: State, record: WorkRecord | None) -> None:
         transactions = [decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
         before = self.state.tip.timestamp_ms
+        if self.light is not None:
+            await asyncio.to_thread(self.light.note, self.state)
         await asyncio.to_thread(self._store.commit, block, certificate, state, transactions, record)
         if self._entered:
             FINALISE.observe(time.monotonic() - self._entered)
@@ -416,6 +424,7 @@ class Driver:
             "block finalised", height=state.height, kind=state.tip.kind.name.lower(), hash=block.block_hash,
             transactions=len(transactions), round=certificate.round, author=state.tip.author,
         )  # fmt: skip
+        self.history.note(state)
         await self.pending.advance(state)
         MEMPOOL.set(len(self.pending))
         self._begin()

@@ -8,20 +8,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final
 
+from core.chain import rules_validators
 from core.chain.block import Block, BlockKind, Certificate, Outcome, OutcomeKind
 from core.chain.claims import ClaimStatus, tally
 from core.chain.rules_market import highs
 from core.chain.state import Entry, Provider, State, Task, Trade, Validator
 from core.chain.state import TaskPhase as StatePhase
-from core.chain.transaction import SignedTransaction
+from core.chain.transaction import Claim, SignedTransaction
 from core.chain.vote import SignedVerdict, Verdict, VerdictKind
 from core.codec import decode
 from core.errors import NotFoundError
-from core.ids import AccountId, Amount, Digest, ModelCommitment, NodeId, StateRoot, TaskId, short
+from core.ids import AccountId, Amount, Digest, Height, ModelCommitment, NodeId, StateRoot, TaskId, short
 from core.params import Genesis
 from services.rpc.views import (
     AccountView,
     BlockView,
+    ClaimsView,
+    ClaimView,
     EntryView,
     Explanation,
     MarketView,
@@ -31,10 +34,12 @@ from services.rpc.views import (
     TradePhase,
     TradeView,
     TransactionView,
+    ValidatorView,
     VerdictView,
 )
 
 __all__ = [
+    "claims_view", "validator_views",
     "Names", "account_view", "block_view", "explanation", "market_view", "provider_views", "task_view", "task_views",
     "trade_view",
 ]  # fmt: skip
@@ -184,7 +189,37 @@ def market_view(state: State, provider: AccountId, pool: AccountId) -> MarketVie
     return MarketView(state.height, m_bar, D_bar, state.reputation(pool))
 
 
+def validator_views(state: State, names: Names) -> tuple[ValidatorView, ...]:
+    """Ascending by node id; also who has left and whose bond evidence can still burn."""
+    now = {v.node_id: v for v in state.validators}
+    following = {v.node_id: v.power for v in state.next_validators}
+    views = []
+    for node in sorted({*now, *following, *map(NodeId, state.memberships)}):
+        member, voter = state.memberships.get(node), now.get(node)
+        views.append(
+            ValidatorView(
+                node, 0 if voter is None else voter.power, following.get(node, 0),
+                Amount(0) if member is None else member.bond, "" if member is None else member.endpoint,
+                Height(0) if member is None else member.since_height, None if member is None else member.release_ms,
+                rules_validators.is_punished(state, node), names.find(node),
+            )
+        )  # fmt: skip
+    return tuple(views)
+
+
 # Blocks
+
+
+def claims_view(block: Block) -> ClaimsView:
+    """The claims that a finalised block took."""
+    header = block.header.decoded()
+    found = []
+    for data in block.decoded_body().transactions:
+        transaction = decode(SignedTransaction, data).decoded()
+        if isinstance(transaction.payload, Claim):
+            claim = transaction.payload
+            found.append(ClaimView(claim.task_id, transaction.sender, claim.correct, claim.vm))
+    return ClaimsView(header.height, header.timestamp_ms, tuple(found))
 
 
 def transaction_view(encoded: bytes) -> TransactionView:

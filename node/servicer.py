@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from google.protobuf.message import Message
 from grpc import aio
 from pofl.chain.v1 import chain_pb2 as pb
 from pofl.chain.v1 import chain_pb2_grpc
 from pofl.peer.v1 import peer_pb2 as peer
 from pofl.peer.v1 import peer_pb2_grpc
 
+from core.chain.proofs import RecordProof, TransactionProof
+from core.chain.table import MAX_KEY
 from core.chain.transaction import SignedTransaction
-from core.codec import decode
+from core.codec import decode, encode
 from core.crypto.signing import PUBLIC_KEY_SIZE
-from core.errors import MalformedError
+from core.errors import LimitError, MalformedError
 from core.ids import AccountId, BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId, TxId
 from core.verification.receipt import SignedAnswer
 from node.api import MAX_TRANSACTION_BYTES, NodeApi
@@ -42,6 +46,10 @@ RULES: Final = {
 MAX_ANSWER: Final = 1024
 MAX_TASKS: Final = 1000
 MAX_BLOCKS: Final = 512
+STALL_SECONDS: Final = 60.0
+"""A stream holds one message that its reader has no room for; who does not read for so long is dropped."""
+_SENT: Final[tuple[Any, ...]] = ()
+"""Nothing is left to yield: _send has written every message, with a deadline that a yield cannot have."""
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -69,7 +77,40 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
         self, request: pb.WatchBlocksRequest, context: Context
     ) -> AsyncIterator[pb.WatchBlocksResponse]:
         async for view in self._api.watch_blocks(Height(request.from_height)):
-            yield pb.WatchBlocksResponse(block=convert.block_to_proto(view))
+            await _send(context, pb.WatchBlocksResponse(block=convert.block_to_proto(view)), view.header.height)
+        for nothing in _SENT:
+            yield nothing
+
+    async def WatchClaims(  # noqa: N802
+        self, request: pb.WatchClaimsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchClaimsResponse]:
+        async for view in self._api.watch_claims(Height(request.from_height)):
+            await _send(context, convert.claims_to_proto(view), view.height)
+        for nothing in _SENT:
+            yield nothing
+
+    async def ListValidators(  # noqa: N802
+        self, request: pb.ListValidatorsRequest, context: Context
+    ) -> pb.ListValidatorsResponse:
+        views, height = self._api.validators()
+        return pb.ListValidatorsResponse(validators=[convert.validator_to_proto(v) for v in views], height=height)
+
+    async def GetLightBlock(  # noqa: N802
+        self, request: pb.GetLightBlockRequest, context: Context
+    ) -> pb.GetLightBlockResponse:
+        return pb.GetLightBlockResponse(light_block=encode(self._api.light.block(Height(request.height))))
+
+    async def GetProof(self, request: pb.GetProofRequest, context: Context) -> pb.GetProofResponse:  # noqa: N802
+        proof: RecordProof | TransactionProof
+        if request.WhichOneof("what") == "tx_id":
+            tx_id = TxId(convert.exact("tx_id", request.tx_id))
+            height, proof = await asyncio.to_thread(self._api.light.transaction, tx_id)
+        else:
+            table, key = request.record.table, request.record.key
+            if not 0 < len(key) <= MAX_KEY:
+                raise MalformedError(f"key: {len(key)} bytes, must be 1 to {MAX_KEY}", field="key")
+            height, proof = await asyncio.to_thread(self._api.light.record, table, key)
+        return pb.GetProofResponse(height=height, proof=encode(proof))
 
     async def SubmitTransaction(  # noqa: N802
         self, request: pb.SubmitTransactionRequest, context: Context
@@ -101,9 +142,12 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
     async def WatchTasks(  # noqa: N802
         self, request: pb.WatchTasksRequest, context: Context
     ) -> AsyncIterator[pb.WatchTasksResponse]:
-        async for height, time_ms, views in self._api.watch_tasks():
-            tasks = [convert.task_to_proto(t) for t in views]
-            yield pb.WatchTasksResponse(height=height, block_time_ms=time_ms, tasks=tasks)
+        async for update in self._api.watch_tasks(Height(request.from_height)):
+            tasks = [convert.task_to_proto(t) for t in update.tasks]
+            message = pb.WatchTasksResponse(height=update.height, block_time_ms=update.block_time_ms, tasks=tasks)
+            await _send(context, message, update.height)
+        for nothing in _SENT:
+            yield nothing
 
     async def ListProviders(  # noqa: N802
         self, request: pb.ListProvidersRequest, context: Context
@@ -181,6 +225,17 @@ class ClaimServicer(peer_pb2_grpc.ClaimServiceServicer):
         for offset in range(0, len(opening), CHUNK):
             total = len(opening) if offset == 0 else 0
             yield peer.FetchOpeningResponse(chunk=opening[offset : offset + CHUNK], total_bytes=total)
+
+
+async def _send(context: Context, message: Message, height: Height) -> None:
+    """One message of a stream. Raises LimitError when its reader has not made room for it for a while."""
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            await context.write(message)
+    except TimeoutError:
+        raise LimitError(
+            f"this stream was not read for {STALL_SECONDS:g} s and is ended: resume from height {height}", height=height
+        ) from None
 
 
 def _account(name: str, value: bytes) -> AccountId:

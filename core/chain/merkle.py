@@ -13,8 +13,8 @@ from core.errors import CryptoError, LimitError
 from core.ids import Digest
 
 __all__ = [
-    "EMPTY_ROOT", "leaf_hash", "node_hash", "proof", "proof_of_hashes", "root", "root_of_hashes", "verify_hash_proof",
-    "verify_proof",
+    "EMPTY_ROOT", "leaf_hash", "node_hash", "proof", "proof_of_hashes", "root", "root_from_proof", "root_of_hashes",
+    "verify_hash_proof", "verify_proof",
 ]  # fmt: skip
 
 LEAF_PREFIX: Final = b"\x00"
@@ -92,6 +92,13 @@ def verify_proof(root: bytes, leaf: bytes, index: int, size: int, path: Sequence
 
 def verify_hash_proof(root: bytes, hashed: bytes, index: int, size: int, path: Sequence[bytes]) -> None:
     """As ``verify_proof``, for a leaf hash."""
+    node = root_from_proof(hashed, index, size, path)
+    if node != root:
+        raise CryptoError(f"Merkle proof: leaf {index} of {size} leads to {node.hex()}, not to the root {bytes(root).hex()}")
+
+
+def root_from_proof(hashed: bytes, index: int, size: int, path: Sequence[bytes]) -> Digest:
+    """The root that a leaf hash and its audit path lead to. Raises CryptoError if the path has another length."""
     if not 0 <= index < size:
         raise CryptoError(f"Merkle proof: leaf {index} of a tree of {size}", index=index, size=size)
     node: bytes = hashed
@@ -112,5 +119,4 @@ def verify_hash_proof(root: bytes, hashed: bytes, index: int, size: int, path: S
         last //= 2
     if last:
         raise CryptoError(f"Merkle proof: {len(path)} hashes are too few for leaf {index} of {size}")
-    if node != root:
-        raise CryptoError(f"Merkle proof: leaf {index} of {size} leads to {node.hex()}, not to the root {bytes(root).hex()}")
+    return Digest(node)

@@ -57,8 +57,8 @@ from core.params import ChainParams, Genesis
 __all__ = [
     "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Membership", "Pot", "Provider",
     "Reputation", "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator",
-    "ValidatorSet", "Windows", "decode_state", "encode_state", "entry_key", "genesis_state", "height_key", "state_leaves",
-    "state_root", "total_supply",
+    "ValidatorSet", "Windows", "DOMAIN_STATE", "TABLES", "decode_state", "encode_state", "entry_key", "genesis_state",
+    "height_key", "state_leaves", "state_root", "total_supply",
 ]  # fmt: skip
 
 DOMAIN_TIE: Final = b"pofl/claim-tie/1"
@@ -203,7 +203,7 @@ class State:
 
 
 _EMPTY: Final = Account(Amount(0), 0)
-_TABLES: Final[tuple[tuple[str, type], ...]] = (
+TABLES: Final[tuple[tuple[str, type], ...]] = (
     ("accounts", Account), ("tasks", Task), ("entries", Entry), ("providers", Provider), ("trades", Trade),
     ("reputations", Reputation), ("credits", LastCredit), ("evidence", Evidence), ("memberships", Membership),
     ("sets", ValidatorSet),
@@ -262,14 +262,14 @@ def state_leaves(state: State) -> list[bytes]:
         b"validators/" + encode(ValidatorSet(state.validators)),
         b"next-validators/" + encode(ValidatorSet(state.next_validators)),
     ]
-    return leaves + [name.encode() + b"/" + getattr(state, name).root for name, _ in _TABLES]
+    return leaves + [name.encode() + b"/" + getattr(state, name).root for name, _ in TABLES]
 
 
 def encode_state(state: State) -> bytes:
     """The whole state but the genesis document, canonically."""
     out = bytearray(encode(_scalars(state)))
     out += encode(_Sets(ValidatorSet(state.validators), ValidatorSet(state.next_validators)))
-    for name, _ in _TABLES:
+    for name, _ in TABLES:
         out += getattr(state, name).to_bytes()
     return bytes(out)
 
@@ -290,7 +290,7 @@ def decode_state(data: bytes, genesis: Genesis) -> State:
             f"stored state: version {scalars.version} of chain {short(scalars.chain_id)}; this software reads version "
             f"{STATE_VERSION}, and the genesis document is of chain {short(chain_id)}"
         )
-    tables: dict[str, Table[object]] = {name: Table.read(kind, reader) for name, kind in _TABLES}
+    tables: dict[str, Table[object]] = {name: Table.read(kind, reader) for name, kind in TABLES}
     if reader.remaining:
         raise MalformedError(f"{reader.remaining} bytes follow the state", extra=reader.remaining)
     return State(

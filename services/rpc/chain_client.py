@@ -15,10 +15,20 @@ import grpc.aio
 from pofl.chain.v1 import chain_pb2 as pb
 from pofl.chain.v1 import chain_pb2_grpc as rpc
 
+from core.chain.light import MAX_LIGHT, LightBlock, Trusted, follow
+from core.chain.proofs import MAX_PROOF, RecordProof, TransactionProof, check_record, check_transaction
 from core.chain.transaction import DOMAIN_TRANSACTION_SIGNATURE, Payload, Refusal, SignedTransaction, Transaction
-from core.codec import encode
+from core.codec import decode, encode
 from core.crypto import signing
-from core.errors import DeadlineError, MalformedError, NotFoundError, PoflError, TransactionError, UnavailableError
+from core.errors import (
+    BlockError,
+    DeadlineError,
+    MalformedError,
+    NotFoundError,
+    PoflError,
+    TransactionError,
+    UnavailableError,
+)
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, TaskId, TxId, short
 from core.params import Genesis
 from services.rpc import convert_chain as convert
@@ -26,6 +36,7 @@ from services.rpc.errors import translate
 from services.rpc.views import (
     AccountView,
     BlockView,
+    ClaimsView,
     Explanation,
     MarketView,
     ProviderView,
@@ -35,6 +46,7 @@ from services.rpc.views import (
     TradeView,
     TransactionStatus,
     TxStatus,
+    ValidatorView,
 )
 from services.runtime.logging import logger
 
@@ -134,6 +146,51 @@ class ChainClient:
         answer = await self._ask(lambda stub: stub.GetTransaction(request, timeout=CALL_TIMEOUT))
         return convert.tx_status_from_proto(answer)
 
+    async def validators(self) -> tuple[tuple[ValidatorView, ...], Height]:
+        """Who votes, will vote, or left and has its bond still locked; and the height that was read at."""
+        answer = await self._ask(lambda stub: stub.ListValidators(pb.ListValidatorsRequest(), timeout=CALL_TIMEOUT))
+        return tuple(convert.validator_from_proto(v) for v in answer.validators), Height(answer.height)
+
+    # For those who trust no node (core.chain.light)
+
+    async def light_block(self, height: Height) -> LightBlock:
+        """Unchecked; 0: the last one."""
+        request = pb.GetLightBlockRequest(height=height)
+        answer = await self._ask(lambda stub: stub.GetLightBlock(request, timeout=CALL_TIMEOUT))
+        return decode(LightBlock, answer.light_block, MAX_LIGHT)
+
+    async def follow(self, trusted: Trusted, target: Height) -> Trusted:
+        """The block at ``target``, checked from a trusted one on. Raises ChainError when a node lies."""
+        steps = follow(trusted, target)
+        try:
+            wanted = next(steps)
+            while True:
+                wanted = steps.send(await self.light_block(wanted))
+        except StopIteration as done:
+            end: Trusted = done.value
+            return end
+
+    async def prove(self, kind: type[T], table: str, key: bytes, trusted: Trusted) -> tuple[T | None, Trusted]:
+        """A record of the state, or that there is none, proven to who trusts ``trusted``; and the block that commits to it."""
+        request = pb.GetProofRequest(record=pb.RecordKey(table=table, key=key))
+        answer = await self._ask(lambda stub: stub.GetProof(request, timeout=CALL_TIMEOUT))
+        at = await self._reach(trusted, Height(answer.height))
+        assert at.header is not None
+        return check_record(decode(RecordProof, answer.proof, MAX_PROOF), at.header.parent_state_root, kind, key), at
+
+    async def prove_transaction(self, tx_id: TxId, trusted: Trusted) -> tuple[SignedTransaction, Trusted]:
+        """A finalised transaction and its block, proven to who trusts ``trusted``. Raises NotFoundError."""
+        request = pb.GetProofRequest(tx_id=tx_id)
+        answer = await self._ask(lambda stub: stub.GetProof(request, timeout=CALL_TIMEOUT))
+        at = await self._reach(trusted, Height(answer.height))
+        assert at.header is not None
+        return check_transaction(decode(TransactionProof, answer.proof, MAX_PROOF), at.header, tx_id), at
+
+    async def _reach(self, trusted: Trusted, height: Height) -> Trusted:
+        if height < trusted.height or (height == trusted.height and trusted.header is None):
+            raise BlockError(f"the proof is of height {height}, before the trusted height {trusted.height}")
+        return await self.follow(trusted, height)
+
     # Streams
 
     async def watch_blocks(self, from_height: Height) -> AsyncIterator[BlockView]:
@@ -151,18 +208,45 @@ class ChainClient:
                 yield view
 
     async def watch_tasks(self) -> AsyncIterator[TaskUpdate]:
-        """Unfinished tasks now, then again after every block that changed one, for ever. Heights never go back."""
-        height = -1
+        """Unfinished tasks now, then again after every block that changed one, for ever. Heights never go back.
+
+        After a break it goes on where it was, each update once; if no node that answers has kept those, with all
+        unfinished tasks as they are then.
+        """
+        height, resumes = -1, True
 
         async def once(stub: rpc.ChainServiceStub) -> AsyncIterator[TaskUpdate]:
-            async for answer in stub.WatchTasks(pb.WatchTasksRequest(), timeout=STREAM_SECONDS):
-                tasks = tuple(convert.task_from_proto(task) for task in answer.tasks)
-                yield TaskUpdate(Height(answer.height), Milliseconds(answer.block_time_ms), tasks)
+            nonlocal resumes
+            request = pb.WatchTasksRequest(from_height=height + 1 if resumes else 0)
+            resumes = height >= 0
+            try:
+                async for answer in stub.WatchTasks(request, timeout=STREAM_SECONDS):
+                    resumes = True
+                    tasks = tuple(convert.task_from_proto(task) for task in answer.tasks)
+                    yield TaskUpdate(Height(answer.height), Milliseconds(answer.block_time_ms), tasks)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                resumes = False
 
         async for update in self._stream(once):
-            if update.height >= height:
+            if update.height > height:
                 height = update.height
                 yield update
+
+    async def watch_claims(self, from_height: Height) -> AsyncIterator[ClaimsView]:
+        """The claims of finalised blocks from a height on, each once, for ever; 0: from the next block on."""
+        following = from_height or Height((await self.tip()).height + 1)
+
+        async def once(stub: rpc.ChainServiceStub) -> AsyncIterator[ClaimsView]:
+            call = stub.WatchClaims(pb.WatchClaimsRequest(from_height=following), timeout=STREAM_SECONDS)
+            async for answer in call:
+                yield convert.claims_from_proto(answer)
+
+        async for view in self._stream(once):
+            if view.height >= following:
+                following = Height(view.height + 1)
+                yield view
 
     # Transactions
 

@@ -41,6 +41,8 @@ from core.ids import (
 from services.rpc.views import (
     AccountView,
     BlockView,
+    ClaimsView,
+    ClaimView,
     EntryView,
     Explanation,
     MarketView,
@@ -53,10 +55,12 @@ from services.rpc.views import (
     TransactionStatus,
     TransactionView,
     TxStatus,
+    ValidatorView,
     VerdictView,
 )
 
 __all__ = [
+    "claims_from_proto", "claims_to_proto", "validator_from_proto", "validator_to_proto",
     "account_from_proto", "account_to_proto", "activation_from_proto", "activation_to_proto", "block_from_proto",
     "block_to_proto", "exact", "explanation_from_proto", "explanation_to_proto", "market_from_proto",
     "market_to_proto", "phase_to_proto", "provider_from_proto", "provider_to_proto", "spec_from_proto",
@@ -376,6 +380,36 @@ def task_from_proto(message: pb.TaskView) -> TaskView:
         ended_height=Height(message.ended_height) if message.ended_height else None,
         winner=AccountId(winner) if winner is not None else None,
     )
+
+
+def claims_to_proto(view: ClaimsView) -> pb.WatchClaimsResponse:
+    claims = [pb.ClaimView(task_id=c.task_id, pool=c.pool, correct=c.correct, vm=vm_to_proto(c.vm)) for c in view.claims]
+    return pb.WatchClaimsResponse(height=view.height, block_time_ms=view.block_time_ms, claims=claims)
+
+
+def claims_from_proto(message: pb.WatchClaimsResponse) -> ClaimsView:
+    claims = tuple(
+        ClaimView(
+            TaskId(exact("task_id", c.task_id)), AccountId(exact("pool", c.pool)), Correct(c.correct), vm_from_proto(c.vm)
+        )
+        for c in message.claims
+    )
+    return ClaimsView(Height(message.height), Milliseconds(message.block_time_ms), claims)
+
+
+def validator_to_proto(view: ValidatorView) -> pb.ValidatorView:
+    return pb.ValidatorView(
+        node_id=view.node_id, power=view.power, next_power=view.next_power, bond=view.bond, endpoint=view.endpoint,
+        since_height=view.since_height, release_ms=view.release_ms or 0, has_equivocated=view.has_equivocated,
+        name=view.name,
+    )  # fmt: skip
+
+
+def validator_from_proto(message: pb.ValidatorView) -> ValidatorView:
+    return ValidatorView(
+        NodeId(exact("node_id", message.node_id)), message.power, message.next_power, _amount("bond", message.bond),
+        message.endpoint, Height(message.since_height), _instant(message.release_ms), message.has_equivocated, message.name,
+    )  # fmt: skip
 
 
 def account_to_proto(view: AccountView) -> pb.GetAccountResponse:

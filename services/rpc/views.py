@@ -28,6 +28,7 @@ from core.ids import (
 )
 
 __all__ = [
+    "ClaimView", "ClaimsView", "ValidatorView",
     "AccountView", "BlockView", "EntryView", "Explanation", "MarketView", "ProviderView", "TaskPhase", "TaskView", "Tip",
     "TradePhase", "TradeView", "TransactionStatus", "TransactionView", "TxStatus", "VerdictView", "WorkView",
 ]  # fmt: skip
@@ -192,6 +193,39 @@ class TradeView:
     chunks_total: int
     chunks_delivered: int
     delivery_deadline_ms: Milliseconds | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimView:
+    task_id: TaskId
+    pool: AccountId
+    correct: Correct
+    vm: Vm
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimsView:
+    """All claims of one block."""
+
+    height: Height
+    block_time_ms: Milliseconds
+    claims: tuple[ClaimView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorView:
+    node_id: NodeId
+    power: int
+    """At the next height; 0: not then."""
+    next_power: int
+    """At the height after it."""
+    bond: Amount
+    endpoint: str
+    since_height: Height
+    release_ms: Milliseconds | None
+    """It left: block time at which the bond goes back."""
+    has_equivocated: bool
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

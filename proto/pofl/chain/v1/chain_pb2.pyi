@@ -1108,12 +1108,17 @@ Global___GetTaskResponse: _TypeAlias = GetTaskResponse  # noqa: Y015
 class WatchTasksRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    FROM_HEIGHT_FIELD_NUMBER: _builtins.int
+    from_height: _builtins.int
+    """0: now, and all that follows"""
     def __init__(
         self,
+        *,
+        from_height: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1144,6 +1149,283 @@ class WatchTasksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchTasksResponse: _TypeAlias = WatchTasksResponse  # noqa: Y015
+
+@_typing.final
+class ClaimView(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    CORRECT_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.bytes
+    pool: _builtins.bytes
+    correct: _builtins.int
+    """N"""
+    @_builtins.property
+    def vm(self) -> Global___Vm: ...
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.bytes = ...,
+        pool: _builtins.bytes = ...,
+        correct: _builtins.int = ...,
+        vm: Global___Vm | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "pool", b"pool", "task_id", b"task_id", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimView: _TypeAlias = ClaimView  # noqa: Y015
+
+@_typing.final
+class WatchClaimsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_HEIGHT_FIELD_NUMBER: _builtins.int
+    from_height: _builtins.int
+    """0: from the next one on"""
+    def __init__(
+        self,
+        *,
+        from_height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchClaimsRequest: _TypeAlias = WatchClaimsRequest  # noqa: Y015
+
+@_typing.final
+class WatchClaimsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    BLOCK_TIME_MS_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    block_time_ms: _builtins.int
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimView]:
+        """all of the block; blocks without claims are left out"""
+
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+        block_time_ms: _builtins.int = ...,
+        claims: _abc.Iterable[Global___ClaimView] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_time_ms", b"block_time_ms", "claims", b"claims", "height", b"height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchClaimsResponse: _TypeAlias = WatchClaimsResponse  # noqa: Y015
+
+@_typing.final
+class ValidatorView(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    NEXT_POWER_FIELD_NUMBER: _builtins.int
+    BOND_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    SINCE_HEIGHT_FIELD_NUMBER: _builtins.int
+    RELEASE_MS_FIELD_NUMBER: _builtins.int
+    HAS_EQUIVOCATED_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    power: _builtins.int
+    """at the next height; 0: not then"""
+    next_power: _builtins.int
+    """at the height after it"""
+    bond: _builtins.int
+    endpoint: _builtins.str
+    """as it joined; empty for those of the genesis document"""
+    since_height: _builtins.int
+    release_ms: _builtins.int
+    """it left: block time at which the bond goes back; else 0"""
+    has_equivocated: _builtins.bool
+    name: _builtins.str
+    """from the genesis document, if it is there"""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        power: _builtins.int = ...,
+        next_power: _builtins.int = ...,
+        bond: _builtins.int = ...,
+        endpoint: _builtins.str = ...,
+        since_height: _builtins.int = ...,
+        release_ms: _builtins.int = ...,
+        has_equivocated: _builtins.bool = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bond", b"bond", "endpoint", b"endpoint", "has_equivocated", b"has_equivocated", "name", b"name", "next_power", b"next_power", "node_id", b"node_id", "power", b"power", "release_ms", b"release_ms", "since_height", b"since_height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatorView: _TypeAlias = ValidatorView  # noqa: Y015
+
+@_typing.final
+class ListValidatorsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListValidatorsRequest: _TypeAlias = ListValidatorsRequest  # noqa: Y015
+
+@_typing.final
+class ListValidatorsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALIDATORS_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    """read at"""
+    @_builtins.property
+    def validators(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidatorView]: ...
+    def __init__(
+        self,
+        *,
+        validators: _abc.Iterable[Global___ValidatorView] | None = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "validators", b"validators"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListValidatorsResponse: _TypeAlias = ListValidatorsResponse  # noqa: Y015
+
+@_typing.final
+class GetLightBlockRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    """0: the last one"""
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLightBlockRequest: _TypeAlias = GetLightBlockRequest  # noqa: Y015
+
+@_typing.final
+class GetLightBlockResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIGHT_BLOCK_FIELD_NUMBER: _builtins.int
+    light_block: _builtins.bytes
+    """canonical bytes of core.chain.light.LightBlock"""
+    def __init__(
+        self,
+        *,
+        light_block: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["light_block", b"light_block"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLightBlockResponse: _TypeAlias = GetLightBlockResponse  # noqa: Y015
+
+@_typing.final
+class RecordKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """accounts, tasks, entries, providers, trades, reputations, memberships, ..."""
+    key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordKey: _TypeAlias = RecordKey  # noqa: Y015
+
+@_typing.final
+class GetProofRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    TX_ID_FIELD_NUMBER: _builtins.int
+    tx_id: _builtins.bytes
+    @_builtins.property
+    def record(self) -> Global___RecordKey: ...
+    def __init__(
+        self,
+        *,
+        record: Global___RecordKey | None = ...,
+        tx_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "tx_id", b"tx_id", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "tx_id", b"tx_id", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["record", "tx_id"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___GetProofRequest: _TypeAlias = GetProofRequest  # noqa: Y015
+
+@_typing.final
+class GetProofResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    """of the header that commits to it"""
+    proof: _builtins.bytes
+    """canonical bytes of core.chain.proofs.RecordProof or TransactionProof"""
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+        proof: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProofResponse: _TypeAlias = GetProofResponse  # noqa: Y015
 
 @_typing.final
 class ListProvidersRequest(_message.Message):
@@ -1430,8 +1712,13 @@ class ExplainResponse(_message.Message):
     VERDICTS_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     VM_BYTES_FIELD_NUMBER: _builtins.int
+    TRANSCRIPTS_FIELD_NUMBER: _builtins.int
+    CONTRADICTIONS_FIELD_NUMBER: _builtins.int
+    TOOK_PART_FIELD_NUMBER: _builtins.int
     vm_bytes: _builtins.int
     """size of the winner's Vm body, where this node has it"""
+    took_part: _builtins.bool
+    """false: this node got the block from others, and knows no verdicts"""
     @_builtins.property
     def block(self) -> Global___BlockView: ...
     @_builtins.property
@@ -1444,6 +1731,14 @@ class ExplainResponse(_message.Message):
     def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """the same as sentences"""
 
+    @_builtins.property
+    def transcripts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TranscriptView]:
+        """of this node's own audits and stored check"""
+
+    @_builtins.property
+    def contradictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContradictionView]:
+        """answers of the requester that contradict each other"""
+
     def __init__(
         self,
         *,
@@ -1452,11 +1747,126 @@ class ExplainResponse(_message.Message):
         verdicts: _abc.Iterable[Global___VerdictView] | None = ...,
         lines: _abc.Iterable[_builtins.str] | None = ...,
         vm_bytes: _builtins.int = ...,
+        transcripts: _abc.Iterable[Global___TranscriptView] | None = ...,
+        contradictions: _abc.Iterable[Global___ContradictionView] | None = ...,
+        took_part: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "lines", b"lines", "task", b"task", "verdicts", b"verdicts", "vm_bytes", b"vm_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "contradictions", b"contradictions", "lines", b"lines", "task", b"task", "took_part", b"took_part", "transcripts", b"transcripts", "verdicts", b"verdicts", "vm_bytes", b"vm_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class TranscriptView(_message.Message):
+    """What is known of a transcript without reading it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    VALIDATOR_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    MODEL_COMMITMENT_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 of the transcript: what GetTranscript asks for"""
+    validator: _builtins.bytes
+    """who made and signed it"""
+    purpose: _builtins.str
+    """audit, stored-check"""
+    task_id: _builtins.bytes
+    model_commitment: _builtins.bytes
+    """empty in a stored check"""
+    size: _builtins.int
+    """bytes"""
+    head: _builtins.bytes
+    """the running hash of all its messages"""
+    result: _builtins.str
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        validator: _builtins.bytes = ...,
+        purpose: _builtins.str = ...,
+        task_id: _builtins.bytes = ...,
+        model_commitment: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        head: _builtins.bytes = ...,
+        result: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "head", b"head", "model_commitment", b"model_commitment", "purpose", b"purpose", "result", b"result", "size", b"size", "task_id", b"task_id", "validator", b"validator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscriptView: _TypeAlias = TranscriptView  # noqa: Y015
+
+@_typing.final
+class ContradictionView(_message.Message):
+    """Two answers that the requester signed about one claim; canonical bytes (core/verification/receipt.py)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    first: _builtins.bytes
+    second: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        first: _builtins.bytes = ...,
+        second: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "second", b"second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContradictionView: _TypeAlias = ContradictionView  # noqa: Y015
+
+@_typing.final
+class GetTranscriptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """32 bytes"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTranscriptRequest: _TypeAlias = GetTranscriptRequest  # noqa: Y015
+
+@_typing.final
+class GetTranscriptResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCRIPT_FIELD_NUMBER: _builtins.int
+    transcript: _builtins.bytes
+    """canonical bytes of a SignedTranscript, at most 512 KiB and 128 bytes"""
+    def __init__(
+        self,
+        *,
+        transcript: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transcript", b"transcript"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTranscriptResponse: _TypeAlias = GetTranscriptResponse  # noqa: Y015

@@ -99,10 +99,35 @@ class ChainServiceStub:
                 request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetMarketRequest.SerializeToString,
                 response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetMarketResponse.FromString,
                 _registered_method=True)
+        self.ListValidators = channel.unary_unary(
+                '/pofl.chain.v1.ChainService/ListValidators',
+                request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ListValidatorsRequest.SerializeToString,
+                response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ListValidatorsResponse.FromString,
+                _registered_method=True)
+        self.GetLightBlock = channel.unary_unary(
+                '/pofl.chain.v1.ChainService/GetLightBlock',
+                request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetLightBlockRequest.SerializeToString,
+                response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetLightBlockResponse.FromString,
+                _registered_method=True)
+        self.GetProof = channel.unary_unary(
+                '/pofl.chain.v1.ChainService/GetProof',
+                request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetProofRequest.SerializeToString,
+                response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetProofResponse.FromString,
+                _registered_method=True)
+        self.WatchClaims = channel.unary_stream(
+                '/pofl.chain.v1.ChainService/WatchClaims',
+                request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.WatchClaimsRequest.SerializeToString,
+                response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.WatchClaimsResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/pofl.chain.v1.ChainService/Explain',
                 request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.GetTranscript = channel.unary_unary(
+                '/pofl.chain.v1.ChainService/GetTranscript',
+                request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTranscriptRequest.SerializeToString,
+                response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTranscriptResponse.FromString,
                 _registered_method=True)
 
 
@@ -174,7 +199,8 @@ class ChainServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchTasks(self, request, context):
-        """Anyone: the state of every unfinished task now, then again after every block that changed one.
+        """Anyone: the state of every unfinished task now, then again after every block that changed one. With from_height only
+        what blocks from there on changed, each once; NOT_FOUND if that is no longer kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,8 +227,44 @@ class ChainServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListValidators(self, request, context):
+        """Anyone: who votes at the next height and after it, and whose bonds are still held. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLightBlock(self, request, context):
+        """Anyone: a block for light clients: header, certificate, and who votes after it. NOT_FOUND if it is not final here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProof(self, request, context):
+        """Anyone: proves a record of the state, its absence, or a transaction's place (docs/light-client.md). UNAVAILABLE right
+        after a start, until the next block.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchClaims(self, request, context):
+        """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """Anyone: why a block won: entries, commits, claims in rank order, verdicts with reasons, payouts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTranscript(self, request, context):
+        """Anyone: one signed transcript of an audit or stored check of this node, as Explain lists them. NOT_FOUND if it is not here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -276,10 +338,35 @@ def add_ChainServiceServicer_to_server(servicer, server):
                     request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetMarketRequest.FromString,
                     response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetMarketResponse.SerializeToString,
             ),
+            'ListValidators': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListValidators,
+                    request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ListValidatorsRequest.FromString,
+                    response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ListValidatorsResponse.SerializeToString,
+            ),
+            'GetLightBlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLightBlock,
+                    request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetLightBlockRequest.FromString,
+                    response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetLightBlockResponse.SerializeToString,
+            ),
+            'GetProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProof,
+                    request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetProofRequest.FromString,
+                    response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetProofResponse.SerializeToString,
+            ),
+            'WatchClaims': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchClaims,
+                    request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.WatchClaimsRequest.FromString,
+                    response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.WatchClaimsResponse.SerializeToString,
+            ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
                     request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ExplainRequest.FromString,
                     response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ExplainResponse.SerializeToString,
+            ),
+            'GetTranscript': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTranscript,
+                    request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTranscriptRequest.FromString,
+                    response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTranscriptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -644,6 +731,114 @@ class ChainService:
             _registered_method=True)
 
     @staticmethod
+    def ListValidators(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.chain.v1.ChainService/ListValidators',
+            pofl_dot_chain_dot_v1_dot_chain__pb2.ListValidatorsRequest.SerializeToString,
+            pofl_dot_chain_dot_v1_dot_chain__pb2.ListValidatorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLightBlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.chain.v1.ChainService/GetLightBlock',
+            pofl_dot_chain_dot_v1_dot_chain__pb2.GetLightBlockRequest.SerializeToString,
+            pofl_dot_chain_dot_v1_dot_chain__pb2.GetLightBlockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.chain.v1.ChainService/GetProof',
+            pofl_dot_chain_dot_v1_dot_chain__pb2.GetProofRequest.SerializeToString,
+            pofl_dot_chain_dot_v1_dot_chain__pb2.GetProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchClaims(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pofl.chain.v1.ChainService/WatchClaims',
+            pofl_dot_chain_dot_v1_dot_chain__pb2.WatchClaimsRequest.SerializeToString,
+            pofl_dot_chain_dot_v1_dot_chain__pb2.WatchClaimsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Explain(request,
             target,
             options=(),
@@ -660,6 +855,33 @@ class ChainService:
             '/pofl.chain.v1.ChainService/Explain',
             pofl_dot_chain_dot_v1_dot_chain__pb2.ExplainRequest.SerializeToString,
             pofl_dot_chain_dot_v1_dot_chain__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTranscript(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.chain.v1.ChainService/GetTranscript',
+            pofl_dot_chain_dot_v1_dot_chain__pb2.GetTranscriptRequest.SerializeToString,
+            pofl_dot_chain_dot_v1_dot_chain__pb2.GetTranscriptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,15 +39,29 @@ class ChainServiceStub:
     GetTask: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetTaskRequest, _chain_pb2.GetTaskResponse]
     """Anyone: one task with its entries, commits and claims. NOT_FOUND for an unknown id."""
     WatchTasks: _aio.UnaryStreamMultiCallable[_chain_pb2.WatchTasksRequest, _chain_pb2.WatchTasksResponse]
-    """Anyone: the state of every unfinished task now, then again after every block that changed one."""
+    """Anyone: the state of every unfinished task now, then again after every block that changed one. With from_height only
+    what blocks from there on changed, each once; NOT_FOUND if that is no longer kept.
+    """
     ListProviders: _aio.UnaryUnaryMultiCallable[_chain_pb2.ListProvidersRequest, _chain_pb2.ListProvidersResponse]
     """Anyone: registered data providers. Changes nothing."""
     GetTrade: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetTradeRequest, _chain_pb2.GetTradeResponse]
     """Anyone: one trade: bid, draw, price, delivered chunks. NOT_FOUND for an unknown id."""
     GetMarket: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetMarketRequest, _chain_pb2.GetMarketResponse]
     """Anyone: the highs m_bar and D_bar that an offer of this provider must use now. Changes nothing."""
+    ListValidators: _aio.UnaryUnaryMultiCallable[_chain_pb2.ListValidatorsRequest, _chain_pb2.ListValidatorsResponse]
+    """Anyone: who votes at the next height and after it, and whose bonds are still held. Changes nothing."""
+    GetLightBlock: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetLightBlockRequest, _chain_pb2.GetLightBlockResponse]
+    """Anyone: a block for light clients: header, certificate, and who votes after it. NOT_FOUND if it is not final here."""
+    GetProof: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetProofRequest, _chain_pb2.GetProofResponse]
+    """Anyone: proves a record of the state, its absence, or a transaction's place (docs/light-client.md). UNAVAILABLE right
+    after a start, until the next block.
+    """
+    WatchClaims: _aio.UnaryStreamMultiCallable[_chain_pb2.WatchClaimsRequest, _chain_pb2.WatchClaimsResponse]
+    """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned."""
     Explain: _aio.UnaryUnaryMultiCallable[_chain_pb2.ExplainRequest, _chain_pb2.ExplainResponse]
     """Anyone: why a block won: entries, commits, claims in rank order, verdicts with reasons, payouts."""
+    GetTranscript: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetTranscriptRequest, _chain_pb2.GetTranscriptResponse]
+    """Anyone: one signed transcript of an audit or stored check of this node, as Explain lists them. NOT_FOUND if it is not here."""
 
 class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -130,7 +144,9 @@ class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chain_pb2.WatchTasksRequest,
         context: _aio.ServicerContext[_chain_pb2.WatchTasksRequest, _abc.AsyncIterator[_chain_pb2.WatchTasksResponse]],
     ) -> _abc.AsyncIterator[_chain_pb2.WatchTasksResponse]:
-        """Anyone: the state of every unfinished task now, then again after every block that changed one."""
+        """Anyone: the state of every unfinished task now, then again after every block that changed one. With from_height only
+        what blocks from there on changed, each once; NOT_FOUND if that is no longer kept.
+        """
 
     @_abc_1.abstractmethod
     def ListProviders(
@@ -157,11 +173,53 @@ class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
         """Anyone: the highs m_bar and D_bar that an offer of this provider must use now. Changes nothing."""
 
     @_abc_1.abstractmethod
+    def ListValidators(
+        self,
+        request: _chain_pb2.ListValidatorsRequest,
+        context: _aio.ServicerContext[_chain_pb2.ListValidatorsRequest, _abc.Awaitable[_chain_pb2.ListValidatorsResponse]],
+    ) -> _abc.Awaitable[_chain_pb2.ListValidatorsResponse]:
+        """Anyone: who votes at the next height and after it, and whose bonds are still held. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def GetLightBlock(
+        self,
+        request: _chain_pb2.GetLightBlockRequest,
+        context: _aio.ServicerContext[_chain_pb2.GetLightBlockRequest, _abc.Awaitable[_chain_pb2.GetLightBlockResponse]],
+    ) -> _abc.Awaitable[_chain_pb2.GetLightBlockResponse]:
+        """Anyone: a block for light clients: header, certificate, and who votes after it. NOT_FOUND if it is not final here."""
+
+    @_abc_1.abstractmethod
+    def GetProof(
+        self,
+        request: _chain_pb2.GetProofRequest,
+        context: _aio.ServicerContext[_chain_pb2.GetProofRequest, _abc.Awaitable[_chain_pb2.GetProofResponse]],
+    ) -> _abc.Awaitable[_chain_pb2.GetProofResponse]:
+        """Anyone: proves a record of the state, its absence, or a transaction's place (docs/light-client.md). UNAVAILABLE right
+        after a start, until the next block.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchClaims(
+        self,
+        request: _chain_pb2.WatchClaimsRequest,
+        context: _aio.ServicerContext[_chain_pb2.WatchClaimsRequest, _abc.AsyncIterator[_chain_pb2.WatchClaimsResponse]],
+    ) -> _abc.AsyncIterator[_chain_pb2.WatchClaimsResponse]:
+        """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned."""
+
+    @_abc_1.abstractmethod
     def Explain(
         self,
         request: _chain_pb2.ExplainRequest,
         context: _aio.ServicerContext[_chain_pb2.ExplainRequest, _abc.Awaitable[_chain_pb2.ExplainResponse]],
     ) -> _abc.Awaitable[_chain_pb2.ExplainResponse]:
         """Anyone: why a block won: entries, commits, claims in rank order, verdicts with reasons, payouts."""
+
+    @_abc_1.abstractmethod
+    def GetTranscript(
+        self,
+        request: _chain_pb2.GetTranscriptRequest,
+        context: _aio.ServicerContext[_chain_pb2.GetTranscriptRequest, _abc.Awaitable[_chain_pb2.GetTranscriptResponse]],
+    ) -> _abc.Awaitable[_chain_pb2.GetTranscriptResponse]:
+        """Anyone: one signed transcript of an audit or stored check of this node, as Explain lists them. NOT_FOUND if it is not here."""
 
 def add_ChainServiceServicer_to_server(servicer: ChainServiceServicer, server: _aio.Server) -> None: ...
