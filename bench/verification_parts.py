@@ -69,7 +69,8 @@ def garbling(plain: TestSet, bits: int, runs: int) -> Json:
     keys = evaluate(circuit, made.public, chosen)
     assert made.decode(keys) == plain.samples
     return {
-        **{name: pool[name] + requester[name] for name in ("seconds", "seconds_min", "seconds_max")}, "garble": pool, "evaluate": requester, "runs": runs,
+        **{name: pool[name] + requester[name] for name in ("seconds", "seconds_min", "seconds_max")},
+        "garble": pool, "evaluate": requester, "runs": runs,
         "and_gates": counts.all_ands,
         "table_1": {
             "or_paper": counts.paper_or, "adder_paper": counts.paper_adder, "all_paper": counts.paper_all,

@@ -62,9 +62,19 @@ def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends a measurement as Ctrl-C does: with its processes and its folder."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    came = asyncio.Event()
+
+    def stop() -> None:
+        came.set()
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
     try:
         yield
+    except asyncio.CancelledError:
+        if came.is_set():
+            raise KeyboardInterrupt from None
+        raise
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
 
