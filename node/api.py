@@ -21,6 +21,7 @@ from node.history import TaskUpdate
 from node.light import LightService
 from node.links import Links
 from node.store import ChainStore
+from node.transcripts import TranscriptStore
 from node.work import WorkHeights
 from services.rpc.views import (
     AccountView,
@@ -48,7 +49,14 @@ class NodeApi:
     """Reads answer from the state after the last finalised block."""
 
     def __init__(
-        self, genesis: Genesis, node: NodeId, store: ChainStore, driver: Driver, work: WorkHeights, links: Links
+        self,
+        genesis: Genesis,
+        node: NodeId,
+        store: ChainStore,
+        driver: Driver,
+        work: WorkHeights,
+        links: Links,
+        transcripts: TranscriptStore,
     ) -> None:
         self.genesis = genesis
         self.names = queries.Names(genesis)
@@ -57,6 +65,7 @@ class NodeApi:
         self._driver = driver
         self._work = work
         self._links = links
+        self._transcripts = transcripts
 
     # The chain
 
@@ -105,11 +114,25 @@ class NodeApi:
         vm = view.header.vm
         body = self._work.body(vm.model_commitment) if vm is not None else None
         if known is None:
-            found = queries.explanation(view, task, (), {}, state.validators, self.names, self._node)
+            found = queries.explanation(view, task, (), {}, (), self.names, self._node, took_part=False)
         else:
             audits = {a.model_commitment: a.milliseconds for a in known.audits}
             found = queries.explanation(view, task, known.verdicts, audits, known.validators, self.names, self._node)
-        return replace(found, vm_bytes=len(body) if body is not None else 0)
+        contradictions = self._transcripts.contradictions(height)
+        kept = self._transcripts.listed(height, task_id) if task_id is not None else ()
+        lines = (*found.lines, *queries.contradiction_lines(contradictions, self.names))
+        return replace(
+            found,
+            lines=lines,
+            vm_bytes=len(body) if body is not None else 0,
+            transcripts=tuple(queries.transcript_view(one, self._node) for one in kept),
+            contradictions=tuple((encode(one.first), encode(one.second)) for one in contradictions),
+            took_part=known is not None,
+        )
+
+    def transcript(self, digest: Digest) -> bytes:
+        """Raises NotFoundError."""
+        return self._transcripts.get(digest)
 
     # Accounts, tasks, trades
 

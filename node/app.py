@@ -27,6 +27,7 @@ from node.servicer import CHAIN, CLAIM, PEER, RULES, ChainServicer, ClaimService
 from node.store import ChainStore
 from node.sync import Sync
 from node.task_sets import TaskSets
+from node.transcripts import open_transcripts
 from node.work import WorkHeights
 from services.rpc import blobs, peer_client
 from services.rpc.blob_store import BlobStore
@@ -99,16 +100,19 @@ def open_node(role: Role[NodeConfig], life: Lifecycle) -> Node:
     def peers() -> Sequence[tuple[str, aio.Channel]]:
         return [(c.target, c.channel) for c in links.connections()]
 
-    auditor = Auditor(key, channels, SystemRng())
+    transcripts = open_transcripts(cfg.data_dir, genesis, me)
+    life.on_stop(transcripts.close)
+    auditor = Auditor(key, channels, SystemRng(), transcripts)
     cpu = CpuPool(cfg.audit_threads, queue=64)
     task_sets = TaskSets(me, blob_store, channels, auditor, cpu, peers, driver.submit_own)
-    work = WorkHeights(driver, task_sets, auditor, channels, peers)
+    work = WorkHeights(driver, task_sets, auditor, channels, peers, transcripts)
     work.on_height(task_sets.follow)
     sync = Sync(driver, links.connection)
     driver.connect(links, work, sync.progress)
     life.on_stop(work.stop)
     life.on_stop(task_sets.stop)
-    return Node(store, driver, links, sync, work, task_sets, NodeApi(genesis, me, store, driver, work, links), blob_store)
+    api = NodeApi(genesis, me, store, driver, work, links, transcripts)
+    return Node(store, driver, links, sync, work, task_sets, api, blob_store)
 
 
 def add_services(server: RpcServer, node: Node) -> None:

@@ -50,6 +50,7 @@ from core.errors import BlockError, MalformedError, PoflError, StorageError, Tra
 from core.ids import AccountId, Amount, Digest, Height, NodeId, TxId
 from core.params import PROTOCOL_VERSION
 from core.ports import Clock, SystemRng
+from core.verification.receipt import SignedAnswer
 from node.author import BlockAuthor
 from node.early import Early
 from node.history import TaskHistory
@@ -100,6 +101,9 @@ class WorkHooks(Protocol):
     def noted(self) -> None:
         """A verdict came in."""
 
+    def hear(self, signed: SignedAnswer) -> Acceptance:
+        """An answer of the requester that a node passes on. Raises WrongChainError, CryptoError."""
+
     def audits(self) -> tuple[tuple[AuditTime, ...], dict[bytes, Digest]]:
         """How long own audits of this height took, and the z_digests they gave, by commitment."""
 
@@ -137,7 +141,7 @@ class Driver:
         self._early = Early()
         self._caught_up: dict[NodeId, tuple[Height, float]] = {}
         """At which height, and when, a peer was sent all that is kept."""
-        self._kept: dict[Message, None] = {}
+        self._kept: dict[Message | SignedAnswer, None] = {}
         self._sent: set[Message] = set()
         self._entered = 0.0
         self._waiting = False
@@ -189,8 +193,23 @@ class Driver:
                 return self._take_transaction(message)
             case SignedVote() | SignedProposal() | SignedVerdict():
                 return await self._take_message(node, message)
+            case SignedAnswer():
+                return self._take_answer(message)
             case Hello():
                 return Acceptance.DROP
+
+    def share(self, answer: SignedAnswer) -> None:
+        """What the requester answered to this node: to every peer, now and when one comes to this height."""
+        assert self._links is not None
+        self._keep(answer)
+        self._links.broadcast(answer)
+
+    def _take_answer(self, answer: SignedAnswer) -> Acceptance:
+        assert self._work is not None
+        accepted = self._work.hear(answer)
+        if accepted is Acceptance.RELAY:
+            self._keep(answer)
+        return accepted
 
     def _note_progress(self, node: NodeId, progress: Progress) -> None:
         assert self._links is not None
@@ -356,7 +375,7 @@ class Driver:
                 log.warning("found a fault that signatures prove", kind=type(action.evidence).__name__)
                 self._report(action.evidence)
 
-    def _keep(self, message: Message) -> None:
+    def _keep(self, message: Message | SignedAnswer) -> None:
         if len(self._kept) < MAX_KEPT:
             self._kept[message] = None
 

@@ -20,6 +20,9 @@ from core.codec import decode
 from core.errors import NotFoundError
 from core.ids import AccountId, Amount, Digest, Height, ModelCommitment, NodeId, StateRoot, TaskId, short
 from core.params import Genesis
+from core.verification.receipt import AnswerKind, SignedAnswer
+from core.verification.transcript import Purpose
+from node.transcripts import Contradiction, KeptTranscript
 from services.rpc.views import (
     AccountView,
     BlockView,
@@ -34,14 +37,15 @@ from services.rpc.views import (
     TradePhase,
     TradeView,
     TransactionView,
+    TranscriptView,
     ValidatorView,
     VerdictView,
 )
 
 __all__ = [
     "claims_view", "validator_views",
-    "Names", "account_view", "block_view", "explanation", "market_view", "provider_views", "task_view", "task_views",
-    "trade_view",
+    "Names", "account_view", "block_view", "contradiction_lines", "describe", "explanation", "market_view", "provider_views",
+    "task_view", "task_views", "trade_view", "transcript_view",
 ]  # fmt: skip
 
 MAX_DETAILS: Final = 16 * 1024
@@ -270,11 +274,12 @@ def explanation(
     validators: Sequence[Validator],
     names: Names,
     own: NodeId,
+    took_part: bool = True,
 ) -> Explanation:
     """Why a block is what it is.
 
     ``verdicts`` are those that this node, ``own``, has of the block's height, ``audits`` the milliseconds of its own
-    audits, and ``validators`` those of that height.
+    audits, and ``validators`` those of that height. ``took_part``: False where the node got the block from others.
     """
     decoded = [decode(Verdict, signed.verdict) for signed in verdicts]
     views = tuple(
@@ -286,11 +291,49 @@ def explanation(
     )  # fmt: skip
     lines = [_headline(block, task, names)]
     if task is not None:
-        lines += _claim_lines(block, task, decoded, validators, names)
+        lines += _own_lines(task, decoded, validators, names, own, took_part)
+        lines += _claim_lines(block, task, decoded, validators, names, took_part)
         lines += [f"{names(p.account)} is paid {p.amount}." for p in block.payouts]
     signers = [names(s.validator) for s in block.certificate.signatures]
     lines.append(f"Final in round {block.certificate.round}, by the precommits of {', '.join(signers)}.")
     return Explanation(block, task, views, tuple(lines))
+
+
+def _own_lines(
+    task: TaskView, verdicts: Sequence[Verdict], validators: Sequence[Validator], names: Names, own: NodeId, took_part: bool
+) -> list[str]:
+    """What this node itself had to do with the height, where that explains what is missing below."""
+    if not took_part:
+        return [
+            f"{names(own)}, which tells this, did not take part in deciding this height: it got the finished block from other "
+            "nodes, checked its certificate, and knows no verdicts. Ask a node that was there for them."
+        ]
+    if any(v.node_id == own for v in validators) and not any(v.validator == own for v in verdicts):
+        return [f"{names(own)}, which tells this, gave no verdict itself; those below are others'."]
+    return []
+
+
+def transcript_view(kept: KeptTranscript, own: NodeId) -> TranscriptView:
+    purpose = Purpose(kept.purpose).name.lower().replace("_", "-")
+    return TranscriptView(
+        kept.digest, own, purpose, kept.task_id, kept.model_commitment, kept.size, kept.head, kept.result
+    )
+
+
+def contradiction_lines(found: Iterable[Contradiction], names: Names) -> list[str]:
+    return [
+        f"The requester signed two answers about the claim of {names(one.first.answer.pool)}: {describe(one.first)}, and "
+        f"{describe(one.second)}. Both together are proof against her."
+        for one in found
+    ]
+
+
+def describe(signed: SignedAnswer) -> str:
+    """An answer of the requester in a few words."""
+    answer = signed.answer
+    if answer.kind is AnswerKind.MALFORMED:
+        return "malformed"
+    return f"{answer.correct} correct with layers {short(answer.z_mark)}"
 
 
 def _headline(block: BlockView, task: TaskView | None, names: Names) -> str:
@@ -308,7 +351,12 @@ def _headline(block: BlockView, task: TaskView | None, names: Names) -> str:
 
 
 def _claim_lines(
-    block: BlockView, task: TaskView, verdicts: Sequence[Verdict], validators: Sequence[Validator], names: Names
+    block: BlockView,
+    task: TaskView,
+    verdicts: Sequence[Verdict],
+    validators: Sequence[Validator],
+    names: Names,
+    took_part: bool,
 ) -> list[str]:
     tallies = tally(verdicts, validators)
     ends: dict[bytes, Outcome] = {o.model_commitment: o for o in block.header.outcome}
@@ -327,6 +375,8 @@ def _claim_lines(
             text += f" and was {_ENDED[end.kind]}"
         elif (found := tallies.get(entry.model_commitment)) is not None and found.status is not ClaimStatus.UNDECIDED:
             text += f" and was {found.status.name.lower()}"
+        elif not took_part:
+            text += "; how it ended is not known here"
         else:
             text += "; a better claim decided the height before this one was looked at"
         counted = [v for v in verdicts if v.model_commitment == entry.model_commitment]

@@ -165,6 +165,12 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
         return convert.explanation_to_proto(self._api.explain(Height(request.height)))
 
+    async def GetTranscript(  # noqa: N802
+        self, request: pb.GetTranscriptRequest, context: Context
+    ) -> pb.GetTranscriptResponse:
+        digest = Digest(convert.exact("digest", request.digest))
+        return pb.GetTranscriptResponse(transcript=self._api.transcript(digest))
+
 
 class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
     def __init__(self, api: NodeApi, links: Links) -> None:

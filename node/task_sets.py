@@ -18,7 +18,7 @@ from core.chain.state import State, Task, TaskPhase
 from core.chain.transaction import Payload, Stored
 from core.crypto.homomorphic import PARAMS, PublicKey
 from core.errors import InputError, PoflError, TransactionError
-from core.ids import Digest, NodeId, TaskId, TxId
+from core.ids import Digest, Height, NodeId, TaskId, TxId
 from core.verification.task import TaskContext, check_spec
 from core.verification.test_set import EncryptedTestSet
 from node.auditor import Auditor
@@ -122,9 +122,11 @@ class TaskSets:
                 await self._check(context)
 
     async def _check(self, context: TaskContext) -> None:
+        assert self._state is not None
+        height = Height(self._state.height + 1)
         try:
             loaded = await self.load(context)
-            seconds = await self._auditor.check_stored(loaded.task, loaded.public_key, loaded.test_set)
+            seconds = await self._auditor.check_stored(loaded.task, loaded.public_key, loaded.test_set, height)
         except PoflError as error:
             log.warning("the stored check did not pass: this node does not sign Stored", error=error)
             return

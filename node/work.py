@@ -18,23 +18,28 @@ from grpc import aio
 from core.chain import rules
 from core.chain.block import Block
 from core.chain.claims import Undecided as UndecidedClaims
-from core.chain.messages import AuditDone, BlockAvailable, BodyHeld
+from core.chain.messages import AuditDone, AuditFailed, BlockAvailable, BodyHeld
 from core.chain.state import Entry, State
-from core.chain.vote import VerdictKind
-from core.codec import encode
+from core.chain.vote import SignedVerdict, Verdict, VerdictKind
+from core.codec import decode, encode
 from core.errors import BlockError, CryptoError, NotFoundError, PoflError
 from core.ids import Correct, Digest, Height, ModelCommitment, short
 from core.verification.audit_node import AuditedClaim, Finding, PoolFault, RequesterFault, Undecided, Valid
 from core.verification.body import Blame, judge_opening
 from core.verification.body import commitment as commitment_of
+from core.verification.messages import MAX_HIGHER
 from core.verification.receipt import AnswerKind, SignedAnswer, verify_answer
 from core.verification.task import TaskContext
+from node.answers import Answers, Heard
 from node.auditor import Auditor
 from node.driver import Driver
+from node.links import Acceptance
 from node.outside import Channels
+from node.queries import describe
 from node.signal import Signal
 from node.store import AuditTime
 from node.task_sets import LoadedSet, TaskSets
+from node.transcripts import TranscriptStore
 from services.rpc.peer_client import fetch_opening, fetch_vm, fetch_work
 from services.rpc.views import WorkView
 from services.runtime.logging import logger, scope
@@ -61,6 +66,8 @@ class _Place:
     times: dict[ModelCommitment, int] = field(default_factory=dict)
     digests: dict[bytes, Digest] = field(default_factory=dict)
     openings: dict[ModelCommitment, bytes] = field(default_factory=dict)
+    answers: Answers | None = None
+    """At a work height."""
 
     @property
     def height(self) -> Height:
@@ -77,13 +84,15 @@ class WorkHeights:
         auditor: Auditor,
         channels: Channels,
         peers: Callable[[], Sequence[tuple[str, aio.Channel]]],
+        transcripts: TranscriptStore,
     ) -> None:
         self._driver = driver
         self._task_sets = task_sets
         self._auditor = auditor
         self._channels = channels
         self._peers = peers
-        self._place = _Place(driver.state)
+        self._transcripts = transcripts
+        self._place = _open(driver.state)
         self._bodies: OrderedDict[ModelCommitment, bytes] = OrderedDict()
         self._entered: list[Callable[[State], None]] = []
         self.changed = Signal()
@@ -97,7 +106,7 @@ class WorkHeights:
     def enter(self, state: State) -> None:
         for job in self._place.jobs.values():
             job.cancel()
-        self._place = _Place(state)
+        self._place = _open(state)
         for callback in self._entered:
             callback(state)
         self.changed.notify()
@@ -118,6 +127,20 @@ class WorkHeights:
     def audits(self) -> tuple[tuple[AuditTime, ...], dict[bytes, Digest]]:
         place = self._place
         return tuple(AuditTime(c, ms) for c, ms in place.times.items()), place.digests
+
+    def hear(self, signed: SignedAnswer) -> Acceptance:
+        """An answer of the requester that a node passes on. Raises WrongChainError, CryptoError: no honest node does that."""
+        place = self._place
+        if place.answers is None:
+            # Where this node will be in a moment, a peer that says again where it is gets it again.
+            return Acceptance.LATER if signed.answer.task_id == place.state.current else Acceptance.DROP
+        try:
+            heard = place.answers.take(signed)
+        except NotFoundError:
+            return Acceptance.DROP
+        if heard is Heard.CONTRADICTS:
+            self._convict(place, signed.answer.model_commitment)
+        return Acceptance.DROP if heard is Heard.KNOWN else Acceptance.RELAY
 
     async def stop(self) -> None:
         jobs = list(self._place.jobs.values())
@@ -221,24 +244,73 @@ class WorkHeights:
                 log.warning("cannot audit yet: the test set is not here", error=error)
                 await asyncio.sleep(1.0)
 
+    def _heard_ours(self, place: _Place, signed: SignedAnswer) -> None:
+        """What the requester answered to this node: others must get the same."""
+        if place is self._place and self.hear(signed) is Acceptance.RELAY:
+            self._driver.share(signed)
+
+    def _convict(self, place: _Place, commitment: ModelCommitment) -> None:
+        """Two answers about one claim: the requester's fault on sight. Whoever has given its verdict keeps the evidence."""
+        assert place.answers is not None
+        found = place.answers.contradiction(commitment)
+        assert found is not None
+        reason = f"the requester signed two answers: {describe(found.first)}, and {describe(found.second)}"
+        log.warning("the requester contradicts herself", model=commitment, reason=reason)
+        self._driver.tell(AuditDone(commitment, VerdictKind.REQUESTER_FAULT, Correct(0), reason, None), place.height)
+        try:
+            self._transcripts.put_contradiction(place.height, found)
+        except PoflError as error:
+            log.error("the evidence against the requester is not kept", error=error)
+
+    def _higher(self, place: _Place, entry: Entry) -> tuple[SignedVerdict, ...]:
+        """The verdicts known here on the claims above one: what shows the requester that it is the top remaining one."""
+        if place is not self._place:
+            return ()
+        above = set()
+        for claim in self._driver.machine.work.claims:
+            if claim.pool == entry.pool:
+                break
+            if claim.claim is not None:
+                above.add(claim.claim.vm.model_commitment)
+        if not above:
+            return ()
+        signed = self._driver.machine.work.all_signed()
+        return tuple(s for s in signed if decode(Verdict, s.verdict, 1024).model_commitment in above)[:MAX_HIGHER]
+
     async def _audit(self, place: _Place, entry: Entry, body: bytes, loaded: LoadedSet) -> None:
+        """What was found goes to the consensus; also that nothing could be, by a fault of this node."""
+        assert entry.claim is not None
+        try:
+            done = await self._find_out(place, entry, body, loaded)
+        except Exception:
+            # Not the requester's fault and not the pool's, whatever it was: others' verdicts decide (docs/adr/0064).
+            log.exception("could not audit a claim by a fault of this node", height=place.height)
+            self._driver.tell(AuditFailed(entry.claim.vm.model_commitment), place.height)
+        else:
+            self._driver.tell(done, place.height)
+
+    async def _find_out(self, place: _Place, entry: Entry, body: bytes, loaded: LoadedSet) -> AuditDone:
         assert entry.claim is not None
         state, claim = place.state, entry.claim
         timeout = state.params.audit_ms / 1000
         audited = AuditedClaim(entry.pool, claim.correct, claim.vm, body)
         started = time.monotonic()
-        finding, machine = await self._auditor.audit(loaded.task, loaded.public_key, loaded.test_set, audited, timeout)
+        finding, machine = await self._auditor.audit(
+            loaded.task, loaded.public_key, loaded.test_set, audited, timeout, place.height,
+            lambda: self._higher(place, entry), lambda signed: self._heard_ours(place, signed),
+        )  # fmt: skip
         milliseconds = round(1000 * (time.monotonic() - started))
         if isinstance(finding, Undecided):
             assert finding.malformed is not None
             opening = await self._get_opening(place, entry, finding.malformed, body, loaded)
             finding = await asyncio.to_thread(machine.judge, opening)
+            await self._auditor.keep(machine, place.height)
         log.info("audit finished", finding=type(finding).__name__, milliseconds=milliseconds)
         place.times[claim.vm.model_commitment] = milliseconds
         done = _done(claim.vm.model_commitment, finding)
         if done.z_digest is not None:
             place.digests[claim.vm.model_commitment] = done.z_digest
-        self._driver.tell(done, place.height)
+        return done
 
     async def _get_opening(
         self, place: _Place, entry: Entry, malformed: SignedAnswer, body: bytes, loaded: LoadedSet
@@ -324,6 +396,14 @@ class WorkHeights:
     def _keep_block(self, place: _Place, commitment: ModelCommitment, block: Block) -> None:
         place.blocks[commitment] = block
         self._driver.tell(BlockAvailable(block), place.height)
+
+
+def _open(state: State) -> _Place:
+    """An empty place for the height after ``state``."""
+    task, claims = state.current_task, state.work_claims()
+    if task is None or claims is None:
+        return _Place(state)
+    return _Place(state, answers=Answers(state.chain_id, task.task_id, task.requester, claims))
 
 
 def _done(commitment: ModelCommitment, finding: Finding) -> AuditDone:

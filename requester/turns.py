@@ -1,7 +1,7 @@
 """Which claims of a task may be audited now: the top remaining one, and those that were it before (docs/adr/0063).
 
-Validators bring the verdicts that refute or skip every higher claim; they are checked here and kept, so that who leaves some out is
-answered by what others brought. Used from several threads.
+Validators bring the verdicts that refute or skip every higher claim; they are checked here and kept, so that who leaves some
+out is answered by what others brought. Used from several threads.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class ClaimTurns:
             case _:
                 stands = f"claim {found.index + 1} of pool {short(found.claim.pool)} is neither refuted nor skipped"
         raise TurnError(
-            f"model {short(commitment)} is claim {rank + 1} and not the top remaining one: {stands} by the verdicts shown here. "
-            "Nothing is used up; come with those that refute or skip every higher claim",
+            f"model {short(commitment)} is claim {rank + 1}, not the top remaining one: {stands} by the verdicts shown here. "
+            "Nothing is used up: bring those that refute or skip every higher claim",
             rank=rank + 1,
         )
 

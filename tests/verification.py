@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.chain.block import Vm
-from core.chain.vote import SignedVerdict
 from core.chain.transaction import Activation, TaskSpec, task_id
+from core.chain.vote import SignedVerdict
 from core.crypto.homomorphic import PARAMS, PublicKey, SecretKey, generate_keys, public_key
 from core.crypto.signing import KeyPair
 from core.errors import BudgetError

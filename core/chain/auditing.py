@@ -40,6 +40,9 @@ class Auditing:
         self._top: int | None = None
         self._timed: set[int] = set()
         self._passed: dict[ModelCommitment, AuditDone] = {}
+        self._failed: set[ModelCommitment] = set()
+        self._waited: set[ModelCommitment] = set()
+        """Of the failed ones, those whose second audit_ms runs."""
 
     def waiting(self, now_ms: Milliseconds) -> list[Action]:
         """Signs ``valid`` for claims whose work block came after the audit's end."""
@@ -48,6 +51,10 @@ class Auditing:
 
     def hold_body(self, commitment: ModelCommitment) -> None:
         self._bodies.add(commitment)
+
+    def note_failed(self, commitment: ModelCommitment) -> None:
+        """This node could not do its own part of the audit: others' verdicts decide, and the requester is not blamed."""
+        self._failed.add(commitment)
 
     def follow(self) -> list[Action]:
         """Names the top remaining claim when it changes, and times its body and its audit."""
@@ -73,12 +80,22 @@ class Auditing:
         return None
 
     def on_timeout(self, timer: Timer, now_ms: Milliseconds) -> list[Action]:
-        """``unavailable`` after body_ms as top remaining claim; ``requester_fault`` after audit_ms with its blobs here."""
+        """``unavailable`` after body_ms as top remaining claim; ``requester_fault`` after audit_ms with its blobs here.
+
+        Where this node itself failed, nothing at first; ``unavailable`` after another audit_ms, so that the height ends even if
+        a third of the nodes has the same defect (docs/adr/0064).
+        """
         entry, params = self._work.claims[timer.key], self._params
         given = self._given(entry)
         if timer.kind is TimerKind.BODY and timer.key == self._top and not given and not self._holds(entry):
             reason = f"no work block or body within {params.body_ms} ms"
             return self._give(entry, VerdictKind.UNAVAILABLE, reason, now_ms)
+        commitment = commitment_of(entry)
+        if timer.kind is TimerKind.AUDIT and commitment in self._failed:
+            if commitment not in self._waited:
+                self._waited.add(commitment)
+                return [SetTimer(timer, params.audit_ms)]
+            return self._give(entry, VerdictKind.UNAVAILABLE, "this node could not audit it", now_ms) if not given else []
         if timer.kind is TimerKind.AUDIT and not given - {VerdictKind.UNAVAILABLE}:
             reason = f"no right answer within {params.audit_ms} ms"
             return self._give(entry, VerdictKind.REQUESTER_FAULT, reason, now_ms)

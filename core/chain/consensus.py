@@ -128,6 +128,8 @@ class Consensus:
                 self._auditing.hold_body(commitment)
             case msg.AuditDone():
                 self._give(self._auditing.on_done(event, self._now))
+            case msg.AuditFailed(commitment):
+                self._auditing.note_failed(commitment)
         while not self.is_decided and self._advance():
             pass
         persist: list[Action] = [msg.Persist(self.record())] if self._dirty else []
@@ -161,7 +163,11 @@ class Consensus:
         elif kind is TimerKind.PRECOMMIT and key == self.round:
             self._start_round(self.round + 1)  # line 65
         elif kind in (TimerKind.BODY, TimerKind.AUDIT):
-            self._give(self._auditing.on_timeout(timer, self._now))
+            for action in self._auditing.on_timeout(timer, self._now):
+                if isinstance(action, msg.SetTimer):
+                    self._out.append(action)
+                else:
+                    self._give([action])
         elif kind is TimerKind.DUE:
             self._wake_at = None
 

@@ -1,8 +1,8 @@
 """Verdicts that somebody outside the network was told, and which claim they leave on top.
 
-The requester and pools have no state of the chain. What they are told about the claims of a work height they check themselves:
-a validator's signature, this chain, height and task, a claim of the ranking. Who leaves verdicts out can hide them, others bring
-them; who makes some up needs the keys of more than a third of the validators.
+The requester and pools have no state of the chain. What they are told about the claims of a work height they check: a
+validator's signature, this chain, height and task, a claim of the ranking. Who leaves verdicts out can hide them, others
+bring them; who makes some up needs the keys of more than a third of the validators.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from core.codec import DIGEST, I32, U8, U64, Maybe, Record, Seq, Var
 from core.ids import BlockHash, Correct, Digest, Height, ModelCommitment
 
 __all__ = [
-    "Action", "AuditClaim", "AuditDone", "BlockAvailable", "BlockBuilt", "BodyHeld", "Broadcast", "ConsensusRecord", "Event",
-    "Faulty", "Finalise", "Message", "NeedBlock", "Persist", "ReceivedProposal", "ReceivedVerdict", "ReceivedVote", "Relay",
+    "Action", "AuditClaim", "AuditDone", "AuditFailed", "BlockAvailable", "BlockBuilt", "BodyHeld", "Broadcast",
+    "ConsensusRecord", "Event", "Faulty",
+    "Finalise", "Message", "NeedBlock", "Persist", "ReceivedProposal", "ReceivedVerdict", "ReceivedVote", "Relay",
     "RequestBlock", "RequestWork", "RoundStep", "SetTimer", "Start", "Timeout", "Timer", "TimerKind", "TransactionsWaiting",
 ]  # fmt: skip
 
@@ -116,9 +117,16 @@ class AuditDone:
     z_digest: Digest | None
 
 
+@dataclass(frozen=True, slots=True)
+class AuditFailed:
+    """This node failed at its own part of an audit: nothing is known of pool or requester."""
+
+    model_commitment: ModelCommitment
+
+
 Event = (
     Start | Timeout | TransactionsWaiting | ReceivedProposal | ReceivedVote | ReceivedVerdict | BlockAvailable | BlockBuilt
-    | BodyHeld | AuditDone
+    | BodyHeld | AuditDone | AuditFailed
 )  # fmt: skip
 
 

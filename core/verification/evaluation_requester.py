@@ -46,7 +46,8 @@ from core.verification.test_set import TestSet
 from core.verification.transcript import Purpose, Side
 
 __all__ = [
-    "BATCHES", "DOMAIN_KEYS", "EVALUATION_CHECKS", "EVALUATION_RUNS", "EXTRA_ROWS", "EvaluationRequester", "PoolStanding", "evaluation_limit",
+    "BATCHES", "DOMAIN_KEYS", "EVALUATION_CHECKS", "EVALUATION_RUNS", "EXTRA_ROWS", "EvaluationRequester", "PoolStanding",
+    "evaluation_limit",
     "keys_digest",
 ]  # fmt: skip
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from core.chain.block import BlockKind
-from core.chain.state import genesis_state
-from core.chain.verify import check_certificate, check_header_signature
+from core.chain.light import advance
+from core.chain.verify import check_body
 from core.errors import BlockError
 from core.ids import Height, short
-from services.cli import chain_store
+from services.cli import chain_store, transcripts, validators
 from services.cli.connection import NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, instant, table
@@ -21,6 +22,8 @@ __all__ = ["app", "explain"]
 
 app = typer.Typer(help="Read and check the chain.", no_args_is_help=True)
 chain_store.register(app)
+validators.register(app)
+transcripts.register(app)
 
 
 @app.command()
@@ -85,12 +88,14 @@ async def show(
 async def verify(
     first: Annotated[int, typer.Option(min=1, help="First height.")] = 1,
     last: Annotated[int | None, typer.Option(help="Last height; default: the tip.")] = None,
+    trusted_hash: validators.TrustedOption = None,
     data_dir: chain_store.DataDirOption = None, config: chain_store.ConfigOption = None,
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Check hashes, links and certificates of finalised blocks against the genesis document.
+    """Check hashes, links, bodies and certificates of finalised blocks from the genesis document on.
 
-    Every certificate must hold signatures of 2/3 of the voting power. Exits with 5 at the first block that fails.
+    Every certificate must hold signatures of 2/3 of the power of its own height's validators, whom the chain itself proves.
+    With --trusted-hash it begins at a block that you know instead. Exits with 5 at the first block that fails.
 
     With --data-dir everything that a stopped node has stored is checked instead: every block is executed again.
 
@@ -99,22 +104,21 @@ async def verify(
     if data_dir is not None or config is not None:
         chain_store.become("verify", data_dir, config, as_json)
     async with network(net, node, tls) as connection:
-        genesis = connection.layout.genesis if connection.layout is not None else await connection.chain.genesis()
+        genesis = await connection.genesis()
         end = last if last is not None else (await connection.chain.tip()).height
-        origin = genesis_state(genesis).tip.block_hash
-        before: BlockView | None = await connection.chain.block(Height(first - 1)) if first > 1 else None
+        trusted = await validators.trust(connection, genesis, trusted_hash)
+        first = max(first, trusted.height + 1)
+        trusted = await connection.chain.follow(trusted, Height(first - 1))
+        before: BlockView | None = None
         for height in range(first, end + 1):
             block = await connection.chain.block(Height(height))
-            expected = before.block_hash if before is not None else origin
-            check_header_signature(block.block.header)
-            if block.header.height != height or block.header.prev_hash != expected:
-                parent = short(block.header.prev_hash)
-                raise BlockError(f"block {height} does not follow the one before: its parent is {parent}")
-            if block.certificate.block_hash != block.block_hash:
-                raise BlockError(f"the certificate of height {height} is for {block.certificate.block_hash.hex()}")
+            light = await connection.chain.light_block(Height(height))
+            trusted = advance(trusted, light)
+            if light.header != block.block.header:
+                raise BlockError(f"block {height} is {short(block.block_hash)}, final is {short(trusted.block_hash)}")
+            check_body(block.header, block.block.decoded_body())
             if before is not None and block.header.parent_state_root != before.state_root:
                 raise BlockError(f"block {height} was built on another state than the node shows after block {height - 1}")
-            check_certificate(block.certificate, genesis.chain_id, genesis.validators)
             before = block
     if as_json:
         emit_json({"first": first, "last": end, "chain_id": genesis.chain_id, "verified": end - first + 1})
@@ -125,16 +129,21 @@ async def verify(
 @runs
 async def explain(
     height: Annotated[int, typer.Argument(min=1, help="Height of a work or void block.")],
+    folder: Annotated[
+        Path | None, typer.Option("--transcripts", metavar="DIR", help="Write every node's audit transcripts into this folder.")
+    ] = None,
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Why this pool won, and why the others did not.
 
-    Shows entries, commits, claims in rank order, the verdicts with their reasons, and the payouts of a height.
+    Shows entries, commits, claims in rank order, the verdicts with their reasons, and the payouts of a height. With
+    --transcripts it asks every node for the signed transcripts of its audits; `pofl chain transcript` checks them offline.
 
-    Example: pofl explain 12
+    Example: pofl explain 12 --transcripts proofs
     """
     async with network(net, node, tls) as connection:
         found = await connection.chain.explain(Height(height))
+        written = await transcripts.write_all(connection, Height(height), folder) if folder is not None else []
         if as_json:
             emit_json(found)
             return
@@ -146,5 +155,12 @@ async def explain(
                 for v in found.verdicts
             ]
             console.print(table("verdicts", ["validator", "pool", "verdict", "N*", "audit ms", "reason"], rows, right=[3, 4]))
+        if found.transcripts:
+            kept = [
+                (connection.name_of(t.validator), t.purpose, t.result, t.size, short(t.head)) for t in found.transcripts
+            ]
+            console.print(table("transcripts of this node", ["validator", "of", "result", "bytes", "head"], kept, right=[3]))
+        for path in written:
+            console.print(f"wrote {path}")
         if found.block.header.kind is BlockKind.TRANSACTION:
             console.print("a transaction block: nothing was decided here but the order of its transactions")

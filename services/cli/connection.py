@@ -12,6 +12,8 @@ import typer
 from grpc import aio
 
 from core.errors import ConfigError
+from core.ids import Digest
+from core.params import Genesis
 from services.rpc.chain_client import ChainClient
 from services.rpc.channel import connect
 from services.rpc.tls import TlsFiles
@@ -41,6 +43,8 @@ class Connection:
     layout: Layout | None
     tls: TlsFiles | None
     stack: AsyncExitStack
+    nodes: tuple[str, ...] = ()
+    """Addresses of the nodes that are known."""
 
     def channel(self, target: str, role: str) -> aio.Channel:
         """A channel to a process of ``role``; closed with the command."""
@@ -56,6 +60,13 @@ class Connection:
         if not members:
             raise ConfigError(f"no {role} is known: give its address with --{role} HOST:PORT, or a testnet with --net DIR")
         return members[0].listen
+
+    async def genesis(self) -> Genesis:
+        """The testnet's genesis document, or what a node says it is."""
+        return self.layout.genesis if self.layout is not None else await self.chain.genesis()
+
+    async def genesis_id(self) -> Digest:
+        return (await self.genesis()).chain_id
 
     def name_of(self, account: bytes) -> str:
         return self.layout.name_of(account) if self.layout is not None else account.hex()[:8]
@@ -75,7 +86,7 @@ async def network(net: Path | None, node: list[str] | None, tls: Path | None) ->
             channel = connect(target, files, expect_role="node" if files is not None else None)
             stack.push_async_callback(channel.close, None)
             nodes.append((target, channel))
-        yield Connection(ChainClient(nodes), layout, files, stack)
+        yield Connection(ChainClient(nodes), layout, files, stack, tuple(targets))
 
 
 def newest_testnet() -> Path:

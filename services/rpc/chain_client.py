@@ -7,6 +7,7 @@ Streams do the same and resume where they were, so a caller sees one unbroken st
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, TypeVar
@@ -140,6 +141,14 @@ class ChainClient:
     async def explain(self, height: Height) -> Explanation:
         request = pb.ExplainRequest(height=height)
         return convert.explanation_from_proto(await self._ask(lambda stub: stub.Explain(request, timeout=CALL_TIMEOUT)))
+
+    async def transcript(self, digest: Digest) -> bytes:
+        """A transcript that `explain` listed, its bytes unread. Raises NotFoundError, MalformedError for other bytes."""
+        request = pb.GetTranscriptRequest(digest=digest)
+        data = (await self._ask(lambda stub: stub.GetTranscript(request, timeout=CALL_TIMEOUT))).transcript
+        if hashlib.sha256(data).digest() != digest:
+            raise MalformedError(f"the node gave something else than transcript {digest.hex()}")
+        return data
 
     async def transaction(self, tx_id: TxId) -> TransactionStatus:
         request = pb.GetTransactionRequest(tx_id=tx_id)

@@ -54,6 +54,7 @@ from services.rpc.views import (
     TradeView,
     TransactionStatus,
     TransactionView,
+    TranscriptView,
     TxStatus,
     ValidatorView,
     VerdictView,
@@ -544,6 +545,29 @@ def explanation_to_proto(view: Explanation) -> pb.ExplainResponse:
         verdicts=[verdict_to_proto(v) for v in view.verdicts],
         lines=view.lines,
         vm_bytes=view.vm_bytes,
+        transcripts=[
+            pb.TranscriptView(
+                digest=t.digest, validator=t.validator, purpose=t.purpose, task_id=t.task_id,
+                model_commitment=t.model_commitment or b"", size=t.size, head=t.head, result=t.result,
+            )
+            for t in view.transcripts
+        ],
+        contradictions=[pb.ContradictionView(first=first, second=second) for first, second in view.contradictions],
+        took_part=view.took_part,
+    )  # fmt: skip
+
+
+def transcript_from_proto(message: pb.TranscriptView) -> TranscriptView:
+    commitment = _optional("model_commitment", message.model_commitment)
+    return TranscriptView(
+        digest=Digest(exact("digest", message.digest)),
+        validator=NodeId(exact("validator", message.validator)),
+        purpose=message.purpose,
+        task_id=TaskId(exact("task_id", message.task_id)),
+        model_commitment=None if commitment is None else ModelCommitment(commitment),
+        size=message.size,
+        head=Digest(exact("head", message.head)),
+        result=message.result,
     )
 
 
@@ -554,4 +578,7 @@ def explanation_from_proto(message: pb.ExplainResponse) -> Explanation:
         verdicts=tuple(verdict_from_proto(v) for v in message.verdicts),
         lines=tuple(message.lines),
         vm_bytes=message.vm_bytes,
+        transcripts=tuple(transcript_from_proto(t) for t in message.transcripts),
+        contradictions=tuple((c.first, c.second) for c in message.contradictions),
+        took_part=message.took_part,
     )

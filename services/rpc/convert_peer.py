@@ -17,6 +17,7 @@ from core.chain.vote import SignedProposal, SignedVerdict, SignedVote
 from core.codec import decode, encode
 from core.errors import LimitError, MalformedError
 from core.ids import BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId
+from core.verification.receipt import MAX_ANSWER, SignedAnswer
 from services.rpc.convert_chain import exact
 from services.rpc.limits import MAX_MESSAGE
 from services.rpc.views import WorkView
@@ -54,7 +55,7 @@ class Progress:
     tip_hash: BlockHash
 
 
-Gossip = Hello | Progress | SignedTransaction | SignedVote | SignedProposal | SignedVerdict
+Gossip = Hello | Progress | SignedTransaction | SignedVote | SignedProposal | SignedVerdict | SignedAnswer
 
 
 def gossip_to_proto(message: Gossip) -> pb.GossipMessage:
@@ -78,6 +79,8 @@ def gossip_to_proto(message: Gossip) -> pb.GossipMessage:
             return pb.GossipMessage(proposal=encode(message))
         case SignedVerdict():
             return pb.GossipMessage(verdict=encode(message))
+        case SignedAnswer():
+            return pb.GossipMessage(answer=encode(message))
 
 
 def gossip_from_proto(message: pb.GossipMessage) -> Gossip:
@@ -106,6 +109,8 @@ def gossip_from_proto(message: pb.GossipMessage) -> Gossip:
         return decode(SignedProposal, message.proposal, MAX_MESSAGE)
     if kind == "verdict":
         return decode(SignedVerdict, message.verdict, MAX_VERDICT)
+    if kind == "answer":
+        return decode(SignedAnswer, message.answer, MAX_ANSWER)
     raise MalformedError("a gossip message without content")
 
 

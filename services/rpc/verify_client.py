@@ -13,16 +13,19 @@ A node audits a claim and checks a pending task::
 
 Every function ends within its ``timeout`` (seconds). A stream that breaks is opened again and goes on with the same bytes;
 the machines on both sides replay what they have seen. Machines compute in worker threads, never on the event loop.
-Errors that the requester answered with have ``peer`` among their ``values``; others are our own machine's word.
+Errors that the requester answered with have ``peer`` among their ``values``; others are our own machine's word. What fails on
+our own side, a defect or no room for the work, is InternalError and never hers (docs/adr/0064).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, ParamSpec, TypeVar
 
 from grpc import aio
 from pofl.verify.v1 import verify_pb2, verify_pb2_grpc
@@ -35,10 +38,13 @@ from core.errors import (
     CryptoError,
     DeadlineError,
     InputError,
+    InternalError,
+    LimitError,
     NotFoundError,
     PoflError,
     ProtocolError,
     SequenceError,
+    TurnError,
     UnavailableError,
 )
 from core.ids import ModelCommitment
@@ -54,11 +60,16 @@ from services.runtime.cpu import run_cpu
 
 __all__ = ["EvaluationClient", "audit", "check_stored"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 LONGEST_PAUSE: Final = 1.0
 """Seconds between two tries at most: the windows of a task are short."""
 HESITATION: Final = 0.05
 """Seconds between the first message of a stream and more that are ready: a refusal comes before megabytes are sent, and is
 not lost (a stream that ends while a large message is being written fails without its status)."""
+STARVED_PAUSE: Final = 0.1
+"""Seconds between two tries to get a worker of this process."""
 FAREWELL: Final = 1.0
 """Seconds that the requester has to end a stream that is done."""
 
@@ -109,24 +120,35 @@ class EvaluationClient:
         return self._machine.result
 
 
-async def audit(channel: aio.Channel, machine: AuditNode, timeout: float, *, peer: str = "") -> Finding:
+async def audit(
+    channel: aio.Channel, machine: AuditNode, timeout: float, *, peer: str = "", noticed: Callable[[], None] | None = None
+) -> Finding:
     """A whole audit of one claim; ``machine.finding`` is the same. Opening it uses up one of three attempts.
 
     A requester who does not answer in time, answers what no honest one does, or refuses, ends as RequesterFault: between
-    honest parties that does not happen. ``Undecided`` asks for the pool's opening or for another attempt.
+    honest parties that does not happen. ``Undecided`` asks for the pool's opening or for another attempt. ``noticed`` is called
+    after every message of hers.
 
     Raises:
         BudgetError: this attempt is used up: make a machine with the next one.
         AuthError: the requester does not take this node for a validator.
+        TurnError: she does not see yet that this claim is the top remaining one; the attempt is not used up.
+        InternalError: this node failed at its own part. Nothing is known of the requester.
     """
-    line = _Line(verify_pb2_grpc.VerifyServiceStub(channel).Audit, machine, peer)
-    line.add(await run_cpu(machine.start))
+    line = _Line(verify_pb2_grpc.VerifyServiceStub(channel).Audit, machine, peer, noticed)
     try:
+        line.add(await line.compute(time.monotonic() + timeout, machine.start))
         await line.run(lambda: machine.finding is not None, timeout)
-    except (BudgetError, AuthError):
+    except (BudgetError, AuthError, TurnError):
         raise
     except (ProtocolError, InputError, DeadlineError) as error:
+        if line.is_starved and isinstance(error, DeadlineError):
+            raise InternalError(f"this node found too little time for its own part: {error.message}") from error
         return machine.give_up(error.message[:200])
+    except PoflError:
+        raise
+    except Exception as error:
+        raise InternalError(f"a fault of this node: {type(error).__name__}: {error}") from error
     assert machine.finding is not None
     return machine.finding
 
@@ -138,17 +160,26 @@ async def check_stored(channel: aio.Channel, machine: StoredNode, timeout: float
         CheatingError: it is not, or she lied: do not sign Stored.
         InconclusiveError: chance spoiled it: make a machine with the next attempt.
         BudgetError: this attempt is used up. AuthError: she does not take this node for a validator. DeadlineError.
+        InternalError: this node failed at its own part.
     """
     line = _Line(verify_pb2_grpc.VerifyServiceStub(channel).CheckStored, machine, peer)
-    line.add(await run_cpu(machine.start))
+    line.add(await line.compute(time.monotonic() + timeout, machine.start))
     await line.run(lambda: machine.is_passed, timeout)
 
 
 class _Line:
     """Everything that one machine has sent, and the streams that carry it one after another."""
 
-    def __init__(self, method: aio.StreamStreamMultiCallable[Any, Any], machine: Session, peer: str) -> None:
-        self._method, self._machine, self._peer = method, machine, peer
+    def __init__(
+        self,
+        method: aio.StreamStreamMultiCallable[Any, Any],
+        machine: Session,
+        peer: str,
+        noticed: Callable[[], None] | None = None,
+    ) -> None:
+        self._method, self._machine, self._peer, self._noticed = method, machine, peer, noticed
+        self.is_starved = False
+        """Whether this process had no room for our own computations at some time."""
         self._outbox: list[Envelope] = []
         self._settled = 0
         """Below it every envelope has had all its answers."""
@@ -160,6 +191,20 @@ class _Line:
     def add(self, envelopes: Sequence[Envelope]) -> None:
         """Replays are in the outbox already and are not added twice."""
         self._outbox += [envelope for envelope in envelopes if envelope.index >= len(self._outbox)]
+
+    async def compute(self, end: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Our own part, in a worker. Waits for a place while the process is busy, at most until ``end``.
+
+        Raises InternalError for a defect of ours and where no place comes free; else what the function raises on purpose.
+        """
+        while True:
+            try:
+                return _made(await _in_worker(function, *args, **kwargs))
+            except _NoPlace as refused:
+                self.is_starved = True
+                if time.monotonic() + STARVED_PAUSE >= end:
+                    raise InternalError(f"this process is too busy for its own part: {refused}") from refused
+            await asyncio.sleep(STARVED_PAUSE)
 
     async def run(self, is_done: Callable[[], bool], timeout: float) -> None:
         """Streams until ``is_done``. Raises DeadlineError, CheatingError for an unusable message, or what was answered."""
@@ -213,26 +258,67 @@ class _Line:
         try:
             with translate(self._peer):
                 async for reply in call:
-                    await self._take(reply)
+                    await self._take(reply, end)
                     more.set()
                     if is_done():
                         closed = True
                         await _farewell(call)
                         return
-                    await run_cpu(self._machine.work_ahead)
+                    await self._work_ahead()
             raise UnavailableError(f"{self._who} ended the stream too early")
         finally:
             closed = True
             more.set()
             call.cancel()
 
-    async def _take(self, reply: verify_pb2.Envelope) -> None:
+    async def _take(self, reply: verify_pb2.Envelope, end: float) -> None:
         """One message of hers. Raises CheatingError where the machine cannot use it."""
         try:
-            answers = await run_cpu(_step, self._machine, reply)
+            answers = await self.compute(end, _step, self._machine, reply)
         except (InputError, SequenceError, CryptoError) as error:
             raise CheatingError(f"{self._who} sent what no honest requester sends: {error.message}") from error
         self.add(answers)
+        if self._noticed is not None:
+            self._noticed()
+
+    async def _work_ahead(self) -> None:
+        try:
+            _made(await _in_worker(self._machine.work_ahead))
+        except _NoPlace:
+            self.is_starved = True
+
+
+class _NoPlace(Exception):  # noqa: N818  it never leaves this module
+    """The process's own pool takes no more work."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: Exception
+
+
+def _caught(function: Callable[[], R]) -> R | _Raised:
+    try:
+        return function()
+    except Exception as error:  # noqa: BLE001  told apart by who asked
+        return _Raised(error)
+
+
+async def _in_worker(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | _Raised:
+    """What the function returned or raised, told apart from the pool's own refusal. Raises _NoPlace."""
+    try:
+        return await run_cpu(_caught, functools.partial(function, *args, **kwargs))
+    except (LimitError, UnavailableError) as error:
+        raise _NoPlace(error.message) from error
+
+
+def _made(outcome: R | _Raised) -> R:
+    if not isinstance(outcome, _Raised):
+        return outcome
+    if isinstance(outcome.error, PoflError):
+        raise outcome.error
+    fault = outcome.error
+    raise InternalError(f"a fault of this program: {type(fault).__name__}: {fault}") from fault
 
 
 async def _farewell(call: Any) -> None:

@@ -248,6 +248,20 @@ class VerdictView:
 
 
 @dataclass(frozen=True, slots=True)
+class TranscriptView:
+    """What a node tells of a transcript that it keeps."""
+
+    digest: Digest
+    validator: NodeId
+    purpose: str
+    task_id: TaskId
+    model_commitment: ModelCommitment | None
+    size: int
+    head: Digest
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     block: BlockView
     task: TaskView | None
@@ -255,6 +269,12 @@ class Explanation:
     lines: tuple[str, ...] = ()
     vm_bytes: int = 0
     """Size of the winner's Vm body; 0 where this node does not have it."""
+    transcripts: tuple[TranscriptView, ...] = ()
+    """Of this node's own audits and stored check."""
+    contradictions: tuple[tuple[bytes, bytes], ...] = ()
+    """Pairs of encoded SignedAnswers of the requester about one claim."""
+    took_part: bool = False
+    """Whether the node took part in deciding the height; else it knows no verdicts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from core.chain.messages import (
     Action,
     AuditClaim,
     AuditDone,
+    AuditFailed,
     BlockAvailable,
     BlockBuilt,
     BodyHeld,
@@ -479,3 +480,35 @@ def test_turns_follow_power_and_successive_rounds_differ() -> None:
     assert uneven.count(some("0")) == 300  # type: ignore[arg-type]
     huge = made(10**9, 10**9 + 1, 1)
     assert {proposer(huge, Height(h), 0) for h in range(5000)} == {v.node_id for v in huge}
+
+
+def test_a_nodes_own_failure_blames_nobody_and_does_not_halt_the_height() -> None:
+    """Before, ``requester_fault`` was signed after audit_ms. Now nothing, and ``unavailable`` after as long again."""
+    bench, blocks = at_work()
+    claim = of(bench.do(Start()), AuditClaim)[0].claim
+    commitment = commitment_of(claim)
+    bench.do(BlockAvailable(blocks[0]))
+    bench.do(BodyHeld(commitment))
+    assert bench.do(AuditFailed(commitment)) == []
+    actions = bench.timeout(TimerKind.AUDIT, 0)
+    assert of(actions, Broadcast) == []
+    assert [a.timer.kind for a in of(actions, SetTimer)] == [TimerKind.AUDIT]
+    assert bench.machine.work.own_kinds(commitment) == frozenset()
+    assert len(of(bench.timeout(TimerKind.AUDIT, 0), Broadcast)) == 1
+    assert bench.machine.work.own_kinds(commitment) == {VerdictKind.UNAVAILABLE}
+
+
+def test_evidence_of_two_answers_is_a_verdict_only_before_the_own_one() -> None:
+    bench, blocks = at_work()
+    commitment = commitment_of(of(bench.do(Start()), AuditClaim)[0].claim)
+    bench.do(BlockAvailable(blocks[0]))
+    guilty = AuditDone(commitment, VerdictKind.REQUESTER_FAULT, Correct(0), "two answers", None)
+    assert len(of(bench.do(guilty), Broadcast)) == 1
+    assert bench.do(AuditDone(commitment, VerdictKind.VALID, Correct(950), "", some("z"))) == []
+    assert bench.machine.work.own_kinds(commitment) == {VerdictKind.REQUESTER_FAULT}
+    bench, blocks = at_work()
+    bench.do(Start())
+    bench.do(BlockAvailable(blocks[0]))
+    bench.do(AuditDone(commitment, VerdictKind.VALID, Correct(950), "", some("z")))
+    assert bench.do(guilty) == []
+    assert bench.machine.work.own_kinds(commitment) == {VerdictKind.VALID}

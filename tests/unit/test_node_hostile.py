@@ -88,7 +88,7 @@ async def test_a_pool_that_signs_many_work_blocks_is_heard_twice() -> None:
     chain.to_work_height(pool0=900)
     driver: Any = FakeDriver(chain)
     nothing: Any = None
-    work = WorkHeights(driver, nothing, nothing, nothing, lambda: ())
+    work = WorkHeights(driver, nothing, nothing, nothing, lambda: (), nothing)
     first, second, third = (chain.work_block("pool0") for _ in range(3))
     assert await work.offer(first)
     assert await work.offer(first)

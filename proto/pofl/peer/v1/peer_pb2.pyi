@@ -62,6 +62,7 @@ class GossipMessage(_message.Message):
     PROPOSAL_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     transaction: _builtins.bytes
     """SignedTransaction"""
     vote: _builtins.bytes
@@ -70,6 +71,8 @@ class GossipMessage(_message.Message):
     """SignedProposal"""
     verdict: _builtins.bytes
     """SignedVerdict"""
+    answer: _builtins.bytes
+    """SignedAnswer: the requester's word about a claim, at most 512 bytes"""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -83,12 +86,13 @@ class GossipMessage(_message.Message):
         proposal: _builtins.bytes = ...,
         verdict: _builtins.bytes = ...,
         progress: Global___Progress | None = ...,
+        answer: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "kind", b"kind", "progress", b"progress", "proposal", b"proposal", "transaction", b"transaction", "verdict", b"verdict", "vote", b"vote"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "hello", b"hello", "kind", b"kind", "progress", b"progress", "proposal", b"proposal", "transaction", b"transaction", "verdict", b"verdict", "vote", b"vote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "kind", b"kind", "progress", b"progress", "proposal", b"proposal", "transaction", b"transaction", "verdict", b"verdict", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "hello", b"hello", "kind", b"kind", "progress", b"progress", "proposal", b"proposal", "transaction", b"transaction", "verdict", b"verdict", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "transaction", "vote", "proposal", "verdict", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "transaction", "vote", "proposal", "verdict", "progress", "answer"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
