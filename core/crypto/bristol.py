@@ -35,30 +35,32 @@ def load_bristol(text: str, garbler_values: int = 1) -> BristolCircuit:
     """The circuit of ``text``. The first ``garbler_values`` input values are the garbler's, the others the evaluator's.
 
     Raises:
-        LimitError: the text is longer than MAX_TEXT.
+        LimitError: the text is longer than MAX_TEXT, or has fewer input values than are to be the garbler's.
         MalformedError: anything else that is not a well-formed circuit, with its line number.
     """
     if len(text) > MAX_TEXT:
         raise LimitError(f"circuit text of {len(text)} characters, at most {MAX_TEXT}", size=len(text), limit=MAX_TEXT)
     lines = _numbers(text)
-    line, head = _next(lines, "the counts of gates and wires")
-    gate_count, wire_count = _ints(line, head, 2)
-    line, head = _next(lines, "the input values")
+    counts_line, head = _next(lines, "the counts of gates and wires", 0)
+    gate_count, wire_count = _ints(counts_line, head, 2)
+    line, head = _next(lines, "the input values", counts_line)
     inputs = _widths(line, head)
-    line, head = _next(lines, "the output values")
+    line, head = _next(lines, "the output values", line)
     outputs = _widths(line, head)
     if not (sum(inputs) <= wire_count <= len(text) and sum(outputs) <= wire_count):
         raise MalformedError(f"line {line}: {wire_count} wires do not fit the inputs, outputs and text", line=line)
+    if not 0 <= garbler_values <= len(inputs):
+        raise LimitError(f"{garbler_values} input values for the garbler, the circuit has {len(inputs)}", values=garbler_values)
     reader = _GateReader(sum(inputs), wire_count)
     found = 0
     for line, words in lines:
         reader.read(line, words)
         found += 1
     if found != gate_count:
-        raise MalformedError(f"line 1 announces {gate_count} gates, the text has {found}", line=1)
+        raise MalformedError(f"line {counts_line} announces {gate_count} gates, the text has {found}", line=counts_line)
     garbler = sum(inputs[:garbler_values])
     first_output = wire_count - sum(outputs)
-    circuit = _layered(reader, garbler, sum(inputs) - garbler, range(first_output, wire_count))
+    circuit = _layered(reader, garbler, sum(inputs) - garbler, range(first_output, wire_count), line)
     return BristolCircuit(circuit, inputs, outputs)
 
 
@@ -123,7 +125,8 @@ class _GateReader:
         self.source[wire] = source
 
 
-def _layered(reader: _GateReader, garbler: int, evaluator: int, outputs: range) -> Circuit:
+def _layered(reader: _GateReader, garbler: int, evaluator: int, outputs: range, last: int) -> Circuit:
+    """``last``: the number of the last line, by which every output has to be written."""
     inputs = garbler + evaluator
     build = CircuitBuilder(garbler, evaluator, reader.constants)
     place = np.full(reader.wires, -1, np.int64)
@@ -143,7 +146,7 @@ def _layered(reader: _GateReader, garbler: int, evaluator: int, outputs: range) 
     wanted: list[int] = []
     for wire in outputs:
         if wire not in reader.source:
-            raise MalformedError(f"output wire {wire} is never written", wire=wire)
+            raise MalformedError(f"line {last}: the text ends and output wire {wire} is never written", line=last, wire=wire)
         wanted.append(int(place[reader.source[wire]]))
     chosen: Wires = np.array(wanted, np.int64)
     return build.build(chosen)
@@ -157,11 +160,11 @@ def _numbers(text: str) -> Iterator[tuple[int, list[str]]]:
             yield number, words
 
 
-def _next(lines: Iterator[tuple[int, list[str]]], what: str) -> tuple[int, list[str]]:
+def _next(lines: Iterator[tuple[int, list[str]]], what: str, after: int) -> tuple[int, list[str]]:
     try:
         return next(lines)
     except StopIteration:
-        raise MalformedError(f"the text ends before {what}") from None
+        raise MalformedError(f"line {after + 1}: the text ends before {what}", line=after + 1) from None
 
 
 def _ints(line: int, words: list[str], count: int | None = None) -> list[int]:

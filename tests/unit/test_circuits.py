@@ -106,7 +106,7 @@ def test_the_digest_tells_circuits_apart() -> None:
 
 def test_bristol_with_copies_constants_and_many_ands() -> None:
     text = "4 8\n1 2\n1 4\n\n1 1 1 2 EQ\n1 1 0 3 EQ\n4 2 0 2 1 3 4 5 MAND\n1 1 4 6 EQW\n"
-    with pytest.raises(MalformedError, match="output wire 7 is never written"):
+    with pytest.raises(MalformedError, match="line 8: the text ends and output wire 7 is never written"):
         load_bristol(text)
     loaded = load_bristol(text.replace("4 8\n1 2\n1 4", "4 7\n1 2\n1 3"))
     for bits in range(4):
@@ -146,8 +146,16 @@ def test_a_malformed_file_is_refused_with_its_line(change: tuple[str, str], matc
 
 
 def test_an_empty_or_huge_text_is_refused() -> None:
-    with pytest.raises(MalformedError, match="ends before"):
-        load_bristol("")
+    for text, match in [
+        ("", "line 1: the text ends before the counts"),
+        ("8 11\n", "line 2: the text ends before the input"),
+        ("\n8 11\n1 3\n\n", "line 4: the text ends before the output"),
+    ]:
+        with pytest.raises(MalformedError, match=match):
+            load_bristol(text)
+    for values in (-1, 2):
+        with pytest.raises(LimitError, match="for the garbler"):
+            load_bristol(ADDER, values)
     with pytest.raises(LimitError):
         load_bristol(" " * (16 << 20) + "1")
 
