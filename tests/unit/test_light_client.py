@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,87 +14,19 @@ import pytest
 from pofl.chain.v1 import chain_pb2 as pb
 from pofl.chain.v1 import chain_pb2_grpc as rpc
 
-from core.chain.block import Block
 from core.chain.light import trust_genesis
-from core.chain.state import Account, State
-from core.chain.transaction import Claim, Commit, EnterTask, SignedTransaction, Transfer
-from core.codec import decode
+from core.chain.state import Account
+from core.chain.transaction import Claim, Commit, EnterTask, Transfer
 from core.errors import BlockError, LimitError, NotFoundError, UnavailableError
-from core.ids import Amount, BlockHash, Correct, Height, ModelCommitment, TxId
+from core.ids import Amount, Correct, Height, ModelCommitment, TxId
 from node import history as history_module
 from node import queries, servicer
-from node.api import NodeApi
 from node.history import TaskHistory
-from node.light import LightService
-from node.servicer import ChainServicer
-from node.signal import Signal
-from node.store import ChainStore
 from services.rpc.chain_client import ChainClient
-from services.rpc.interceptor import Interceptor
-from services.storage.memory import Memory
-from tests.chainkit import Chain, account, make_certificate, make_vm, some
+from tests.chainkit import account, make_vm, some
+from tests.light_world import World
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "light-client.md"
-
-
-@dataclass
-class _Driver:
-    history: TaskHistory
-    light: LightService
-    finalised: Signal
-
-
-class Recording(Chain):
-    """Keeps the state after each block."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.after: dict[BlockHash, State] = {}
-
-    def apply(self, block: Block) -> State:
-        self.after[block.block_hash] = state = super().apply(block)
-        return state
-
-
-class World:
-    """A node's store, history and services over a chain that the test makes, block by block."""
-
-    def __init__(self) -> None:
-        self.chain = Recording()
-        self.store = ChainStore(Memory(), self.chain.genesis)
-        self.light = LightService(Memory(), self.store)
-        self.driver = _Driver(TaskHistory(self.store.state), self.light, Signal())
-        api: Any = NodeApi.__new__(NodeApi)
-        api.genesis, api.names, api._store, api._driver = (
-            self.chain.genesis, queries.Names(self.chain.genesis), self.store, self.driver,
-        )  # fmt: skip
-        self.servicer = ChainServicer(api)
-
-    def follow(self) -> None:
-        """What the driver does with every new block of the chain."""
-        for block in self.chain.blocks[self.store.state.height :]:
-            self.commit(block)
-
-    def commit(self, block: Block) -> None:
-        state = self.chain.after[block.block_hash]
-        before = self.store.state
-        transactions = [decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
-        self.light.note(before)
-        self.store.commit(block, make_certificate(state, self.chain.clock, self.chain.names), state, transactions)
-        self.driver.history.note(state)
-        self.driver.finalised.notify()
-
-    @asynccontextmanager
-    async def served(self, port: int = 0) -> AsyncIterator[tuple[str, grpc.aio.Channel]]:
-        server = grpc.aio.server(interceptors=[Interceptor(None, None)])
-        rpc.add_ChainServiceServicer_to_server(self.servicer, server)
-        number = server.add_insecure_port(f"127.0.0.1:{port}")
-        await server.start()
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
-                yield f"127.0.0.1:{number}", channel
-        finally:
-            await server.stop(None)
 
 
 @pytest.fixture

@@ -1,0 +1,104 @@
+"""`pofl validator` and `pofl chain verify` against a node: agreeing on a change, and checking a chain over it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.crypto.signing import KeyPair
+from core.errors import BlockError, ConfigError
+from core.ids import Height
+from services.cli import chain as chain_commands
+from services.cli import validators
+from tests.chainkit import account, key, make_genesis
+from tests.light_world import World
+
+ROOM = replace(make_genesis().params, audit_ms=12_000)
+
+
+def key_file(folder: Path, name: str, pair: KeyPair | None = None) -> Path:
+    path = folder / f"{name}.key"
+    path.write_text((pair or key(name)).seed.hex() + "\n")
+    path.chmod(0o600)
+    return path
+
+
+async def run(command: Any, *args: object, **kwargs: object) -> None:
+    await command.__wrapped__(*args, **kwargs)
+
+
+async def test_join_verify_and_leave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(make_genesis(4, ROOM))
+    world.chain.block()
+    world.follow()
+    file, mine = tmp_path / "join.json", key_file(tmp_path, "pool0")
+    async with world.served() as (address, _):
+        there: dict[str, Any] = {"node": [address]}
+        await run(validators.join, mine, 1_000_000, "10.0.0.7:9000", file, 1, **there)
+        with pytest.raises(ConfigError, match="choose another file"):
+            await run(validators.join, mine, 1_000_000, "10.0.0.7:9000", file, 1, **there)
+        for name in ("v0", "v1"):
+            await run(validators.sign, file, key_file(tmp_path, name))
+        with pytest.raises(ConfigError, match="a power of 2 of 4 has signed, 2/3 are needed; not yet: v"):
+            await run(validators.submit, file, mine, **there)
+        await run(validators.sign, file, key_file(tmp_path, "v3"))
+        await run(validators.sign, file, key_file(tmp_path, "v3"))
+        await run(validators.submit, file, mine, **there)
+        assert "final in block 2: in effect from height 4 on" in capsys.readouterr().out
+        for _ in range(4):
+            world.chain.block()
+        world.follow()
+        await run(validators.show, as_json=True, **there)
+        shown = json.loads(capsys.readouterr().out)
+        assert [v["power"] for v in shown["validators"]] == [1] * 5
+        await run(chain_commands.verify, 1, None, None, None, None, **there)
+        assert "blocks 1 to 6: links, roots and certificates hold" in capsys.readouterr().out
+        known = world.chain.blocks[4].block_hash
+        await run(chain_commands.verify, 1, None, f"5:{known.hex()}", None, None, **there)
+        assert "blocks 6 to 6" in capsys.readouterr().out
+        with pytest.raises(BlockError, match="is not the trusted 5"):
+            await run(chain_commands.verify, 1, None, f"5:{bytes(32).hex()}", None, None, **there)
+        member = account("pool0").hex()
+        out = tmp_path / "leave.json"
+        await run(validators.leave, member, out, "moving house", **there)
+        for name in ("v0", "v1", "v2", "v3"):
+            await run(validators.sign, out, key_file(tmp_path, name))
+        await run(validators.submit, out, key_file(tmp_path, "other"), **there)
+        world.chain.block()
+        world.follow()
+        assert len(world.chain.state.validators) == 4
+        with pytest.raises(ConfigError, match="is no validator"):
+            await run(validators.leave, member, tmp_path / "again.json", "", **there)
+
+
+async def test_what_is_read_to_people_is_not_what_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who changes a readable field of the file changes nothing; who changes the change loses the signatures."""
+    world = World(make_genesis(4, ROOM))
+    world.chain.block()
+    world.follow()
+    file = tmp_path / "join.json"
+    async with world.served() as (address, _):
+        await run(validators.join, key_file(tmp_path, "pool0"), 1_000_000, "10.0.0.7:9000", file, 1, node=[address])
+    await run(validators.sign, file, key_file(tmp_path, "v0"))
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | {"bond": 5, "signed_by": []}))
+    capsys.readouterr()
+    await run(validators.sign, file, key_file(tmp_path, "v1"))
+    printed = capsys.readouterr().out
+    assert "1000000" in printed
+    assert account("v0").hex() in printed
+    for spoiled in (document["change"][:-2], document["change"].replace("00000000000f4240", "00000000000f4241"), "zz", ""):
+        file.write_text(json.dumps(document | {"change": spoiled}))
+        with pytest.raises(ConfigError, match="is no change of the validators"):
+            await run(validators.sign, file, key_file(tmp_path, "v1"))
+
+
+@pytest.mark.parametrize("text", ["5", "5:", "x:00", "0:" + "00" * 32, "5:" + "00" * 31, ":" + "00" * 32])
+def test_a_trusted_hash_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be HEIGHT:HASH"):
+        validators.parse_trusted(text)
+    assert validators.parse_trusted("5:" + "ab" * 32)[0] == Height(5)
