@@ -19,6 +19,7 @@ from core.crypto.homomorphic import PARAMS
 from core.params import ChainParams
 from core.verification import audit_requester, evaluation_requester, messages
 from core.verification.field import T
+from core.verification.noise import noise_of_steps
 from core.verification.scored_model import ModelFamily
 
 ROOT = Path(__file__).parents[2]
@@ -95,16 +96,10 @@ def test_parameters_are_the_codes() -> None:
 
 
 def test_noise_bounds_are_the_codes() -> None:
-    def shown(value: int) -> str:
-        return f"2^{math.log2(value):.1f}"
-
-    for features, batches in ((256, 2), (64, 1)):
-        assert shown(PARAMS.noise_after_products(PARAMS.noise_fresh, features) + PARAMS.noise_rerandomise) in PROTOCOL
-        row = PARAMS.noise_after_products(PARAMS.noise_fresh, features)
-        assert shown(batches * PARAMS.noise_after_poly(row)) in PROTOCOL
-    assert shown(PARAMS.noise_after_poly(PARAMS.noise_fresh_public)) in PROTOCOL
-    assert shown(PARAMS.noise_fresh_public) in PROTOCOL
-    assert shown(PARAMS.noise_fresh) in PROTOCOL
+    columns = [noise_of_steps(family.dims, family.parameters, rows) for family, rows in ((PAPER, 10_000), (DIGITS, 400))]
+    for paper, digits in zip(*columns, strict=True):
+        bounds = (paper.worst, paper.likely, digits.worst, digits.likely)
+        assert f"| {paper.step} | " + " | ".join(f"2^{math.log2(bound):.1f}" for bound in bounds) + " |" in PROTOCOL
 
 
 def test_model_bounds_and_circuits_are_the_codes() -> None:
