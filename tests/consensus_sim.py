@@ -6,13 +6,12 @@ Time is simulated. Every node is a ``Consensus`` with what a real node puts arou
 
 from __future__ import annotations
 
+import functools
 import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import pytest
+from typing import Any, Literal, Protocol, TypeVar
 
 from core.chain import build, rules
 from core.chain.block import NIL, Block, Certificate
@@ -40,24 +39,78 @@ from core.chain.messages import (
     SetTimer,
     Start,
     Timeout,
+    Timer,
     TransactionsWaiting,
 )
+from core.chain.rules_validators import is_punished
 from core.chain.state import Entry, State
-from core.chain.transaction import Payload, SignedTransaction, Transfer
-from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, VerdictKind, Vote
+from core.chain.transaction import (
+    Equivocation,
+    Payload,
+    PoolFault,
+    SignedTransaction,
+    Transfer,
+    VerdictEquivocation,
+    Verdicts,
+)
+from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, VerdictKind, Vote
 from core.chain.work_height import commitment_of
 from core.codec import decode
 from core.crypto import signing
 from core.errors import ChainError
-from core.ids import Amount, BlockHash, Correct, Height, Milliseconds
+from core.ids import Amount, BlockHash, Correct, Digest, Height, Milliseconds, ModelCommitment
 from tests.chainkit import account, key, some
 
+T = TypeVar("T")
 Answer = Literal["valid", "pool_fault", "no body", "no answer", "silent"]
 
 
-def remember_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All nodes of a simulation verify the same signatures: each is computed once."""
+class Patch(Protocol):
+    """pytest.MonkeyPatch, or what does as it does."""
+
+    def setattr(self, target: Any, name: str, value: Any) -> None: ...
+
+
+class Monitor(Protocol):
+    """Watches a run from outside: what honest nodes hear, sign and finalise. Raises AssertionError."""
+
+    def heard(self, node: SimNode, event: Event) -> None: ...
+    def sent(self, name: str, message: Message) -> None: ...
+    def exists(self, message: Message) -> None: ...
+    def booted(self, node: SimNode) -> None: ...
+    def accused(self, node: SimNode, evidence: Payload) -> None: ...
+    def final(self, node: SimNode, block: Block, certificate: Certificate, state: State) -> None: ...
+
+
+class Adversary(Protocol):
+    """What liars send instead of what an honest machine would, and in answer to what they overhear."""
+
+    def twist(self, node: SimNode, peer: SimNode, message: Message) -> Sequence[Message]: ...
+    def overhear(self, sender: SimNode, message: Message) -> None: ...
+
+
+class Blobs(Protocol):
+    """Who gets a claim's work block and body when, and what the requester answers."""
+
+    def serve(self, node: SimNode, claim: Entry) -> None: ...
+    def serve_work(self, node: SimNode, claim: Entry) -> None: ...
+
+
+def remember_signatures(monkeypatch: Patch) -> None:
+    """All nodes of a simulation verify the same signatures and apply the same blocks: each is computed once."""
     verify, good = signing.verify, set[tuple[bytes, bytes, bytes, bytes]]()
+    apply, after = rules.apply_block, dict[tuple[BlockHash, Block], State]()
+
+    def applying(state: State, block: Block) -> State:
+        found = after.get((state.tip.block_hash, block))
+        if found is None:
+            found = apply(state, block)
+            if len(after) >= 64:
+                after.clear()
+            after[(state.tip.block_hash, block)] = found
+        return found
+
+    monkeypatch.setattr(rules, "apply_block", applying)
 
     def remembering(public_key: bytes, domain: bytes, message: bytes, signature: bytes) -> None:
         if (public_key, domain, message, signature) not in good:
@@ -90,9 +143,14 @@ class SimNode:
     life: int = 0
     is_up: bool = True
     machine: Consensus | None = None
+    audited: Digest | None = None
+    """The z_digest that this node's own audit found for the tip's winner."""
     chain: dict[int, tuple[Block, Certificate]] = field(default_factory=dict)
     faults: list[Payload] = field(default_factory=list)
     outcomes: list[Finalise] = field(default_factory=list)
+    timers: dict[Timer, int] = field(default_factory=dict)
+    passed: set[ModelCommitment] = field(default_factory=set)
+    """Claims whose zero check passed here."""
 
     @property
     def clock(self) -> Milliseconds:
@@ -100,15 +158,22 @@ class SimNode:
 
     def boot(self) -> None:
         self.is_up, self.life = True, self.life + 1
-        self.machine = Consensus(self.state, self.certificate, key(self.name), self.disk)
+        self.timers.clear()
+        self.machine = Consensus(self.state, self.certificate, key(self.name), self.disk, self.audited)
+        self.sim.log(self, f"boots at height {self.state.height + 1}" + (" with a record" if self.disk else ""))
+        if self.sim.monitor is not None:
+            self.sim.monitor.booted(self)
         self.feed(Start())
-        self.feed(TransactionsWaiting(bool(self.sim.waiting(self.state))))
+        self.feed(TransactionsWaiting(bool(self.sim.waiting(self.state, self.name))))
         for block in self.sim.work_blocks:
-            if block.header.decoded().height == self.state.height + 1:
+            if block.header.decoded().height == self.state.height + 1 and self.sim.blobs is None:
                 self.sim.later(self, self.sim.random.randint(1, 200), BlockAvailable(block))
 
     def crash(self) -> None:
+        self.sim.log(self, "dies")
         self.is_up, self.life, self.machine = False, self.life + 1, None
+        if self.name in self.sim.forgetful:
+            self.disk = None
         self.sim.at(self.sim.now + self.sim.random.randint(50, 3000), self.boot)
 
     def feed(self, event: Event) -> None:
@@ -116,10 +181,13 @@ class SimNode:
             return
         try:
             actions = self.machine.step(event, self.clock)
-        except ChainError:
+        except ChainError as error:
             if self.sim.is_honest(self.name) and not self.sim.liars:
                 raise
+            self.sim.log(self, f"refuses a {type(event).__name__}: {error}")
             return
+        if self.sim.monitor is not None and self.sim.is_honest(self.name):
+            self.sim.monitor.heard(self, event)
         survive = len(actions)
         if self.sim.now < self.sim.link.calm_ms and self.sim.random.random() < self.sim.link.crash:
             survive = self.sim.random.randint(0, len(actions))
@@ -133,32 +201,53 @@ class SimNode:
         match action:
             case Persist(record):
                 self.disk = record
-            case Broadcast(message) | Relay(message):
+            case Broadcast(message):
+                if sim.monitor is not None and sim.is_honest(self.name):
+                    sim.monitor.sent(self.name, message)
+                sim.send(self, message)
+            case Relay(message):
                 sim.send(self, message)
             case SetTimer(timer, delay_ms):
-                sim.later(self, delay_ms, Timeout(timer))
+                self.set_timer(timer, delay_ms)
             case NeedBlock(round_):
-                built = build.build_transaction_block(self.state, key(self.name), self.certificate, sim.waiting(self.state))
+                waiting = sim.waiting(self.state, self.name)
+                built = build.build_transaction_block(self.state, key(self.name), self.certificate, waiting)
                 sim.later(self, 5, BlockBuilt(round_, built.block))
             case RequestBlock(block_hash):
                 sim.fetch(self, block_hash)
             case RequestWork(claim):
-                for block in sim.work_blocks:
-                    if block.header.decoded().author_id == claim.pool:
-                        sim.later(self, 50, BlockAvailable(block))
+                sim.fetch_work(self, claim)
             case AuditClaim(_, claim):
                 sim.audit(self, claim)
             case Finalise():
                 self.outcomes.append(action)
-                self.finish(action.block, action.certificate, action.state)
+                self.finish(action.block, action.certificate, action.state, action.verdicts)
             case Faulty(evidence):
+                sim.log(self, f"has evidence: {type(evidence).__name__} of {accused(evidence).hex()[:8]}")
+                if sim.monitor is not None and sim.is_honest(self.name):
+                    sim.monitor.accused(self, evidence)
                 self.faults.append(evidence)
 
-    def finish(self, block: Block, certificate: Certificate, state: State) -> None:
+    def set_timer(self, timer: Timer, delay_ms: int) -> None:
+        """A second timer of the same kind and key replaces the first."""
+        self.timers[timer] = number = self.timers.get(timer, 0) + 1
+        life, height = self.life, self.state.height
+
+        def fire() -> None:
+            if (self.life, self.state.height) == (life, height) and self.timers.get(timer) == number:
+                self.feed(Timeout(timer))
+
+        self.sim.at(self.sim.now + max(0, delay_ms), fire)
+
+    def finish(self, block: Block, certificate: Certificate, state: State, verdicts: tuple[SignedVerdict, ...] = ()) -> None:
         """The height is decided: on disk, and on to the next one."""
-        self.sim.note(self, block, certificate)
+        self.sim.note(self, block, certificate, state)
         self.chain[state.height] = (block, certificate)
+        header = block.header.decoded()
+        won = None if header.vm is None else header.vm.model_commitment
+        self.audited = some("z") if won in self.passed else None
         self.state, self.certificate, self.disk = state, certificate, None
+        self.sim.decided_verdicts.setdefault(int(state.height), verdicts)
         if state.height < self.sim.stop_height:
             self.boot()
         else:
@@ -184,6 +273,16 @@ class Sim:
     transactions: list[SignedTransaction] = field(default_factory=list)
     cut: Callable[[str, str, int], bool] | None = None
     """Whether the link between two nodes is cut at an instant."""
+    lost: Callable[[str, str, Message], bool] | None = None
+    """Whether a message gets lost between two nodes, however often it is sent, until calm_ms."""
+    forgetful: frozenset[str] = frozenset()
+    """Liars who lose their disk when they die."""
+    monitor: Monitor | None = None
+    adversary: Adversary | None = None
+    blobs: Blobs | None = None
+    reports: bool = False
+    """Whether proposers put evidence and the auditors' verdicts on the chain."""
+    trace: list[str] | None = None
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -191,6 +290,7 @@ class Sim:
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.count = 0
         self.decided: dict[int, BlockHash] = {}
+        self.decided_verdicts: dict[int, tuple[SignedVerdict, ...]] = {}
         self.nodes = {
             n: SimNode(n, self, self.random.randint(-self.skew_ms, self.skew_ms), self.state, self.certificate)
             for n in self.names
@@ -212,14 +312,48 @@ class Sim:
 
         self.at(self.now + max(0, delay_ms), arrive)
 
-    def waiting(self, state: State) -> list[SignedTransaction]:
-        nonce = state.account(account("other")).nonce
-        return [t for t in self.transactions if t.decoded().nonce >= nonce]
+    def log(self, node: SimNode | None, text: str) -> None:
+        if self.trace is not None:
+            self.trace.append(f"{self.now - self.start_ms:7d} ms  {'' if node is None else node.name:4} {text}")
+
+    def waiting(self, state: State, proposer: str = "") -> list[SignedTransaction]:
+        pairs = [(t, t.decoded()) for t in self.transactions]
+        found = [t for t, content in pairs if content.nonce >= state.account(content.sender).nonce]
+        if not self.reports or not proposer:
+            return found
+        return [*self.duties(state, proposer), *found]
+
+    def duties(self, state: State, proposer: str) -> list[SignedTransaction]:
+        """What a proposer adds: the verdicts that pay the parent's auditors, and evidence that anybody honest has."""
+        payloads: list[Payload] = []
+        node = self.nodes[proposer]
+        audits = self.decided_verdicts.get(int(state.height), ())
+        if state.pot is not None and audits and (node.audited is not None or not self.is_honest(proposer)):
+            z_digest = some("z") if self.is_honest(proposer) else some("a guess")
+            payloads.append(Verdicts(state.height, z_digest, audits))
+        done: set[bytes] = set()
+        for peer in self.nodes.values():
+            for evidence in peer.faults if self.is_honest(peer.name) else ():
+                who = accused(evidence)
+                is_open = _has_bond(state, evidence) if isinstance(evidence, PoolFault) else not is_punished(state, who)
+                if is_open and who not in done:
+                    done.add(who)
+                    payloads.append(evidence)
+        nonce = state.account(account(proposer)).nonce
+        return [build.make_transaction(key(proposer), state.chain_id, nonce + i, Amount(0), p) for i, p in enumerate(payloads)]
 
     def send(self, node: SimNode, message: Message) -> None:
+        self.log(node, f"sends {describe(message)}") if self.trace is not None and _signer_is(message, node.name) else None
         for peer in self.nodes.values():
-            if peer is not node:
-                self.deliver(node, peer, self.twist(node, peer, message))
+            if peer is node:
+                continue
+            if self.adversary is None or self.is_honest(node.name):
+                self.deliver(node, peer, self.twist(node, peer, message) if self.adversary is None else message)
+            else:
+                for other in self.adversary.twist(node, peer, message):
+                    self.deliver(node, peer, other)
+        if self.adversary is not None and self.is_honest(node.name):
+            self.adversary.overhear(node, message)
 
     def twist(self, node: SimNode, peer: SimNode, message: Message) -> Message:
         """A liar tells every second peer something else."""
@@ -245,9 +379,11 @@ class Sim:
 
     def deliver(self, node: SimNode, peer: SimNode, message: Message) -> None:
         bad = self.now < self.link.calm_ms
+        if self.monitor is not None and not self.is_honest(node.name):
+            self.monitor.exists(message)
         if self.cut is not None and self.cut(node.name, peer.name, self.now):
             return
-        if bad and self.random.random() < self.link.drop:
+        if bad and (self.random.random() < self.link.drop or (self.lost and self.lost(node.name, peer.name, message))):
             return
         copies = 2 if bad and self.random.random() < self.link.duplicate else 1
         for _ in range(copies):
@@ -262,10 +398,20 @@ class Sim:
             peer.feed(_event(message))
         elif height > peer.state.height + 1:
             self.sync(peer, node)
-        elif isinstance(message, SignedVote) and node.is_up:
+        elif node.is_up:
             self.sync(node, peer)
 
+    def compare(self) -> None:
+        """Now and then every node asks another one for blocks that it lacks."""
+        for node in self.nodes.values():
+            peer = self.nodes[self.random.choice(self.names)]
+            if node.is_up and peer.is_up and self.is_honest(peer.name):
+                self.sync(node, peer)
+        self.at(self.now + 2_000, self.compare)
+
     def sync(self, behind: SimNode, ahead: SimNode) -> None:
+        if self.cut is not None and self.cut(behind.name, ahead.name, self.now):
+            return
         while (pair := ahead.chain.get(behind.state.height + 1)) is not None and behind.is_up:
             block, certificate = pair
             behind.finish(block, certificate, rules.apply_block(behind.state, block))
@@ -276,39 +422,59 @@ class Sim:
             if known is not None and peer is not node:
                 self.later(node, 30, BlockAvailable(*known))
 
+    def fetch_work(self, node: SimNode, claim: Entry) -> None:
+        if self.blobs is not None:
+            return self.blobs.serve_work(node, claim)
+        for block in self.work_blocks:
+            if block.header.decoded().author_id == claim.pool:
+                self.later(node, 50, BlockAvailable(block))
+        return None
+
     def audit(self, node: SimNode, claim: Entry) -> None:
+        if self.blobs is not None:
+            return self.blobs.serve(node, claim)
         answer = self.answers.get(node.name, {}).get(_pool(claim), "valid")
         if answer in ("no body", "silent"):
-            return
+            return None
         self.later(node, 20, BodyHeld(commitment_of(claim)))
-        if answer == "no answer":
-            return
-        assert claim.claim is not None
-        passed = answer == "valid"
-        correct = claim.claim.correct if passed else claim.claim.correct - 1
-        kind = VerdictKind.VALID if passed else VerdictKind.POOL_FAULT
-        done = AuditDone(commitment_of(claim), kind, Correct(correct), f"N* = {correct}", some("z"))
-        self.later(node, self.random.randint(1, self.audit_delay_ms), done)
+        if answer != "no answer":
+            self.later(node, self.random.randint(1, self.audit_delay_ms), found(claim, answer == "valid"))
+        return None
 
-    def note(self, node: SimNode, block: Block, certificate: Certificate) -> None:
+    def note(self, node: SimNode, block: Block, certificate: Certificate, state: State) -> None:
         height = block.header.decoded().height
+        self.log(node, f"finalises {block.block_hash.hex()[:8]} at height {height}, round {certificate.round}")
         if self.is_honest(node.name):
             first = self.decided.setdefault(height, block.block_hash)
             assert first == block.block_hash, f"two blocks are final at height {height} (seed {self.seed})"
+            if self.monitor is not None:
+                self.monitor.final(node, block, certificate, state)
         assert certificate.block_hash == block.block_hash
 
     def run(self, limit_ms: int = 120_000) -> int:
         """Until every honest node reached ``stop_height``; returns how long it took. Fails at the limit."""
         for node in self.nodes.values():
             self.at(self.now + self.random.randint(0, 100), node.boot)
-        end = self.start_ms + limit_ms
+        self.at(self.now + 2_000, self.compare)
+        self._until(self.start_ms + limit_ms)
+        return self.now - self.start_ms
+
+    def go_on(self, limit_ms: int) -> None:
+        """One height more."""
+        self.stop_height += 1
+        for node in self.nodes.values():
+            if node.machine is None and node.is_up:
+                node.boot()
+        self._until(self.now + limit_ms)
+
+    def _until(self, end: int) -> None:
         while self.queue and self.now <= end:
             self.now, _, call = heapq.heappop(self.queue)
             call()
             if all(n.state.height >= self.stop_height for n in self.nodes.values() if self.is_honest(n.name)):
-                return self.now - self.start_ms
+                return
         heights = {n.name: (n.state.height, n.machine.round if n.machine else None) for n in self.nodes.values()}
-        raise AssertionError(f"no progress in {limit_ms} ms (seed {self.seed}): {heights}")
+        raise AssertionError(f"no progress by {end - self.start_ms} ms (seed {self.seed}): {heights}")
 
 
 def transfers(state: State, count: int) -> list[SignedTransaction]:
@@ -316,6 +482,63 @@ def transfers(state: State, count: int) -> list[SignedTransaction]:
         build.make_transaction(key("other"), state.chain_id, i, Amount(1), Transfer(account("pool5"), Amount(1)))
         for i in range(count)
     ]
+
+
+def found(claim: Entry, is_true: bool) -> AuditDone:
+    """What an audit finds that got its answers."""
+    assert claim.claim is not None
+    correct = claim.claim.correct if is_true else claim.claim.correct - 1
+    kind = VerdictKind.VALID if is_true else VerdictKind.POOL_FAULT
+    return AuditDone(commitment_of(claim), kind, Correct(correct), f"N* = {correct}", some("z"))
+
+
+def accused(evidence: Payload) -> bytes:
+    """Whom a fault's evidence is against."""
+    match evidence:
+        case Equivocation(first=vote):
+            return decode(Vote, vote.vote).validator
+        case VerdictEquivocation(first=verdict):
+            return decode(Verdict, verdict.verdict).validator
+        case PoolFault(first=header):
+            return header.decoded().author_id
+    raise AssertionError(f"{type(evidence).__name__} is no evidence")
+
+
+def _has_bond(state: State, evidence: PoolFault) -> bool:
+    header = evidence.first.decoded()
+    entry = None if header.task_id is None else state.entry(header.task_id, header.author_id)
+    return entry is not None and entry.held > 0
+
+
+def decoded(message: Message) -> Vote | Verdict | Proposal:
+    match message:
+        case SignedVote(vote=data):
+            return remembered(Vote, data)
+        case SignedVerdict(verdict=data):
+            return remembered(Verdict, data)
+        case SignedProposal(proposal=data):
+            return remembered(Proposal, data)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def remembered(kind: type[T], data: bytes) -> T:
+    """core.codec.decode: every node and every watcher gets the same bytes."""
+    return decode(kind, data)
+
+
+def _signer_is(message: Message, name: str) -> bool:
+    return decoded(message).validator == key(name).public_key
+
+
+def describe(message: Message) -> str:
+    match decoded(message):
+        case Vote() as v:
+            block = "nil" if v.block_hash == NIL else v.block_hash.hex()[:8]
+            return f"{v.step.name.lower()} {block}, height {v.height}, round {v.round}"
+        case Verdict() as v:
+            return f"verdict {v.kind.name.lower()} on {v.model_commitment.hex()[:8]}"
+        case Proposal() as p:
+            return f"proposal {p.block_hash.hex()[:8]}, height {p.height}, round {p.round}, valid round {p.valid_round}"
 
 
 def _event(message: Message) -> Event:

@@ -29,6 +29,8 @@ class VoteBook:
         self._power = power
         self._total = sum(power.values())
         self._places: dict[tuple[int, Step], dict[NodeId, list[Pair]]] = {}
+        self._counted: dict[tuple[int, Step, BlockHash | None], int] = {}
+        """Powers asked for since the last change."""
 
     def add(self, vote: Vote, signed: SignedVote, current_round: int) -> tuple[bool, Equivocation | None]:
         """Keeps a checked vote: whether it was new, and evidence if its signer contradicts itself."""
@@ -42,6 +44,7 @@ class VoteBook:
         evidence = next((Equivocation(s, signed) for v, s in pairs if is_equivocation(v, vote)), None)
         place = self._places.setdefault((vote.round, vote.step), {})
         place.setdefault(vote.validator, []).append((vote, signed))
+        self._counted.clear()
         return True, evidence
 
     def _completes(self, vote: Vote, pairs: list[Pair]) -> bool:
@@ -59,6 +62,7 @@ class VoteBook:
             return False
         for step in Step:
             self._places.get((oldest, step), {}).pop(vote.validator, None)
+        self._counted.clear()
         return True
 
     def is_known(self, signed: SignedVote, vote: Vote) -> bool:
@@ -70,7 +74,12 @@ class VoteBook:
             yield from (p for p in pairs if block_hash is None or p[0].block_hash == block_hash)
 
     def power(self, round_: int, step: Step, block_hash: BlockHash | None = None) -> int:
-        return sum(self._power[v] for v in {vote.validator for vote, _ in self.votes(round_, step, block_hash)})
+        place = (round_, step, block_hash)
+        if place not in self._counted:
+            self._counted[place] = sum(
+                self._power[v] for v in {vote.validator for vote, _ in self.votes(round_, step, block_hash)}
+            )
+        return self._counted[place]
 
     def has_quorum(self, round_: int, step: Step, block_hash: BlockHash | None = None) -> bool:
         return is_quorum(self.power(round_, step, block_hash), self._total)

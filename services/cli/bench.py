@@ -113,3 +113,58 @@ async def lies(
         console.print(table(title, ["lie", "through", "tries", "missed", "CPU s"], shown, right=[2, 3, 4]))
     if result["missed"] or result["honest_refused"]:
         raise typer.Exit(1)
+
+
+@app.command(name="consensus-sim")
+@runs
+async def consensus_sim(
+    rounds: Annotated[int, typer.Option("--runs", help="How many networks.", min=1)] = 1_000,
+    validators: Annotated[str, typer.Option(help="Sizes of network; small ones get most runs.")] = "4,7,16",
+    seed: Annotated[int, typer.Option(help="The first seed; the next runs count up from it.", min=0)] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    again: Annotated[
+        int | None, typer.Option("--replay", metavar="SEED", help="Show one run: who sent what when, and what was decided.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulated networks with loss, crashes, skewed clocks and up to f liars, judged by the rules of consensus.
+
+    Ends with exit code 1 if any run breaks a rule; each failure names the command that shows it again.
+
+    Example: pofl bench consensus-sim --runs 10000 --validators 4,7,16 --seed 0 --json
+
+    Example: pofl bench consensus-sim --replay 17 --validators 4
+    """
+    try:
+        from bench.consensus_sim import replay, simulate
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
+            raise
+        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    try:
+        sizes = [int(word) for word in validators.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or not set(sizes) <= {4, 7, 16}:
+        raise ConfigError(f"--validators: some of 4, 7 and 16 separated by commas, got {validators!r}")
+    if again is not None:
+        trace, problem = replay(again, sizes[0])
+        if as_json:
+            emit_json({"seed": again, "validators": sizes[0], "trace": trace, "problem": problem})
+        else:
+            for line in trace:
+                console.print(line, markup=False, highlight=False)
+            if problem is not None:
+                console.print(problem, markup=False, highlight=False)
+        if problem is not None:
+            raise typer.Exit(1)
+        return
+    result = simulate(rounds, sizes, seed, jobs)
+    if as_json:
+        emit_json(result)
+    else:
+        shown: list[tuple[str, object]] = [("runs", result["runs"]), ("CPU seconds", result["cpu_seconds"])]
+        shown += [(kind, count) for kind, count in result["by_kind"].items()]
+        console.print(table(f"{len(result['failures'])} failures", ["", ""], [*shown, *enumerate(result["failures"])]))
+    if result["failures"]:
+        raise typer.Exit(1)
