@@ -18,6 +18,7 @@ import numpy as np
 
 from core.chain.block import Vm
 from core.chain.transaction import Activation, TaskSpec, task_id
+from core.chain.vote import SignedVerdict
 from core.codec import encode
 from core.crypto.homomorphic import PARAMS, generate_keys, public_key
 from core.crypto.signing import KeyPair
@@ -29,7 +30,7 @@ from core.verification.body import commitment, make_body
 from core.verification.evaluation_pool import EvaluationPool
 from core.verification.evaluation_requester import EvaluationRequester
 from core.verification.messages import Envelope
-from core.verification.receipt import sign_answer, z_digest
+from core.verification.receipt import sign_answer, z_digest, z_mark
 from core.verification.scored_model import ModelShape, ScoredModel, count_correct, predict
 from core.verification.session import Session
 from core.verification.task import TaskContext, key_context
@@ -54,6 +55,11 @@ class Open:
 
     def is_claimed(self, pool: AccountId, model_commitment: ModelCommitment) -> bool:
         return True
+
+    def check_turn(
+        self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]
+    ) -> None:
+        return None
 
     def is_validator(self, validator: NodeId) -> bool:
         return True
@@ -113,7 +119,8 @@ class Lying(AnswerBook):
         row, column = (int.from_bytes(RNG.bytes(4), "big") % size for size in z[self.layer].shape)
         z[self.layer][row, column] += 1
         correct = count_correct(predict(z[-1]), self._test_set.labels)
-        answer = replace(honest.signed.answer, z_digest=z_digest(tuple(z)), correct=correct)
+        mark = z_mark(self._task.task_id, model_commitment, z_digest(tuple(z)))
+        answer = replace(honest.signed.answer, z_mark=mark, correct=correct)
         return ModelAnswer(sign_answer(self._key, answer), honest.model, tuple(z))
 
 
