@@ -35,13 +35,16 @@ DOMAIN_MODEL: Final = b"pofl/verify/model-commitment/1"
 DOMAIN_MODEL_COINS: Final = b"pofl/verify/model-coins/1"
 SEED_BYTES: Final = 32
 SEED_WORDS: Final = 8
+MAX_CIPHERTEXT_BYTES: Final = MAX_VM_BODY - 1024
+MAX_PARAMETERS: Final = MAX_CIPHERTEXT_BYTES // (2 * PARAMS.poly_bytes) * PARAMS.degree - SEED_WORDS
+"""Weights and biases of the largest model whose body fits."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmBody:
     shape: ModelShape
     salt: Annotated[bytes, Fixed(32)]
-    ciphertexts: Annotated[bytes, Var(MAX_VM_BODY - 1024)]
+    ciphertexts: Annotated[bytes, Var(MAX_CIPHERTEXT_BYTES)]
     """All ``c0``, then all ``c1``, packed."""
 
 

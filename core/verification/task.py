@@ -15,6 +15,7 @@ from core.crypto.homomorphic.keys import PublicKey
 from core.crypto.homomorphic.params import PARAMS, Ints
 from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Digest, TaskId
+from core.verification.body import MAX_PARAMETERS
 from core.verification.noise import check_noise
 from core.verification.scored_model import ModelFamily
 
@@ -133,6 +134,10 @@ def check_spec(spec: TaskSpec) -> None:
         )
     if spec.features >= PARAMS.degree:
         raise LimitError(f"{spec.features} features do not fit one hint of {PARAMS.degree} coefficients")
+    if family.parameters > MAX_PARAMETERS:
+        raise LimitError(
+            f"{family.parameters} parameters, the encrypted model of a block holds {MAX_PARAMETERS}: use narrower layers"
+        )
     check_noise(family.dims, family.parameters, spec.samples)
     if len(spec.test_blobs) != spec.features + spec.classes:
         raise MalformedError(f"{len(spec.test_blobs)} test blobs for {spec.features} features and {spec.classes} classes")
