@@ -147,9 +147,13 @@ class Auditor:
                 own_fault = error
                 log.exception("audit: this node failed at its own part", attempt=attempt)
                 finding = Undecided(error.message)
+            except asyncio.CancelledError:
+                # The height was decided first. What was said until then is kept all the same.
+                machine.abandon("the height was decided before this audit was over")
+                self._put_now(machine.export(), height)
+                raise
             else:
-                if not isinstance(finding, Undecided) or finding.malformed is None:
-                    await self.keep(machine, height)
+                await self.keep(machine, height)
             if isinstance(finding, RequesterFault) and own_fault is not None and time.monotonic() - started >= timeout:
                 # Time that this node lost by its own fault is not hers.
                 raise own_fault
@@ -169,8 +173,11 @@ class Auditor:
             await self._put(machine.export(), height)
 
     async def _put(self, data: bytes, height: Height) -> None:
+        await asyncio.to_thread(self._put_now, data, height)
+
+    def _put_now(self, data: bytes, height: Height) -> None:
         try:
-            await asyncio.to_thread(self._transcripts.put, height, data)
+            self._transcripts.put(height, data)
         except PoflError as error:
             log.error("the transcript of an audit is not kept", height=height, error=error)
 

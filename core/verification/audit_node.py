@@ -241,6 +241,11 @@ class AuditNode(_Verifier):
             self._found(fault)
         return fault
 
+    def abandon(self, reason: str) -> None:
+        """Nobody waits for the finding any more; what was said can be exported. A finding that is there stays."""
+        if self.finding is None:
+            self._found(Undecided(reason))
+
     def judge(self, opening: bytes | None) -> PoolFault | RequesterFault:
         """After the answer "malformed": whose fault it is, by the pool's opening (None: none came by open_ms)."""
         if not isinstance(self.finding, Undecided) or self.finding.malformed is None:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from core.chain.block import BlockKind
-from core.ids import Height
+from core.chain.block import BlockKind, OutcomeKind
+from core.errors import NotFoundError
+from core.ids import Digest, Height
 from core.params import ChainParams
+from core.verification.audit_evidence import read_record
+from core.verification.transcript import Purpose
 from services.rpc.channel import connect
 from services.rpc.views import TaskPhase, TaskView
 from tests.node_network import HOST, ROOT, Network, free_ports, make_network, wait_height
@@ -35,8 +38,32 @@ async def network(tmp_path: Path) -> AsyncIterator[Network]:
             print(f"--- {node.name}\n{node.log.read_text()[-8000:]}")
 
 
-async def start_requester(network: Network) -> tuple[asyncio.subprocess.Process, str]:
-    """Publishes one task by herself; her account is the first user's."""
+TWO_FACED = """
+from core.ids import Correct, Digest
+from core.verification import audit_requester as module
+from core.verification.receipt import Answer, AnswerKind, sign_answer
+
+honest = module.AuditRequester._reply
+
+def reply(self, message):
+    replies = honest(self, message)
+    task, opened = self.task, self._open
+    if self._validator == bytes.fromhex("%s"):
+        return replies
+    zero = Digest(bytes(32))
+    answer = Answer(task.chain_id, task.task_id, opened.pool, opened.model_commitment, AnswerKind.MALFORMED, zero, Correct(0))
+    self._end("malformed, she says")
+    return (module.AuditAnswer(sign_answer(self._key, answer)),)
+
+module.AuditRequester._reply = reply
+import runpy
+runpy.run_module("requester", run_name="__main__", alter_sys=True)
+"""
+"""A requester who tells one validator the truth and all others that the body is malformed."""
+
+
+async def start_requester(network: Network, program: str = "") -> tuple[asyncio.subprocess.Process, str]:
+    """Publishes one task by herself; her account is the first user's. ``program``: Python that runs her otherwise."""
     key = network.users[0]
     files = network.files("requester", "requester0", key.public_key)
     test, practice = write_rows(network.folder)
@@ -55,7 +82,8 @@ async def start_requester(network: Network) -> tuple[asyncio.subprocess.Process,
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "OMP_NUM_THREADS": "1"}
     with (home / "log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "requester", "--config", str(home / "config.toml"), stdout=log, stderr=log,
+            sys.executable, *(("-c", program) if program else ("-m", "requester")), "--config", str(home / "config.toml"),
+            stdout=log, stderr=log,
             env=environment, cwd=ROOT,
         )  # fmt: skip
     return process, address
@@ -101,11 +129,76 @@ async def test_a_false_claim_is_refuted_and_the_true_one_wins(network: Network) 
         assert (liar.account, "pool-fault") in kinds
         assert (honest.account, "valid") in kinds
         assert all(any(v.audit_ms for v in view.verdicts) for view in shown)
+        proofs = []
+        for node, view in zip(network.nodes, shown, strict=True):
+            assert view.took_part
+            assert {t.purpose for t in view.transcripts} == {"audit", "stored-check"}
+            proofs += [read_record(await network.client(node).transcript(t.digest)) for t in view.transcripts]
+        assert {p.pool for p in proofs if p.is_proved} == {None, liar.account, honest.account}
+        with pytest.raises(NotFoundError):
+            await client.transcript(Digest(bytes(32)))
         after = await client.block(Height(ended.ended_height + 1))
         assert [t.kind for t in after.transactions][:1] == ["Verdicts"]
     finally:
         for pool in (liar, honest):
             await pool.server.stop(0)
+        process.kill()
+        await process.wait()
+        print((network.folder / "requester" / "log").read_text()[-3000:])
+
+
+@pytest.mark.slow
+async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(network: Network) -> None:
+    """She calls an honest pool's body malformed to three of four validators, and the pool shows them no opening. Without the
+    exchange of answers the three hold the pool guilty, and its bond burns."""
+    for node in network.nodes:
+        await node.start()
+    client = network.client()
+    await wait_height(client, 1, 30)
+    told_truth = network.genesis.validators[0].node_id
+    process, address = await start_requester(network, TWO_FACED % told_truth.hex())
+    pool = SmallPool(network, "pool1", network.users[1], client, lambda correct, total: correct)
+    try:
+        await pool.server.start()
+        await pool.server.ready()
+        async with asyncio.timeout(30):
+            tasks: tuple[TaskView, ...] = ()
+            while not tasks:
+                tasks = await client.tasks()
+                await asyncio.sleep(0.1)
+        requester = connect(address, pool.files, expect_role="requester")
+        offers = [connect(n.address, pool.files, expect_role="node") for n in network.nodes]
+        network.channels += [requester, *offers]
+        await pool.play(tasks[0], requester, offers)
+        ended = await pool.until(tasks[0], TaskPhase.VOID)
+        assert ended.phase is TaskPhase.VOID
+        assert ended.ended_height is not None
+        for node in network.nodes:
+            await wait_height(network.client(node), ended.ended_height, 10)
+        shown = [await network.client(node).explain(ended.ended_height) for node in network.nodes]
+        print("\n".join(shown[1].lines))
+        assert {o.kind for view in shown for o in view.block.header.outcome} == {OutcomeKind.DEAD}
+        said = {(v.validator, v.kind) for view in shown for v in view.verdicts}
+        guilty = {who for who, kind in said if kind == "requester-fault"}
+        assert len(guilty) >= 2
+        assert not any(kind == "pool-fault" for _, kind in said)
+        reasons = {v.reason for view in shown for v in view.verdicts if v.kind == "requester-fault"}
+        assert any("two answers" in reason for reason in reasons), reasons
+        assert all(view.contradictions for view in shown)
+        assert any("Both together are proof against her" in line for line in shown[1].lines)
+        # Who was told the truth keeps the evidence too, after a kill as well.
+        first = network.nodes[0]
+        await first.kill()
+        await first.start()
+        restarted = network.client(first)
+        await wait_height(restarted, ended.ended_height, 30)
+        again = await restarted.explain(ended.ended_height)
+        assert again.contradictions == shown[0].contradictions
+        transcripts = [read_record(await restarted.transcript(t.digest)) for t in again.transcripts]
+        assert {t.purpose for t in transcripts} == {Purpose.AUDIT, Purpose.STORED_CHECK}
+        assert all(t.validator == told_truth for t in transcripts)
+    finally:
+        await pool.server.stop(0)
         process.kill()
         await process.wait()
         print((network.folder / "requester" / "log").read_text()[-3000:])

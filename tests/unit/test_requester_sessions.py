@@ -8,18 +8,22 @@ from dataclasses import replace
 
 import pytest
 
+from core.chain import build
 from core.chain.state import Validator
+from core.chain.vote import SignedVerdict, Verdict, VerdictKind
 from core.crypto.signing import KeyPair
 from core.errors import (
     AuthError,
     BudgetError,
     CheatingError,
     DeadlineError,
+    MalformedError,
     NotFoundError,
     SequenceError,
+    TurnError,
     UnavailableError,
 )
-from core.ids import AccountId, Amount, Correct, Height, Milliseconds, NodeId
+from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, ModelCommitment, NodeId, Signature
 from core.ports import SystemRng
 from core.verification import audit_requester
 from core.verification.audit_node import AuditNode, StoredNode, Valid
@@ -470,3 +474,69 @@ def test_a_refused_try_does_not_move_the_coins() -> None:
                 _compute(live, envelope, store)
         found.append(_compute(live, envelope, store))
     assert found[0] == found[1]
+
+
+# Whose turn it is
+
+RIVAL = AccountId(KeyPair.generate(SeededRng("rival")).public_key)
+RIVAL_C_W = ModelCommitment(b"\x05" * 32)
+HIGHER = EntryView(RIVAL, Amount(1), "127.0.0.1:2", RIVAL_C_W, Correct(20), replace(CLAIM.vm, model_commitment=RIVAL_C_W))
+
+
+def lower_view() -> TaskView:
+    """Ours is the second claim of two."""
+    return replace(view(TaskPhase.WORK), entries=(HIGHER, ENTRY))
+
+
+def verdict_on_rival(node: int, height: int, kind: VerdictKind = VerdictKind.POOL_FAULT) -> SignedVerdict:
+    verdict = Verdict(
+        TASK.chain_id, Height(height), TASK.task_id, RIVAL, RIVAL_C_W, kind, Correct(0), "", Digest(bytes(32)),
+        NodeId(NODES[node].public_key),
+    )  # fmt: skip
+    return build.make_verdict(NODES[node], verdict)
+
+
+def lower_machine(*higher: SignedVerdict, attempt: int = 0) -> AuditNode:
+    rng = SystemRng()
+    claim = replace(CLAIM, higher=higher)
+    return AuditNode(TASK, rng.bytes(32), NODES[0], WORLD.pk, WORLD.encrypted, claim, rng, attempt)
+
+
+async def test_a_lower_claim_is_refused_uncharged_until_its_turn(bench: Bench) -> None:
+    """A validator that asks for a loser's audit. Before, any claim on chain was audited at the work height."""
+    caller = NODES[0].public_key
+    sessions = bench.start()
+    await bench.chain.become(lower_view())
+    height = bench.chain.height + 1
+    for _ in range(5):
+        with pytest.raises(TurnError, match="neither refuted nor skipped"):
+            await talk(sessions, Purpose.AUDIT, caller, lower_machine().start())
+    with pytest.raises(TurnError):
+        await talk(sessions, Purpose.AUDIT, caller, lower_machine(verdict_on_rival(0, height)).start())
+    forged = replace(verdict_on_rival(1, height), signature=Signature(bytes(64)))
+    with pytest.raises(MalformedError, match="does not count"):
+        await talk(sessions, Purpose.AUDIT, caller, lower_machine(forged).start())
+    with pytest.raises(MalformedError, match="does not count"):
+        await talk(sessions, Purpose.AUDIT, caller, lower_machine(verdict_on_rival(1, height + 1)).start())
+    # All three attempts are still there.
+    shown = [verdict_on_rival(n, height) for n in (0, 1)]
+    for attempt in range(3):
+        node = lower_machine(*shown, attempt=attempt)
+        await talk(sessions, Purpose.AUDIT, caller, node.start(), node)
+        assert isinstance(node.finding, Valid)
+    with pytest.raises(BudgetError):
+        await talk(sessions, Purpose.AUDIT, caller, lower_machine(*shown, attempt=2).start())
+
+
+async def test_an_audit_of_a_lower_claim_survives_a_restart(bench: Bench) -> None:
+    caller = NODES[0].public_key
+    sessions = bench.start()
+    await bench.chain.become(lower_view())
+    height = bench.chain.height + 1
+    node = lower_machine(*(verdict_on_rival(n, height) for n in (0, 1)))
+    whole, replies = await talk(sessions, Purpose.AUDIT, caller, node.start(), node)
+    sessions = bench.start()
+    bench.chain.height -= 1
+    await bench.chain.become(lower_view())
+    _, again = await talk(sessions, Purpose.AUDIT, caller, whole)
+    assert again == replies
