@@ -59,7 +59,7 @@ def show_version() -> None:
 def main() -> int:
     """Entry point of the ``pofl`` script."""
     try:
-        app(standalone_mode=False)
+        code: object = app(standalone_mode=False)  # what a command that raised Exit ends with
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -70,7 +70,7 @@ def main() -> int:
     except PoflError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return exit_code(error)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":
