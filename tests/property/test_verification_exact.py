@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from bench.exactness import Case, draw_case, measure, play
 from core.chain.transaction import Activation
 from core.crypto.homomorphic import PARAMS
 from core.verification.scored_model import MAX_LAYERS
+from services.cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -98,6 +101,24 @@ def test_a_run_is_replayable() -> None:
     assert first["products_digest"] == again["products_digest"]
     assert draw_case(77, 1) == draw_case(77, 1) != draw_case(78, 1) != draw_case(78, 2)
     assert "seed 77" in lines[0]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_command_prints_json_and_ends_with_one_on_a_difference(
+    broken: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bench.exactness as measured
+
+    outcome = measured.Outcome(3, 3, 3, 4 if broken else 3, True, bytes(32))
+    monkeypatch.setattr(measured, "play", lambda case: outcome)
+    monkeypatch.setattr(measured, "products_digest", lambda seed: "00")
+    monkeypatch.setattr(sys, "argv", ["pofl", "bench", "exactness", "--cases", "2", "--seed", "4", "--json"])
+    with contextlib.suppress(SystemExit):
+        code = main()
+    assert code == (1 if broken else 0)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["seed"], found["cases"], found["differences"]) == (4, 2, 2 if broken else 0)
+    assert [failure["case"] for failure in found["failures"]] == ([0, 1] if broken else [])
 
 
 SCRIPT = """

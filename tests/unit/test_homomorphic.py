@@ -317,6 +317,26 @@ def test_secrets_are_ternary_and_differ() -> None:
     assert not np.array_equal(first.s, second.s)
 
 
+def test_masks_are_uniform_modulo_every_prime(pk: PublicKey) -> None:
+    """Chi square over 128 equal ranges and over residues modulo 127, limb by limb: within five standard deviations.
+
+    Independent and uniform modulo every prime is uniform modulo q (Chinese remainders).
+    """
+    nothing = np.zeros((6, L, N), dtype=np.uint64)
+    nothing[:, 0, 0] = 1
+    masked, _, masks = rerandomise(pk, nothing, nothing, SeededRng("uniform"))
+    for array in (masks, masked):
+        for limb, prime in enumerate(PARAMS.primes):
+            values = array[:, limb].reshape(-1)
+            for bins, groups in ((values // np.uint64(prime // 128 + 1), 128), (values % np.uint64(127), 127)):
+                counts = np.bincount(bins.astype(np.int64), minlength=groups)
+                expected = values.size / groups
+                chi = float((np.square(counts - expected) / expected).sum())
+                assert abs(chi - (groups - 1)) < 5 * (2 * (groups - 1)) ** 0.5, (limb, groups, chi)
+    pairs = np.corrcoef((masks[:, :, :] / np.array(PARAMS.primes)[None, :, None]).swapaxes(0, 1).reshape(L, -1))
+    assert np.abs(pairs - np.eye(L)).max() < 0.03
+
+
 def test_masked_decryption_is_plaintext_plus_share(sk: SecretKey, pk: PublicKey, numbers: np.random.Generator) -> None:
     plain = plaintexts(numbers, 2)
     c0, c1 = encrypt_symmetric(sk, b"A", plain, SeededRng(7)), expand_uniform(PARAMS, b"A", 2)
