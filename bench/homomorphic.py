@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from math import log2
 from typing import TypeVar
 
 import numpy as np
@@ -30,6 +32,7 @@ from core.crypto.homomorphic import (
 )
 from core.crypto.zero_check import LinearForm, ZeroCheckResponder, ZeroCheckVerifier
 from core.ports import SystemRng
+from core.verification.noise import noise_of_steps
 
 T = TypeVar("T")
 
@@ -81,6 +84,16 @@ def main() -> None:
     responder = ZeroCheckResponder(sk, rng)
     commitments = measure("zero check: answer 3 runs", lambda: responder.commit(verifier.queries()), 1)
     verifier.conclude(responder.open(verifier.reveal(commitments)))
+    show_noise()
+
+
+def show_noise() -> None:
+    """Calculated noise of every step at the paper's size, in bits; tests/unit/test_noise.py measures it."""
+    dims = (256, 16, 16, 10)
+    parameters = sum((rows + 1) * columns for rows, columns in pairwise(dims))
+    for step in noise_of_steps(dims, parameters, 10_000):
+        bits = f"worst {log2(step.worst):5.1f}, likely {log2(step.likely):5.1f}, limit {log2(step.limit):5.1f}"
+        print(f"noise in bits, {step.step:<42}{bits}")
 
 
 if __name__ == "__main__":
