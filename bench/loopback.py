@@ -215,9 +215,12 @@ class Network:
         self.requester_pid = process.pid
         ready = asyncio.ensure_future(self.channel("user", "user").channel_ready())
         ended = asyncio.ensure_future(process.wait())
-        done, rest = await asyncio.wait((ready, ended), timeout=60, return_when=asyncio.FIRST_COMPLETED)
-        for one in rest:
-            one.cancel()
+        try:
+            done, _ = await asyncio.wait((ready, ended), timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in (ready, ended):
+                one.cancel()
+            await asyncio.gather(ready, ended, return_exceptions=True)
         if ready not in done:
             raise TimeoutError("the requester did not come up")
 

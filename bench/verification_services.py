@@ -311,7 +311,7 @@ async def _together(
     return {
         **spread(totals), "nodes": count, "cpu_seconds_per_node": spread([row["cpu_seconds"] for row in rows])["seconds"],
         "requester_cpu_seconds": spread(requester)["seconds"],
-        "bytes": {way: count * size for way, size in rows[-1]["bytes"].items()},
+        "bytes": {way: sum(row["bytes"][way] for row in rows[-count:]) for way in ("to_requester", "from_requester")},
     }  # fmt: skip
 
 
