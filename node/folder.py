@@ -17,7 +17,7 @@ from core.errors import CorruptError, InputError, NotFoundError, StorageError, W
 from core.params import Genesis
 from node import rows
 from node.store import store_meta
-from services.storage import LevelDb
+from services.storage import LevelDb, StoreMeta
 
 __all__ = ["ChainFolder", "open_chain_folder"]
 
@@ -37,6 +37,11 @@ class ChainFolder:
     data_dir: Path
     genesis: Genesis | None = None
     node: bytes | None = None
+
+    @property
+    def meta(self) -> StoreMeta | None:
+        """What the folder should say of itself, as far as that is known."""
+        return None if self.genesis is None or self.node is None else store_meta(self.genesis, self.node)
 
     @property
     def path(self) -> Path:
@@ -111,8 +116,7 @@ class ChainFolder:
         self._clean()
 
     def _open(self, path: Path) -> LevelDb:
-        meta = None if self.genesis is None or self.node is None else store_meta(self.genesis, self.node)
-        return LevelDb(path, meta, rows.ADVICE)
+        return LevelDb(path, self.meta, rows.ADVICE)
 
     def _is_done(self) -> bool:
         if not self.rebuilt.exists():

@@ -205,8 +205,8 @@ def rebuild(old: KeyValueStore, new: KeyValueStore, genesis: Genesis, progress: 
 
 
 _MADE: Final = (
-    rows.BLOCK, rows.CERTIFICATE, rows.ROOT, rows.HASH, rows.TX, rows.WORK, rows.ROW, rows.SCALARS, rows.GENESIS, rows.CONSENSUS,
-    rows.HEADER, rows.PRUNING, rows.SNAPSHOT,
+    rows.BLOCK, rows.CERTIFICATE, rows.ROOT, rows.HASH, rows.TX, rows.WORK, rows.ROW, rows.SCALARS, rows.GENESIS,
+    rows.CONSENSUS, rows.HEADER, rows.PRUNING, rows.SNAPSHOT,
 )  # fmt: skip
 """Kinds of rows that are made again or checked; what other parts of a node keep is copied as far as it can be read."""
 
@@ -285,6 +285,12 @@ def import_chain(store: ChainStore, reader: ArchiveReader, progress: Progress) -
     What was right is kept whatever comes after it. Raises NotFoundError (the stream begins later than this chain ends),
     BlockError, WrongChainError, MalformedError, LimitError, StorageError.
     """
+    ours, theirs = store.state.genesis, reader.genesis
+    if theirs.chain_id != ours.chain_id:
+        raise WrongChainError(
+            f"the file is of chain {theirs.name} {theirs.chain_id.hex()}, this node is on chain {ours.name} "
+            f"{ours.chain_id.hex()}: give a file of this chain"
+        )
     if reader.first > store.state.height + 1:
         raise NotFoundError(
             f"the file begins at height {reader.first}, this chain ends at {store.state.height}: import what is between first",
@@ -402,7 +408,8 @@ def _is_there(kv: KeyValueStore, height: int) -> bool:
     try:
         return kv.get(rows.BLOCK + at(height)) is not None
     except CorruptError:
-        return True
+        # With the state's own word for the height this is not asked; without it less is found, never too much.
+        return False
 
 
 def _pruning(kv: KeyValueStore) -> Pruning:

@@ -104,11 +104,6 @@ def _import(given: argparse.Namespace, folder: ChainFolder) -> Outcome:
     with _input(given.file) as source, _progress("import", given) as progress:
         reader = ArchiveReader(source, name)
         with _opened(folder) as (kv, genesis):
-            if reader.genesis.chain_id != genesis.chain_id:
-                raise WrongChainError(
-                    f"{name} is of chain {reader.genesis.name} {reader.genesis.chain_id.hex()}, this node is on chain "
-                    f"{genesis.name} {genesis.chain_id.hex()}: give a file of this chain"
-                )
             store = ChainStore(kv, genesis)
             if given.silent_until is not None:
                 store.be_silent(given.silent_until)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from typing import Final
 
 from core.chain.messages import ConsensusRecord
 from core.codec import decode
@@ -17,6 +18,13 @@ from node.store import ChainStore
 from services.storage import LevelDb
 
 __all__ = ["Rebuilt", "reindex"]
+
+RESYNC: Final = (
+    "move the folder away and start again: the node fetches the chain from its peers (a validator sets silent_until first)"
+)
+
+
+_LOST: Final = "votes_lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +46,19 @@ def reindex(folder: ChainFolder, silent_until: Height | None, progress: Progress
     """
     folder.resume_swap()
     try:
-        old, is_whole = folder.open(), True
-    except CorruptError:
-        old, is_whole = LevelDb.salvage(folder.path, folder.salvaged), False
+        found = _rebuild(folder, folder.open(), True, silent_until, progress)
+    except CorruptError as error:
+        if _LOST in error.values:
+            raise
+        # LevelDB cannot open it, or a damaged part hides what is needed: its own repair leaves that part out.
+        salvaged = LevelDb.salvage(folder.path, folder.salvaged, folder.meta, RESYNC)
+        found = _rebuild(folder, salvaged, False, silent_until, progress)
+    folder.swap()
+    return found
+
+
+def _rebuild(folder: ChainFolder, old: LevelDb, is_whole: bool, silent_until: Height | None, progress: Progress) -> Rebuilt:
+    """Make the new store beside the old one, and close both."""
     try:
         genesis = folder.genesis_of(old)
         new = folder.open_rebuilt(old)
@@ -51,10 +69,9 @@ def reindex(folder: ChainFolder, silent_until: Height | None, progress: Progress
             shutil.rmtree(folder.rebuilt, ignore_errors=True)
             raise
         new.close()
+        return found
     finally:
         old.close()
-    folder.swap()
-    return found
 
 
 def _build(
@@ -73,7 +90,8 @@ def _build(
     elif is_validator and silent_until is None and not is_known:
         raise CorruptError(
             "what this validator voted cannot be read any more, and a validator that votes twice at a height loses its bond: "
-            "ask another node for its height (`pofl chain tip`), add 1, and give that with --silent-until; nothing was changed"
+            "ask another node for its height (`pofl chain tip`), add 1, and give that with --silent-until; nothing was changed",
+            **{_LOST: True},
         )
     if silent_until is not None:
         store.be_silent(silent_until)

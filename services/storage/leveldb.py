@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,12 @@ class LevelDb:
         return self._folder
 
     @staticmethod
-    def salvage(folder: Path, target: Path) -> LevelDb:
+    def salvage(folder: Path, target: Path, meta: StoreMeta | None = None, advice: str = ADVICE) -> LevelDb:
         """What can still be read of a damaged folder, as a store in ``target``, which is overwritten.
 
-        Nothing in ``folder`` is changed. Older values of a key, and keys that were deleted, may come back. Raises
-        CorruptError if nothing can be read, StorageFullError, StorageError.
+        Nothing in ``folder`` is changed. Older values of a key, and keys that were deleted, may come back. ``meta`` says
+        whose it is if that cannot be read either. Raises CorruptError if nothing can be read, LockedError, StorageFullError,
+        StorageError.
         """
         shutil.rmtree(target, ignore_errors=True)
         try:
@@ -94,9 +95,13 @@ class LevelDb:
             (target / name).unlink(missing_ok=True)
         try:
             plyvel.repair_db(str(target))
+            if meta is not None:
+                with contextlib.closing(plyvel.DB(str(target))) as repaired:
+                    if repaired.get(META_KEY) is None:
+                        repaired.put(META_KEY, codec.encode(meta))
         except plyvel.Error as error:
-            raise CorruptError(f"nothing can be read in {folder} ({_text(error)}): restore it from a backup") from error
-        return LevelDb(target, None)
+            raise CorruptError(f"nothing can be read in {folder} ({_text(error)}): {advice}") from error
+        return LevelDb(target, meta, advice)
 
     def compact(self) -> None:
         """Give the room of deleted entries back to the disk."""
@@ -167,7 +172,7 @@ class LevelDb:
             meta.require(found, str(self._folder))
         return found
 
-    @contextmanager
+    @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         """LevelDB's errors as ours. It tells most of them apart by text only."""
         try:
