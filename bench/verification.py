@@ -56,9 +56,7 @@ class Open:
     def is_claimed(self, pool: AccountId, model_commitment: ModelCommitment) -> bool:
         return True
 
-    def check_turn(
-        self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]
-    ) -> None:
+    def check_turn(self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]) -> None:
         return None
 
     def is_validator(self, validator: NodeId) -> bool:
