@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 from bench.exactness import reference
 from core.chain.transaction import Activation
 from core.errors import InputError, LimitError
+from core.verification.audit_node import Valid
 from core.verification.quantise import float_forward, quantise_features
 from core.verification.regression import bucket_columns, buckets, quantile_cuts, quantise_regression
 from core.verification.scored_model import BIAS_BOUND, predict
+from core.verification.test_set import TestSet
+from tests.verification import claim_of, make_audit, make_evaluation, make_world
 
 numbers = st.integers(-(1 << 24), 1 << 24)
 
@@ -107,6 +111,26 @@ def test_networks_with_one_output(activation: Activation) -> None:
     assert report.scored_correct >= 750, report
     a = quantise_features(x, 127.0)
     assert all((z == w).all() for z, w in zip(model.forward(a)[0], reference(model, a), strict=True))
+
+
+def test_a_regression_is_evaluated_and_audited_like_any_model() -> None:
+    """The protocol does not know that it is one: N of pool and node is the number of targets in the right bucket."""
+    random = np.random.default_rng(11)
+    x = random.uniform(-1, 1, (60, 5))
+    w = random.normal(0, 1, (5, 1))
+    y = x @ w[:, 0] + 0.2 + random.normal(0, 0.3, 60)
+    cuts = quantile_cuts(y, 4)
+    model, report = quantise_regression([(w, np.array([0.2]))], cuts, Activation.RELU, 127.0, 10, x, y)
+    plain = TestSet(quantise_features(x, 127.0), buckets(y, cuts), 4)
+    world = make_world((5, 4), 60, Activation.RELU, seed=21, plain=plain)
+    run = make_evaluation(world, model)
+    run.offline()
+    result = run.online()
+    assert result.correct == report.scored_correct
+    finding = make_audit(world, replace(claim_of(world, run.body, result.correct), vm=result.vm)).run()
+    assert isinstance(finding, Valid)
+    assert finding.correct == report.scored_correct
+    assert 20 < finding.correct < 60
 
 
 def test_quantile_cuts_split_evenly_or_say_why_not() -> None:
