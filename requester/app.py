@@ -11,6 +11,7 @@ from pofl.verify.v1 import verify_pb2_grpc
 from core.chain.state import Validator
 from core.ids import Amount
 from core.ports import SystemRng
+from requester.agreement import Agreement
 from requester.config import RequesterConfig
 from requester.models import BodySource, TaskBooks
 from requester.servicer import OWNER, RULES, VERIFY, OwnerServicer, VerifyServicer
@@ -19,7 +20,8 @@ from requester.standing import Follower
 from requester.store import RequesterStore, TaskSecrets
 from requester.tasks import Desk, Platforms, TaskMaker
 from services.rpc import blobs
-from services.rpc.chain_client import Wallet
+from services.rpc.chain_client import ChainClient, Wallet
+from services.rpc.channel import connect
 from services.rpc.role import Role, open_chain, open_server, wait_for_chain
 from services.runtime.clock import SystemClock
 from services.runtime.config import advertised
@@ -42,7 +44,7 @@ async def main(role: Role[RequesterConfig], life: Lifecycle) -> None:
     blob_store = blobs.BlobStore(cfg.data_dir / "blobs", BLOB_QUOTA)
     chain = open_chain(role, life)
     validators = tuple(Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators)
-    follower = Follower(chain, genesis.chain_id, validators)
+    follower = Follower(chain, genesis.chain_id, validators, Agreement(_each_node(role, life), len(validators)))
     books = TaskBooks(genesis.chain_id, role.key, store, secrets)
     sessions = Sessions(books, follower, store, role.key, rng, session_limits(role))
     life.on_stop(sessions.close)
@@ -68,6 +70,16 @@ async def main(role: Role[RequesterConfig], life: Lifecycle) -> None:
     life.spawn(desk.run(), "see to the tasks")
     await server.ready()
     await life.wait()
+
+
+def _each_node(role: Role[RequesterConfig], life: Lifecycle) -> list[tuple[str, ChainClient]]:
+    """A client of each configured node alone."""
+    nodes = []
+    for target in role.cfg.peers.nodes:
+        channel = connect(target, role.tls, expect_role="node", caller=role.identity.caller)
+        life.on_stop(lambda channel=channel: channel.close(None))  # type: ignore[misc]
+        nodes.append((target, ChainClient([(target, channel)])))
+    return nodes
 
 
 def session_limits(role: Role[RequesterConfig]) -> SessionLimits:

@@ -372,12 +372,12 @@ class Sessions:
         """The replies to one message; one that the chain does not allow yet waits a moment for the next block."""
         deadline = time.monotonic() + self._limits.chain_s
         while True:
-            height = self._follower.height
+            version = self._follower.version
             try:
                 replies = await self._step(live, envelope)
             except UnavailableError:
                 left = deadline - time.monotonic()
-                if left <= 0 or not await self._follower.wait(_moved(self._follower, height), left):
+                if left <= 0 or not await self._follower.wait(_moved(self._follower, version), left):
                     raise
             else:
                 self._report(live, type(envelope.message).__name__)
@@ -436,8 +436,8 @@ def _compute(live: _Live, envelope: Envelope, store: RequesterStore) -> tuple[En
     return replies
 
 
-def _moved(follower: Follower, height: int) -> Callable[[], bool]:
-    return lambda: follower.height > height
+def _moved(follower: Follower, version: int) -> Callable[[], bool]:
+    return lambda: follower.version > version
 
 
 async def _anext(incoming: AsyncIterator[Envelope]) -> Envelope | None:

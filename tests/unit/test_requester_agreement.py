@@ -1,0 +1,98 @@
+"""The requester believes a ranking that enough nodes tell alike, and waits for the silent ones no longer than she must."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from core.errors import UnavailableError
+from core.ids import TaskId
+from requester import agreement as module
+from requester.agreement import Agreement, Teller
+from requester.turns import ranking_of
+from services.rpc.views import TaskPhase, TaskView, Tip
+from tests.unit.test_requester_turns import HEIGHT, TASK, VIEW
+
+LIE = replace(VIEW, entries=VIEW.entries[1:])
+
+
+class Node:
+    def __init__(self, view: TaskView = VIEW, height: int = HEIGHT - 1, at_work: bool = True, delay: float = 0.0) -> None:
+        self.view, self.height, self.at_work, self.delay = view, height, at_work, delay
+        self.asked = 0
+        self.is_down = False
+
+    async def tip(self) -> Tip:
+        self.asked += 1
+        await asyncio.sleep(self.delay)
+        if self.is_down:
+            raise UnavailableError("down")
+
+        class Told:
+            height, work_height, current_task = self.height, self.at_work, self.view.task_id
+
+        return cast(Tip, Told())
+
+    async def task(self, task_id: TaskId) -> TaskView:
+        return self.view
+
+
+def made(nodes: Sequence[Node], validators: int = 4) -> Agreement:
+    return Agreement([(f"node{i}", cast(Teller, node)) for i, node in enumerate(nodes)], validators)
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.02)
+
+
+async def test_one_lying_node_of_four_is_not_believed() -> None:
+    """The node that the requester follows leaves out the best claim. Before, its word was the ranking."""
+    settled = await made([Node(LIE), Node(), Node(), Node()]).settle(TASK)
+    assert ranking_of(settled.task) == ranking_of(VIEW)
+    assert settled.height == HEIGHT
+
+
+async def test_a_lie_about_the_height_is_not_believed_either() -> None:
+    settled = await made([Node(height=HEIGHT + 7), Node(), Node()]).settle(TASK)
+    assert settled.height == HEIGHT
+
+
+async def test_nodes_that_are_silent_or_down_are_not_waited_for() -> None:
+    slow, down = Node(delay=60.0), Node()
+    down.is_down = True
+    async with asyncio.timeout(1.0):
+        await made([slow, down, Node(), Node()]).settle(TASK)
+
+
+async def test_too_few_that_agree_are_asked_again() -> None:
+    late = Node(at_work=False)
+    agreement = made([Node(LIE), Node(), late])
+    task = asyncio.create_task(agreement.settle(TASK))
+    await asyncio.sleep(0.15)
+    assert not task.done()
+    assert late.asked > 1
+    late.at_work = True
+    async with asyncio.timeout(1.0):
+        assert ranking_of((await task).task) == ranking_of(VIEW)
+
+
+async def test_with_few_nodes_all_must_agree() -> None:
+    assert made([Node()], 7).needed == 1
+    assert made([Node(), Node()], 7).needed == 2
+    assert made([Node()] * 7, 7).needed == 3
+    task = asyncio.create_task(made([Node(LIE), Node()], 7).settle(TASK))
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    task.cancel()
+
+
+async def test_a_task_in_another_phase_is_not_settled() -> None:
+    task = asyncio.create_task(made([Node(replace(VIEW, phase=TaskPhase.EVALUATION))] * 4).settle(TASK))
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    task.cancel()
