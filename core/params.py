@@ -55,6 +55,11 @@ class ChainParams:
     audit_ms: Annotated[int, U32] = 8_000
     # Money
     min_fee: Annotated[int, I64] = 1
+    """For each KiB begun of a transaction: what is stored for ever is paid by its size."""
+    min_reward: Annotated[int, I64] = 1_000
+    """The least reward of a task, which every validator stores a test set for."""
+    kept_tasks: Annotated[int, U32] = 1_024
+    """Ended tasks in the state; older ones are forgotten, their blocks are not."""
     burn_ppm: Annotated[int, U32] = 100_000
     """Of a reward."""
     auditors_ppm: Annotated[int, U32] = 50_000
@@ -83,6 +88,10 @@ class ChainParams:
     initial_reputation_ppm: Annotated[int, U32] = 500_000
     clean_trade_ppm: Annotated[int, U32] = 50_000
     leak_penalty_ppm: Annotated[int, U32] = 500_000
+
+    def least_fee(self, size: int) -> Amount:
+        """Of a transaction of ``size`` bytes, its signature not counted."""
+        return Amount(self.min_fee * (1 + size // 1024))
 
     def min_window_ms(self, validators: int) -> int:
         """Shortest window that f + 1 failed rounds cannot swallow (design: consensus, "A task's life").
@@ -131,6 +140,7 @@ class ChainParams:
         bounds = {
             # Claims are listed in a header, and highs in a record, of limited size.
             "max_pools": (1, MAX_CLAIMS), "highs_window": (1, 256), "audit_slots": (1, 1 << 16),
+            "min_reward": (1, MAX_SUPPLY), "kept_tasks": (16, 65_536),
             "min_fee": (0, MAX_SUPPLY), "provider_fee": (0, MAX_SUPPLY), "validator_bond": (0, MAX_SUPPLY),
             **dict.fromkeys(shares, (0, 1000000)),
         }  # fmt: skip

@@ -109,7 +109,9 @@ class NodeApi:
         view = self.block(height)
         state = self._store.state
         task_id = view.header.task_id
-        task = None if task_id is None else queries.task_view(state, state.task(task_id))
+        # The state forgets tasks that ended long ago; what the block says of itself is told all the same.
+        known_task = None if task_id is None else state.tasks.get(task_id)
+        task = None if known_task is None else queries.task_view(state, known_task)
         known = self._store.work(height)
         vm = view.header.vm
         body = self._work.body(vm.model_commitment) if vm is not None else None

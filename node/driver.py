@@ -253,8 +253,10 @@ class Driver:
         """A transaction of this node's account. Raises TransactionError."""
         account = AccountId(self._key.public_key)
         nonce = self.pending.next_nonce(self.state, account)
-        fee = Amount(0) if rules.is_fee_free(payload) else Amount(self.state.params.min_fee)
-        transaction = build.make_transaction(self._key, self.state.chain_id, nonce, fee, payload)
+        free = build.make_transaction(self._key, self.state.chain_id, nonce, Amount(0), payload)
+        fee = self.state.params.least_fee(len(free.transaction))
+        is_free = rules.is_fee_free(payload)
+        transaction = free if is_free else build.make_transaction(self._key, self.state.chain_id, nonce, fee, payload)
         self.submit(transaction)
         return transaction.tx_id
 

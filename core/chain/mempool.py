@@ -1,7 +1,7 @@
 """Transactions that wait for a block. A value: every change gives a new mempool (design: consensus, "Node").
 
 Per sender they wait in order of their nonces. A transaction that is only too early stays; one that cannot become good is
-refused with its reason. The same account and nonce again replaces, if it pays more.
+refused with its reason. The same account and nonce again replaces, if it pays a tenth more.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ MAX_WAITING: Final = 4096
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_PER_SENDER: Final = rules.MAX_NONCE_AHEAD
 EXPIRY_MS: Final = 10 * 60 * 1000
+BUMP_PERCENT: Final = 10
+"""Each replacement is sent to every node: it must pay that much more."""
 _LATER: Final = (Refusal.TOO_EARLY, Refusal.BAD_NONCE)
 
 
@@ -36,6 +38,11 @@ class Waiting:
     @property
     def size(self) -> int:
         return len(self.signed.transaction)
+
+    @property
+    def rate(self) -> int:
+        """What it pays for each KiB begun, in thousandths."""
+        return _rate(self.transaction, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +86,11 @@ def add(
     if known is not None:
         if known.signed == signed:
             return pool
-        if tx.fee <= known.transaction.fee:
+        least = max(known.transaction.fee + 1, -(-known.transaction.fee * (100 + BUMP_PERCENT) // 100))
+        if tx.fee < least:
             raise TransactionError(
-                f"nonce {tx.nonce} of {short(tx.sender)} waits with fee {known.transaction.fee}: pay more to replace it",
-                Refusal.FEE_TOO_LOW, fee=tx.fee, waiting=known.transaction.fee,
+                f"nonce {tx.nonce} of {short(tx.sender)} waits with fee {known.transaction.fee}: pay {least} to replace it",
+                Refusal.FEE_TOO_LOW, fee=tx.fee, waiting=known.transaction.fee, least=least,
             )  # fmt: skip
     elif sum(sender == tx.sender for sender, _ in pool.waiting) >= MAX_PER_SENDER:
         raise TransactionError(f"{MAX_PER_SENDER} transactions of {short(tx.sender)} wait already", Refusal.LIMIT)
@@ -90,17 +98,23 @@ def add(
     if known is not None:
         size -= waiting.pop(place).size
     while len(waiting) >= min(limit, MAX_WAITING) or size > MAX_BYTES:
-        size -= waiting.pop(_to_give_up(waiting, state, tx)).size
+        size -= waiting.pop(_to_give_up(waiting, state, tx, len(signed.transaction))).size
     waiting[place] = Waiting(signed, tx, now_ms)
     return replace(pool, waiting=waiting, size=size)
 
 
-def _to_give_up(waiting: Mapping[tuple[AccountId, int], Waiting], state: State, tx: Transaction) -> tuple[AccountId, int]:
-    """The worst that waits: least fee, of one sender the last. Raises TransactionError unless ``tx`` is better."""
+def _rate(tx: Transaction, size: int) -> int:
+    return tx.fee * 1000 // (1 + size // 1024)
+
+
+def _to_give_up(
+    waiting: Mapping[tuple[AccountId, int], Waiting], state: State, tx: Transaction, size: int
+) -> tuple[AccountId, int]:
+    """The worst that waits: least fee for its size, of one sender the last. Raises TransactionError unless ``tx`` is better."""
     validators = {bytes(v.node_id) for v in state.validators}
     others = [place for place in waiting if place[0] not in validators]
-    worst = min(others, key=lambda p: (waiting[p].transaction.fee, -p[1], -waiting[p].since_ms), default=None)
-    if worst is None or (tx.sender not in validators and tx.fee <= waiting[worst].transaction.fee):
+    worst = min(others, key=lambda p: (waiting[p].rate, -p[1], -waiting[p].since_ms), default=None)
+    if worst is None or (tx.sender not in validators and _rate(tx, size) <= waiting[worst].rate):
         raise TransactionError(
             f"{len(waiting)} transactions wait already: pay more, or try again later", Refusal.LIMIT, waiting=len(waiting)
         )
@@ -144,7 +158,7 @@ def candidates(pool: Mempool, state: State) -> tuple[SignedTransaction, ...]:
             nonce += 1
         if row and _applies(state, row[0].signed):
             rows.append(row)
-    rows.sort(key=lambda row: (-row[0].transaction.fee, row[0].since_ms, row[0].transaction.sender))
+    rows.sort(key=lambda row: (-row[0].rate, row[0].since_ms, row[0].transaction.sender))
     return tuple(w.signed for row in rows for w in row)
 
 

@@ -24,12 +24,15 @@ from core.ids import (
 )
 
 __all__ = [
-    "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Membership", "Pot", "Provider",
-    "Reputation", "Standing", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator", "ValidatorSet",
-    "Windows",
+    "MAX_ENDED", "MAX_ENTRANTS", "MAX_LIVE", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit",
+    "Membership", "Pot", "Provider", "Reputation", "Standing", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade",
+    "TradePhase", "Validator", "ValidatorSet", "Windows",
 ]  # fmt: skip
 
 MAX_ENTRANTS: Final = 1024
+MAX_LIVE: Final = 1024
+"""Unfinished tasks."""
+MAX_ENDED: Final = 65_536
 MAX_HIGHS: Final = 256
 
 
@@ -92,6 +95,8 @@ class TaskEnd(IntEnum):
     """No claim was adopted."""
     DEAD = 8
     """A void block whose search ended at a claim that the requester would not let be audited."""
+    DISPLACED = 9
+    """There were too many unfinished tasks, and one with a higher reward came."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from core.chain.transaction import (
 from core.codec import decode
 from core.crypto import signing
 from core.errors import BlockError, CryptoError, InputError, TransactionError, WrongChainError
-from core.ids import AccountId, Height, Milliseconds, short
+from core.ids import AccountId, Amount, Height, Milliseconds, short
 
 __all__ = [
     "HEADER_VERSION", "Context", "apply_block", "apply_transaction", "check_transaction", "decode_transaction", "due",
@@ -312,7 +312,7 @@ def _verified(state: State, signed: SignedTransaction) -> Transaction:
         raise TransactionError(
             f"transaction for chain {short(tx.chain_id)}, this is {short(state.chain_id)}", Refusal.WRONG_CHAIN
         )
-    least = 0 if is_fee_free(tx.payload) else state.params.min_fee
+    least = Amount(0) if is_fee_free(tx.payload) else state.params.least_fee(len(signed.transaction))
     if tx.fee < least:
         raise TransactionError(f"a fee of {tx.fee}; at least {least} is asked", Refusal.FEE_TOO_LOW, fee=tx.fee, least=least)
     try:

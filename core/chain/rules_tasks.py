@@ -13,6 +13,7 @@ from core.chain import merkle
 from core.chain.block import Outcome, OutcomeKind
 from core.chain.claims import check_receipt
 from core.chain.ledger import burn, credit, debit, divide_reward, part
+from core.chain.records import MAX_LIVE
 from core.chain.state import (
     MAX_ENTRANTS,
     ClaimRecord,
@@ -41,6 +42,9 @@ PLAINTEXT_BITS: Final = 33
 """``ceil(log2 t)`` of the plaintext modulus (design: verification, section 2)."""
 
 
+_NEVER_CURRENT: Final = (TaskEnd.NOT_STORED, TaskEnd.EXPIRED, TaskEnd.DISPLACED)
+
+
 def least_leak_bits(spec: TaskSpec, params: ChainParams) -> int:
     """What pools together may learn of a test row at most: ``max_pools * 2 K * ceil(log2 t)``; a task must declare it.
 
@@ -58,7 +62,7 @@ def publish(state: State, tx: Transaction, published: PublishTask, index: int, t
     spec, params = published.spec, state.params
     least_bond = -(-published.reward * params.min_pool_bond_ppm // 1_000_000)
     for ok, problem in (
-        (published.reward > 0, f"the reward is {published.reward}, must be positive"),
+        (published.reward >= params.min_reward, f"the reward is {published.reward}, must be at least {params.min_reward}"),
         (published.bond >= published.reward, f"the bond {published.bond} is below the reward {published.reward}"),
         (
             published.min_pool_bond >= least_bond,
@@ -84,12 +88,26 @@ def publish(state: State, tx: Transaction, published: PublishTask, index: int, t
     if task_id in state.tasks:
         raise TransactionError(f"task {short(task_id)} exists: choose another nonce", Refusal.DUPLICATE)
     locked = Amount(published.reward + published.bond)
+    if len(state.live) >= MAX_LIVE:
+        state = _displace(state, published.reward, time_ms)
     state = debit(state, tx.sender, locked)
     task = Task(
         task_id, tx.sender, published, Height(state.height + 1), index, time_ms, TaskPhase.PENDING, (), (), None, None,
         None, None, None, None, locked, None, None, None, None,
     )  # fmt: skip
     return replace(state, tasks=state.tasks.put(task_id, task), live=(*state.live, task_id))
+
+
+def _displace(state: State, reward: Amount, time_ms: Milliseconds) -> State:
+    """Makes room for a task: of those that nobody mines for yet the one with the least reward, the latest of several, goes."""
+    waiting = [t for t in (state.tasks[i] for i in state.live) if t.phase is not TaskPhase.CURRENT]
+    least = min(waiting, key=lambda t: (t.reward, -t.height, -t.index))
+    if least.reward >= reward:
+        raise TransactionError(
+            f"{len(state.live)} tasks wait, the most there may be: offer a reward above {least.reward}", Refusal.LIMIT,
+            reward=reward, least=least.reward,
+        )  # fmt: skip
+    return end_task(state, least, TaskEnd.DISPLACED, Height(state.height + 1), time_ms)
 
 
 def stored(state: State, tx: Transaction, payload: Stored) -> State:
@@ -122,14 +140,30 @@ def enter(state: State, tx: Transaction, payload: EnterTask, index: int) -> Stat
         raise TransactionError(
             f"a bond of {payload.bond}; task {name} asks at least {task.published.min_pool_bond}", Refusal.OUT_OF_RANGE
         )
-    if len(task.pools) >= MAX_ENTRANTS:
-        raise TransactionError(f"task {name} has {MAX_ENTRANTS} entrants, the most there may be", Refusal.LIMIT)
     state = debit(state, tx.sender, payload.bond)
+    if len(task.pools) >= MAX_ENTRANTS:
+        state, task = _outbid(state, task, payload.bond)
     entry = Entry(
         task.task_id, tx.sender, payload.bond, payload.endpoint, Height(state.height + 1), index, Standing.OFFERED,
         payload.bond, None, None,
     )  # fmt: skip
     return _put(_put_entry(state, entry), replace(task, pools=(*task.pools, tx.sender)))
+
+
+def _outbid(state: State, task: Task, bond: Amount) -> tuple[State, Task]:
+    """Makes room for an entrant: who would be admitted last goes, and gets its bond back at once.
+
+    Only ``max_pools`` of those that stay are admitted, so nobody with a chance is shut out by many cheap entries.
+    """
+    last = max(state.entries_of(task.task_id), key=lambda e: (-e.bond, e.height, e.index))
+    if last.bond >= bond:
+        raise TransactionError(
+            f"task {short(task.task_id)} has {MAX_ENTRANTS} entrants, the most there may be: lock more than {last.bond}",
+            Refusal.LIMIT, bond=bond, least=last.bond,
+        )  # fmt: skip
+    state = credit(state, last.pool, last.held)
+    state = replace(state, entries=state.entries.drop(entry_key(task.task_id, last.pool)))
+    return state, replace(task, pools=tuple(p for p in task.pools if p != last.pool))
 
 
 def commit(state: State, tx: Transaction, payload: Commit) -> State:
@@ -306,7 +340,7 @@ def end_task(state: State, task: Task, end: TaskEnd, height: Height, time_ms: Mi
         back, lost = bond, 0
     elif end is TaskEnd.DEAD:
         back, lost = reward, bond
-    elif end in (TaskEnd.NOT_STORED, TaskEnd.EXPIRED) or any(e.standing is Standing.REFUTED for e in entries):
+    elif end in _NEVER_CURRENT or any(e.standing is Standing.REFUTED for e in entries):
         back, lost = Amount(reward + bond), 0
     else:
         lost = part(bond, state.params.void_bond_ppm)
@@ -326,11 +360,29 @@ def end_task(state: State, task: Task, end: TaskEnd, height: Height, time_ms: Mi
         settle_ms=Milliseconds(time_ms + state.params.settle_ms) if has_claims else None,
     )
     return replace(
-        _put(state, task),
+        _forget(_put(state, task)),
         live=tuple(i for i in state.live if i != task.task_id),
+        ended=(*_kept(state), task.task_id),
         settling=(*state.settling, task.task_id) if has_claims else state.settling,
         current=None if state.current == task.task_id else state.current,
     )
+
+
+def _forget(state: State) -> State:
+    """Drops the records of the tasks that ended first, so that one more can be kept; not while a bond is still locked."""
+    for task_id in state.ended[: len(state.ended) - len(_kept(state))]:
+        for entry in state.entries_of(task_id):
+            state = replace(state, entries=state.entries.drop(entry_key(task_id, entry.pool)))
+        state = replace(state, tasks=state.tasks.drop(task_id))
+    return state
+
+
+def _kept(state: State) -> tuple[TaskId, ...]:
+    ended, most = state.ended, state.params.kept_tasks - 1
+    first = 0
+    while len(ended) - first > most and ended[first] not in state.settling:
+        first += 1
+    return ended[first:]
 
 
 def settle_claimants(state: State, time_ms: Milliseconds) -> State:

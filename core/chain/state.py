@@ -14,7 +14,9 @@ from typing import Annotated, Final
 from core.chain import merkle
 from core.chain.block import BlockKind
 from core.chain.records import (
+    MAX_ENDED,
     MAX_ENTRANTS,
+    MAX_LIVE,
     Account,
     ClaimRecord,
     Entry,
@@ -74,7 +76,8 @@ class _Scalars:
     burned: Annotated[Amount, I64]
     current: Annotated[TaskId | None, Maybe(DIGEST)]
     pot: Annotated[Pot | None, Maybe(Record(Pot))]
-    live: Annotated[tuple[TaskId, ...], Seq(DIGEST, 1 << 20)]
+    live: Annotated[tuple[TaskId, ...], Seq(DIGEST, MAX_LIVE)]
+    ended: Annotated[tuple[TaskId, ...], Seq(DIGEST, MAX_ENDED)]
     settling: Annotated[tuple[TaskId, ...], Seq(DIGEST, 1 << 20)]
     trading: Annotated[tuple[Digest, ...], Seq(DIGEST, 1 << 20)]
 
@@ -102,6 +105,8 @@ class State:
     """Who votes at the height after that: what this block changed."""
     live: tuple[TaskId, ...]
     """Pending, open and current tasks, in order of publication."""
+    ended: tuple[TaskId, ...]
+    """Ended tasks that are not forgotten yet, earliest end first."""
     settling: tuple[TaskId, ...]
     """Ended tasks whose claimants' bonds are still locked."""
     trading: tuple[Digest, ...]
@@ -235,6 +240,7 @@ def genesis_state(genesis: Genesis) -> State:
         validators=validators,
         next_validators=validators,
         live=(),
+        ended=(),
         settling=(),
         trading=(),
         accounts=Table(Account, {a.account: Account(a.balance, 0) for a in genesis.accounts if a.balance}),
@@ -303,6 +309,7 @@ def decode_state(data: bytes, genesis: Genesis) -> State:
         validators=sets.validators.validators,
         next_validators=sets.next_validators.validators,
         live=scalars.live,
+        ended=scalars.ended,
         settling=scalars.settling,
         trading=scalars.trading,
         **tables,  # type: ignore[arg-type]
@@ -333,6 +340,7 @@ def _scalars(state: State) -> _Scalars:
         state.current,
         state.pot,
         state.live,
+        state.ended,
         state.settling,
         state.trading,
     )

@@ -331,7 +331,10 @@ class ChainClient:
 
 
 class Wallet:
-    """One account's key: makes, signs and hands in its transactions, one nonce after the other."""
+    """One account's key: makes, signs and hands in its transactions, one nonce after the other.
+
+    ``fee`` is for each KiB begun of a transaction, at least the chain's ``min_fee``.
+    """
 
     def __init__(self, client: ChainClient, chain_id: Digest, key: signing.KeyPair, fee: Amount = Amount(1)) -> None:  # noqa: B008
         self._client = client
@@ -345,8 +348,10 @@ class Wallet:
         return AccountId(self._key.public_key)
 
     def make(self, payload: Payload, nonce: int) -> SignedTransaction:
-        """A signed transaction."""
-        body = encode(Transaction(self._chain_id, self.account, nonce, self._fee, payload))
+        """A signed transaction, with the wallet's fee for each KiB begun (ChainParams.least_fee)."""
+        size = len(encode(Transaction(self._chain_id, self.account, nonce, self._fee, payload)))
+        fee = Amount(self._fee * (1 + size // 1024))
+        body = encode(Transaction(self._chain_id, self.account, nonce, fee, payload))
         return SignedTransaction(body, signing.sign(self._key, DOMAIN_TRANSACTION_SIGNATURE, body))
 
     async def send(self, payload: Payload) -> SignedTransaction:

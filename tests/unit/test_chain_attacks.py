@@ -338,8 +338,8 @@ def test_a_transaction_signed_by_another() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"reward": 0, "bond": 0}, "must be positive"),
-        ({"reward": -5}, "must be positive"),
+        ({"reward": 0, "bond": 0}, "must be at least 1000"),
+        ({"reward": -5}, "must be at least 1000"),
         ({"bond": 999}, "below the reward"),
         ({"min_pool_bond": 49}, "least share of the reward"),
         ({"expires_ms": 1}, "expired"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from core.chain import build, mempool, rules
+from core.chain import build, mempool, merkle, rules
 from core.chain.mempool import Mempool
-from core.chain.transaction import EnterTask, Refusal, SignedTransaction, Stored, Transfer
+from core.chain.transaction import EnterTask, PublishTask, Refusal, SignedTransaction, Stored, Transfer
 from core.errors import TransactionError
 from core.ids import Amount, Milliseconds, TaskId
-from tests.chainkit import Chain, account, key
+from tests.chainkit import Chain, account, key, make_spec, some
 
 NOW = Milliseconds(5)
 
@@ -118,3 +120,23 @@ def test_a_full_mempool_gives_way_to_better_fees_and_to_the_duties_of_validators
     assert sorted(n for who, n in pool.waiting if who == account("other")) == [0]
     assert pool.get(duty.tx_id) == duty
     assert pool.size == sum(w.size for w in pool.waiting.values())
+
+
+def test_a_replacement_pays_a_tenth_more() -> None:
+    chain = Chain()
+    pool = filled(chain, pay(chain, 0, fee=100))
+    assert refused(pool, chain, pay(chain, 0, fee=109, amount=6)) == Refusal.FEE_TOO_LOW
+    better = pay(chain, 0, fee=110, amount=6)
+    assert mempool.candidates(mempool.add(pool, chain.state, better, NOW), chain.state) == (better,)
+
+
+def test_long_transactions_pay_for_their_length_and_wait_by_what_they_pay_for_it() -> None:
+    chain = Chain()
+    spec = make_spec(chain.state.params)
+    blobs = tuple(some(str(i)) for i in range(200))
+    long = replace(spec, test_blobs=blobs, test_root=merkle.root(blobs))
+    task = PublishTask(long, Amount(1000), Amount(1000), Amount(50), some("n"), Milliseconds(2**60))
+    assert refused(Mempool(), chain, chain.tx("requester", task, fee=6, nonce=0)) == Refusal.FEE_TOO_LOW
+    paid = chain.tx("requester", task, fee=8, nonce=0)
+    pool = filled(chain, paid, pay(chain, 0, fee=3))
+    assert mempool.candidates(pool, chain.state)[-1] == paid
