@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -71,12 +71,15 @@ async def test_a_node_that_is_behind_asks_another_peer_than_a_pruned_one(monkeyp
         for step in steps()[first - 1 :]:
             yield step.block, step.certificate
 
-    @dataclass
     class Target:
-        height: Height = Height(0)
+        def __init__(self) -> None:
+            self.height = Height(0)
+            self.arrived = asyncio.Event()
 
         async def take_final(self, block: Block, certificate: Certificate) -> None:
             self.height = certificate.height
+            if self.height == TIP:
+                self.arrived.set()
 
     def connection(node: NodeId) -> Connection:
         return cast(Connection, SimpleNamespace(channel=None, target="old" if node == OLD else "full"))
@@ -90,8 +93,7 @@ async def test_a_node_that_is_behind_asks_another_peer_than_a_pruned_one(monkeyp
     sync.progress(OLD, Progress(Height(TIP + 5), 0, BlockHash(bytes(32))))
     sync.progress(FULL, Progress(Height(TIP + 1), 0, BlockHash(bytes(32))))
     async with asyncio.timeout(5):
-        while target.height < TIP:
-            await asyncio.sleep(0.01)
+        await target.arrived.wait()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert asked[:2] == ["old", "full"]
