@@ -38,7 +38,7 @@ def _wrong_envelopes(envelope: Envelope) -> Iterator[Envelope]:
     yield dataclasses.replace(envelope, index=envelope.index + 1)
     if envelope.index:
         yield dataclasses.replace(envelope, index=envelope.index - 1)
-    for other in (BatchAccepted(), StoredOpened()):
+    for other in (BatchAccepted(bytes(32)), StoredOpened()):
         if type(other) is not type(envelope.message):
             yield dataclasses.replace(envelope, message=other)
     for message in wrong_messages(envelope.message):

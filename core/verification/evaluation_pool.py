@@ -20,9 +20,16 @@ from core.crypto.oblivious_transfer import Choices, ExtensionSender, SetupReply
 from core.crypto.prg import LABEL_SIZE
 from core.crypto.zero_check import ZeroCheckVerifier
 from core.errors import CheatingError, CryptoError, InconclusiveError, MalformedError, SequenceError
-from core.ids import AccountId, Correct, ModelCommitment
+from core.ids import AccountId, Correct, Digest, ModelCommitment
 from core.ports import Rng
-from core.verification.evaluation_requester import EVALUATION_CHECKS, EVALUATION_RUNS, EXTRA_ROWS, evaluation_limit, keys_digest
+from core.verification.evaluation_requester import (
+    EVALUATION_CHECKS,
+    EVALUATION_RUNS,
+    EXTRA_ROWS,
+    evaluation_limit,
+    foreseen_commitment,
+    keys_digest,
+)
 from core.verification.field import T, centred, matmul, pack_values, random_values, unpack_values
 from core.verification.forms import Number, evaluation_forms, evaluation_products, label_number
 from core.verification.messages import (
@@ -32,7 +39,9 @@ from core.verification.messages import (
     EvaluationOpen,
     GarbledLabels,
     KnowledgeChallenge,
+    KnowledgeCommitment,
     KnowledgeOpening,
+    KnowledgeShares,
     MaskedModel,
     MaskedRows,
     Message,
@@ -83,6 +92,9 @@ class EvaluationPool(Session):
         """``H`` and the two extra rows, (K + 2, M); None once used."""
         self._shares: Ints | None = None
         """The pool's shares ``m_k``, (K + 2, I): the masked rows decrypt to ``H A^T - m``."""
+        self._opened_shares = b""
+        """g, packed; and the transcript's head under which she committed to it, with the commitment."""
+        self._foreseen: tuple[Digest, Digest] | None = None
         self._setup: SetupReply | None = None
         self._model: ScoredModel | None = None
         self._commitment: ModelCommitment | None = None
@@ -169,9 +181,12 @@ class EvaluationPool(Session):
                 return ()
             case KnowledgeChallenge():
                 return self._show_knowledge(message)
+            case KnowledgeCommitment():
+                self._foreseen = (self._head_before, message.commitment)
+                self._expected = (BatchAccepted,)
+                return (KnowledgeShares(self._opened_shares),)
             case BatchAccepted():
-                self._is_prepared, self._expected = True, ()
-                return ()
+                return self._accept(message)
             case TransferRequest():
                 return self._garble(message)
             case OutputKeys():
@@ -195,9 +210,26 @@ class EvaluationPool(Session):
         self._transfer.finish(self._setup)
         h = np.remainder(matmul(gamma, self._masks[:width]) + self._masks[width:], T)
         g = np.remainder(matmul(gamma, self._shares[:width]) + self._shares[width:], T)
-        self._masks, self._shares = self._masks[:width], self._shares[:width]
-        self._expected = (BatchAccepted,)
-        return (KnowledgeOpening(pack_values(h), pack_values(g)),)
+        self._masks, self._shares, self._opened_shares = self._masks[:width], self._shares[:width], pack_values(g)
+        self._expected = (KnowledgeCommitment,)
+        return (KnowledgeOpening(pack_values(h)),)
+
+    def _accept(self, message: BatchAccepted) -> Sequence[Message]:
+        """The batch is good if she knew g before it came: then it has told her nothing about H (docs/adr/0067).
+
+        Raises:
+            CheatingError: she did not, so her encrypted rows are malformed. No model has left, and none must.
+        """
+        assert self._foreseen is not None
+        head, commitment = self._foreseen
+        if foreseen_commitment(head, message.salt, self._opened_shares) != commitment:
+            self._masks = self._shares = None
+            raise CheatingError(
+                "the requester did not know what the masked rows decrypt to: her encrypted test set is malformed; "
+                "no model was sent"
+            )
+        self._is_prepared, self._expected = True, ()
+        return ()
 
     def _garble(self, message: TransferRequest) -> Sequence[Message]:
         """Step 5: ``z_1 = V + m + b_1``, the rest of the network, and the circuit with the predictions."""

@@ -29,7 +29,9 @@ from core.verification.messages import (
     EvaluationOpen,
     GarbledLabels,
     KnowledgeChallenge,
+    KnowledgeCommitment,
     KnowledgeOpening,
+    KnowledgeShares,
     MaskedModel,
     MaskedRows,
     Message,
@@ -47,8 +49,7 @@ from core.verification.transcript import Purpose, Side
 
 __all__ = [
     "BATCHES", "DOMAIN_KEYS", "EVALUATION_CHECKS", "EVALUATION_RUNS", "EXTRA_ROWS", "EvaluationRequester", "PoolStanding",
-    "evaluation_limit",
-    "keys_digest",
+    "evaluation_limit", "foreseen_commitment", "keys_digest",
 ]  # fmt: skip
 
 BATCHES: Final = 2
@@ -59,6 +60,7 @@ EVALUATION_RUNS: Final = 2
 EVALUATION_CHECKS: Final = 3
 """One zero check, and two more where she found a run unequal: it may have been chance."""
 DOMAIN_KEYS: Final = b"pofl/verify/output-keys/1"
+DOMAIN_FORESEEN: Final = b"pofl/verify/foreseen-shares/1"
 
 
 class PoolStanding(Protocol):
@@ -74,6 +76,11 @@ class PoolStanding(Protocol):
 def keys_digest(keys: bytes) -> Digest:
     """What the receipt says about the returned output keys."""
     return digest(DOMAIN_KEYS, keys)
+
+
+def foreseen_commitment(head: Digest, salt: bytes, g: bytes) -> Digest:
+    """What the requester commits to before she sees g: ``head`` is the transcript up to the opening of h."""
+    return digest(DOMAIN_FORESEEN, head, salt, g)
 
 
 def evaluation_limit(task: TaskContext) -> int:
@@ -110,6 +117,9 @@ class EvaluationRequester(Session):
         self._shares: Ints | None = None
         """``D``: (K + 2, I) until the knowledge check, (K, I) after it, None once used."""
         self._gamma: Ints | None = None
+        self._foreseen = b""
+        """What the pool's g has to be, packed, and the salt of the commitment to it."""
+        self._salt = b""
         self._commitment: ModelCommitment | None = None
         self._responder: ZeroCheckResponder | None = None
         self._checks = 0
@@ -127,6 +137,8 @@ class EvaluationRequester(Session):
             case MaskedRows():
                 return self._decrypt(message)
             case KnowledgeOpening():
+                return self._foresee(message)
+            case KnowledgeShares():
                 return self._check_knowledge(message)
             case MaskedModel():
                 return self._answer(message)
@@ -179,25 +191,36 @@ class EvaluationRequester(Session):
         self._expected = (KnowledgeOpening,)
         return (BaseTransfer(reply.encode()), KnowledgeChallenge(pack_values(gamma)))
 
-    def _check_knowledge(self, message: KnowledgeOpening) -> Sequence[Message]:
+    def _foresee(self, message: KnowledgeOpening) -> Sequence[Message]:
+        """Step 2: what g must be, ``h A^T - (Σ γ_k D_k + D')``, and a commitment to it before she sees it.
+
+        With well-formed rows she knows g before it comes, so it tells her nothing about H. With fractions planted in them she
+        would have to guess every rounding (docs/adr/0067).
+        """
+        assert self._shares is not None
+        assert self._gamma is not None
+        h = unpack_values(message.h, (EXTRA_ROWS, self.task.features))
+        width = self.task.first_width
+        found = np.remainder(matmul(self._gamma, self._shares[:width]) + self._shares[width:], T)
+        self._foreseen = pack_values(np.remainder(matmul_small(h, self._test_set.floats.T) - found, T))
+        self._salt = self._rng.bytes(32)
+        self._expected = (KnowledgeShares,)
+        return (KnowledgeCommitment(foreseen_commitment(self.transcript.head, self._salt, self._foreseen)),)
+
+    def _check_knowledge(self, message: KnowledgeShares) -> Sequence[Message]:
         """Step 2, second half: ``Σ γ_k D_k + D' = h A^T - g``.
 
         Raises:
             CheatingError: the pool does not know what it asked to decrypt; the batch is used up.
         """
         assert self._shares is not None
-        assert self._gamma is not None
-        h = unpack_values(message.h, (EXTRA_ROWS, self.task.features))
-        g = unpack_values(message.g, (EXTRA_ROWS, self.task.samples))
-        width = self.task.first_width
-        found = np.remainder(matmul(self._gamma, self._shares[:width]) + self._shares[width:], T)
-        wanted = np.remainder(matmul_small(h, self._test_set.floats.T) - g, T)
-        if not np.array_equal(found, wanted):
+        unpack_values(message.g, (EXTRA_ROWS, self.task.samples))
+        if message.g != self._foreseen:
             self._shares = None
             raise CheatingError("the knowledge check failed: the pool asked to decrypt what it does not know")
-        self._shares = self._shares[:width]
+        self._shares = self._shares[: self.task.first_width]
         self._expected = (MaskedModel,)
-        return (BatchAccepted(),)
+        return (BatchAccepted(self._salt),)
 
     def _answer(self, message: MaskedModel) -> Sequence[Message]:
         """Step 4: ``V = E A^T + D``, once for this pool and task."""

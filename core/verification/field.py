@@ -19,8 +19,8 @@ from core.errors import LimitError, MalformedError
 from core.ports import Rng
 
 __all__ = [
-    "Floats", "Halves", "T", "VALUE_BYTES", "centred", "dot", "expand_values", "halves", "matmul", "matmul_small", "multiply", "pack_values",
-    "random_values", "unpack_values",
+    "Floats", "Halves", "T", "VALUE_BYTES", "centred", "dot", "expand_values", "halves", "matmul", "matmul_small",
+    "multiply", "pack_values", "random_values", "unpack_values",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]

@@ -19,10 +19,10 @@ from core.verification.receipt import SignedAnswer
 
 __all__ = [
     "Abort", "AuditAnswer", "AuditOpen", "BaseTransfer", "BatchAccepted", "BodyWanted", "Challenges", "Envelope",
-    "EvaluationOpen", "GarbledLabels", "Hints", "KnowledgeChallenge", "KnowledgeOpening", "LayerValues", "MaskedModel",
-    "MaskedProducts", "MaskedRows", "Message", "ModelBody", "OutputKeys", "Part", "RunSeeds", "StoredOpen", "StoredOpened",
-    "TransferRequest", "ZeroCommitments", "ZeroNumbers", "ZeroOpenings", "ZeroQueries",
-    "MAX_HIGHER", "MAX_LOGICAL", "MESSAGE", "PART_BYTES", "SESSION_BYTES",
+    "EvaluationOpen", "GarbledLabels", "Hints", "KnowledgeChallenge", "KnowledgeCommitment", "KnowledgeOpening",
+    "KnowledgeShares", "LayerValues", "MaskedModel", "MaskedProducts", "MaskedRows", "Message", "ModelBody", "OutputKeys",
+    "Part", "RunSeeds", "StoredOpen", "StoredOpened", "TransferRequest", "ZeroCommitments", "ZeroNumbers", "ZeroOpenings",
+    "ZeroQueries", "MAX_HIGHER", "MAX_LOGICAL", "MESSAGE", "PART_BYTES", "SESSION_BYTES",
 ]  # fmt: skip
 
 PART_BYTES: Final = 1 << 20
@@ -88,15 +88,30 @@ class KnowledgeChallenge:
 
 @dataclass(frozen=True, slots=True)
 class KnowledgeOpening:
-    """P: ``h = Σ γ_k H_k + H'`` (2 x M) and ``g = Σ γ_k m_k + m'`` (2 x I)."""
+    """P: ``h = Σ γ_k H_k + H'`` (2 x M)."""
 
     h: Annotated[bytes, _BIG]
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeCommitment:
+    """R: a salted hash of what ``g`` has to be, before she sees it (docs/adr/0067)."""
+
+    commitment: Annotated[Digest, DIGEST]
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeShares:
+    """P: ``g = Σ γ_k m_k + m'`` (2 x I)."""
+
     g: Annotated[bytes, _BIG]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchAccepted:
-    """R: the pool knows what it asks to decrypt; ``D`` is ready, for one use."""
+    """R: the pool knows what it asks to decrypt, and she knew what it would say; ``D`` is ready, for one use."""
+
+    salt: Annotated[bytes, Fixed(32)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +272,8 @@ class StoredOpened:
 
 Message = (
     Part | Abort
-    | EvaluationOpen | BaseTransfer | MaskedRows | KnowledgeChallenge | KnowledgeOpening | BatchAccepted
+    | EvaluationOpen | BaseTransfer | MaskedRows | KnowledgeChallenge | KnowledgeOpening
+    | KnowledgeCommitment | KnowledgeShares | BatchAccepted
     | MaskedModel | TransferRequest | GarbledLabels | OutputKeys
     | ZeroQueries | ZeroCommitments | ZeroNumbers | ZeroOpenings
     | AuditOpen | BodyWanted | ModelBody | AuditAnswer | LayerValues | RunSeeds | Hints | Challenges | MaskedProducts
@@ -268,7 +284,7 @@ MESSAGE: Final = Union(
     {
         1: Part, 2: Abort,
         10: EvaluationOpen, 11: BaseTransfer, 12: MaskedRows, 13: KnowledgeChallenge, 14: KnowledgeOpening, 15: BatchAccepted,
-        16: MaskedModel, 17: TransferRequest, 18: GarbledLabels, 19: OutputKeys,
+        16: MaskedModel, 17: TransferRequest, 18: GarbledLabels, 19: OutputKeys, 20: KnowledgeCommitment, 21: KnowledgeShares,
         30: ZeroQueries, 31: ZeroCommitments, 32: ZeroNumbers, 33: ZeroOpenings,
         40: AuditOpen, 41: BodyWanted, 42: ModelBody, 43: AuditAnswer, 44: LayerValues, 45: RunSeeds, 46: Hints, 47: Challenges,
         48: MaskedProducts,

@@ -57,9 +57,13 @@ def _to_proto(message: m.Message) -> tuple[str, ProtoMessage]:
         case m.KnowledgeChallenge():
             return "knowledge_challenge", pb.KnowledgeChallenge(gamma=message.gamma)
         case m.KnowledgeOpening():
-            return "knowledge_opening", pb.KnowledgeOpening(h=message.h, g=message.g)
+            return "knowledge_opening", pb.KnowledgeOpening(h=message.h)
+        case m.KnowledgeCommitment():
+            return "knowledge_commitment", pb.KnowledgeCommitment(commitment=message.commitment)
+        case m.KnowledgeShares():
+            return "knowledge_shares", pb.KnowledgeShares(g=message.g)
         case m.BatchAccepted():
-            return "batch_accepted", pb.BatchAccepted()
+            return "batch_accepted", pb.BatchAccepted(salt=message.salt)
         case m.MaskedModel():
             return "masked_model", pb.MaskedModel(model_commitment=message.model_commitment, e=message.e)
         case m.TransferRequest():
@@ -174,8 +178,10 @@ _READERS: Final[dict[str, Callable[[Any], m.Message]]] = {
     "base_transfer": lambda p: m.BaseTransfer(p.data),
     "masked_rows": lambda p: m.MaskedRows(p.ciphertexts),
     "knowledge_challenge": lambda p: m.KnowledgeChallenge(p.gamma),
-    "knowledge_opening": lambda p: m.KnowledgeOpening(p.h, p.g),
-    "batch_accepted": lambda p: m.BatchAccepted(),
+    "knowledge_opening": lambda p: m.KnowledgeOpening(p.h),
+    "knowledge_commitment": lambda p: m.KnowledgeCommitment(Digest(p.commitment)),
+    "knowledge_shares": lambda p: m.KnowledgeShares(p.g),
+    "batch_accepted": lambda p: m.BatchAccepted(p.salt),
     "masked_model": lambda p: m.MaskedModel(ModelCommitment(p.model_commitment), p.e),
     "transfer_request": lambda p: m.TransferRequest(p.v, p.choices),
     "garbled_labels": lambda p: m.GarbledLabels(p.circuit, p.transfer),

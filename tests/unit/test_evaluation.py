@@ -38,7 +38,9 @@ from core.verification.messages import (
     EvaluationOpen,
     GarbledLabels,
     KnowledgeChallenge,
+    KnowledgeCommitment,
     KnowledgeOpening,
+    KnowledgeShares,
     MaskedModel,
     MaskedRows,
     Message,
@@ -104,6 +106,10 @@ class RowThief(EvaluationPool):
             )
         )
 
+    def _accept(self, message: BatchAccepted) -> Sequence[Message]:
+        self._is_prepared, self._expected = True, ()
+        return ()
+
 
 class KeyThief(RowThief):
     """(0, q/t) decrypts to the secret key."""
@@ -126,11 +132,11 @@ class LabelThief(RowThief):
 class Trusting(EvaluationRequester):
     """A requester without the knowledge check."""
 
-    def _check_knowledge(self, message: KnowledgeOpening) -> Sequence[Message]:
+    def _check_knowledge(self, message: KnowledgeShares) -> Sequence[Message]:
         assert self._shares is not None
         self._shares = self._shares[: self.task.first_width]
         self._expected = (MaskedModel,)
-        return (BatchAccepted(),)
+        return (BatchAccepted(self._salt),)
 
 
 @pytest.mark.parametrize("thief", [KeyThief, LabelThief])
@@ -158,6 +164,12 @@ def test_without_the_knowledge_check_the_secrets_leave(thief: type[EvaluationPoo
         assert (row == (WORLD.plain.labels == 0)).all()
 
 
+def _off_by_one(packed: bytes, shape: tuple[int, int], place: int) -> bytes:
+    values = unpack_values(packed, shape)
+    values[place % 2, place] = (values[place % 2, place] + 1) % T
+    return pack_values(values)
+
+
 @pytest.mark.parametrize("lie", range(6))
 def test_wrong_openings_of_known_rows_are_refused(lie: int) -> None:
     """Attack 3, rows the pool knows in part: one value of h or g is off."""
@@ -166,10 +178,10 @@ def test_wrong_openings_of_known_rows_are_refused(lie: int) -> None:
         def _show_knowledge(self, message: KnowledgeChallenge) -> Sequence[Message]:
             (opening,) = super()._show_knowledge(message)
             assert isinstance(opening, KnowledgeOpening)
-            field, shape = ("h", (2, 8)) if lie % 2 else ("g", (2, 20))
-            values = unpack_values(getattr(opening, field), shape)
-            values[lie % 2, lie] = (values[lie % 2, lie] + 1) % T
-            return (replace(opening, **{field: pack_values(values)}),)
+            if lie % 2:
+                return (KnowledgeOpening(_off_by_one(opening.h, (2, 8), lie)),)
+            self._opened_shares = _off_by_one(self._opened_shares, (2, 20), lie)
+            return (opening,)
 
     with pytest.raises(CheatingError, match="knowledge check"):
         make_evaluation(WORLD, MODEL, pool=Liar, seed=lie).offline()
@@ -292,7 +304,7 @@ def test_a_resumed_session_gives_the_stored_replies() -> None:
     exchange(run.pool, run.requester, run.pool.start(), log)
     sent = [e for e in log if isinstance(e.message, KnowledgeOpening)]
     assert run.requester.step(sent[0]) == run.requester.step(sent[0])
-    assert isinstance(run.requester.step(sent[0])[0].message, BatchAccepted)
+    assert isinstance(run.requester.step(sent[0])[0].message, KnowledgeCommitment)
 
 
 def test_two_openings_for_one_challenge_and_two_models_for_one_batch_are_refused() -> None:

@@ -29,7 +29,7 @@ from core.verification import audit_requester
 from core.verification.audit_node import AuditNode, StoredNode, Valid
 from core.verification.body import make_body
 from core.verification.evaluation_pool import EvaluationPool
-from core.verification.messages import Abort, Envelope, KnowledgeOpening, StoredOpen, ZeroQueries
+from core.verification.messages import Abort, Envelope, KnowledgeOpening, KnowledgeShares, StoredOpen, ZeroQueries
 from core.verification.session import Session
 from core.verification.transcript import Purpose
 from requester.models import TaskBooks, TaskSides, _KeptBook
@@ -202,7 +202,11 @@ async def test_a_refused_knowledge_check_uses_the_run_up_for_ever(bench: Bench) 
     honest = [answer for reply in replies for answer in pool.step(reply)]
     opening = honest[0].message
     assert isinstance(opening, KnowledgeOpening)
-    forged = replace(honest[0], message=replace(opening, g=opening.g[5:] + opening.g[:5]))
+    _, replies = await talk(sessions, Purpose.EVALUATION, POOL, honest)
+    honest += [answer for reply in replies for answer in pool.step(reply)]
+    shares = honest[-1].message
+    assert isinstance(shares, KnowledgeShares)
+    forged = replace(honest[-1], message=KnowledgeShares(shares.g[5:] + shares.g[:5]))
     with pytest.raises(CheatingError, match="knowledge check failed"):
         await talk(sessions, Purpose.EVALUATION, POOL, [forged])
     for again in (sessions, bench.start()):

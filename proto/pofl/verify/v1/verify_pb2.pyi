@@ -63,6 +63,8 @@ class Envelope(_message.Message):
     TRANSFER_REQUEST_FIELD_NUMBER: _builtins.int
     GARBLED_LABELS_FIELD_NUMBER: _builtins.int
     OUTPUT_KEYS_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_COMMITMENT_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_SHARES_FIELD_NUMBER: _builtins.int
     ZERO_QUERIES_FIELD_NUMBER: _builtins.int
     ZERO_COMMITMENTS_FIELD_NUMBER: _builtins.int
     ZERO_NUMBERS_FIELD_NUMBER: _builtins.int
@@ -106,6 +108,10 @@ class Envelope(_message.Message):
     def garbled_labels(self) -> Global___GarbledLabels: ...
     @_builtins.property
     def output_keys(self) -> Global___OutputKeys: ...
+    @_builtins.property
+    def knowledge_commitment(self) -> Global___KnowledgeCommitment: ...
+    @_builtins.property
+    def knowledge_shares(self) -> Global___KnowledgeShares: ...
     @_builtins.property
     def zero_queries(self) -> Global___ZeroQueries: ...
     @_builtins.property
@@ -153,6 +159,8 @@ class Envelope(_message.Message):
         transfer_request: Global___TransferRequest | None = ...,
         garbled_labels: Global___GarbledLabels | None = ...,
         output_keys: Global___OutputKeys | None = ...,
+        knowledge_commitment: Global___KnowledgeCommitment | None = ...,
+        knowledge_shares: Global___KnowledgeShares | None = ...,
         zero_queries: Global___ZeroQueries | None = ...,
         zero_commitments: Global___ZeroCommitments | None = ...,
         zero_numbers: Global___ZeroNumbers | None = ...,
@@ -169,11 +177,11 @@ class Envelope(_message.Message):
         stored_open: Global___StoredOpen | None = ...,
         stored_opened: Global___StoredOpened | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "audit_answer", b"audit_answer", "audit_open", b"audit_open", "base_transfer", b"base_transfer", "batch_accepted", b"batch_accepted", "body_wanted", b"body_wanted", "challenges", b"challenges", "evaluation_open", b"evaluation_open", "garbled_labels", b"garbled_labels", "hints", b"hints", "knowledge_challenge", b"knowledge_challenge", "knowledge_opening", b"knowledge_opening", "layer_values", b"layer_values", "masked_model", b"masked_model", "masked_products", b"masked_products", "masked_rows", b"masked_rows", "message", b"message", "model_body", b"model_body", "output_keys", b"output_keys", "part", b"part", "run_seeds", b"run_seeds", "stored_open", b"stored_open", "stored_opened", b"stored_opened", "transfer_request", b"transfer_request", "zero_commitments", b"zero_commitments", "zero_numbers", b"zero_numbers", "zero_openings", b"zero_openings", "zero_queries", b"zero_queries"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "audit_answer", b"audit_answer", "audit_open", b"audit_open", "base_transfer", b"base_transfer", "batch_accepted", b"batch_accepted", "body_wanted", b"body_wanted", "challenges", b"challenges", "evaluation_open", b"evaluation_open", "garbled_labels", b"garbled_labels", "hints", b"hints", "knowledge_challenge", b"knowledge_challenge", "knowledge_commitment", b"knowledge_commitment", "knowledge_opening", b"knowledge_opening", "knowledge_shares", b"knowledge_shares", "layer_values", b"layer_values", "masked_model", b"masked_model", "masked_products", b"masked_products", "masked_rows", b"masked_rows", "message", b"message", "model_body", b"model_body", "output_keys", b"output_keys", "part", b"part", "run_seeds", b"run_seeds", "stored_open", b"stored_open", "stored_opened", b"stored_opened", "transfer_request", b"transfer_request", "zero_commitments", b"zero_commitments", "zero_numbers", b"zero_numbers", "zero_openings", b"zero_openings", "zero_queries", b"zero_queries"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "audit_answer", b"audit_answer", "audit_open", b"audit_open", "base_transfer", b"base_transfer", "batch_accepted", b"batch_accepted", "body_wanted", b"body_wanted", "challenges", b"challenges", "evaluation_open", b"evaluation_open", "garbled_labels", b"garbled_labels", "hints", b"hints", "index", b"index", "knowledge_challenge", b"knowledge_challenge", "knowledge_opening", b"knowledge_opening", "layer_values", b"layer_values", "masked_model", b"masked_model", "masked_products", b"masked_products", "masked_rows", b"masked_rows", "message", b"message", "model_body", b"model_body", "output_keys", b"output_keys", "part", b"part", "run_seeds", b"run_seeds", "session", b"session", "stored_open", b"stored_open", "stored_opened", b"stored_opened", "transfer_request", b"transfer_request", "zero_commitments", b"zero_commitments", "zero_numbers", b"zero_numbers", "zero_openings", b"zero_openings", "zero_queries", b"zero_queries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "audit_answer", b"audit_answer", "audit_open", b"audit_open", "base_transfer", b"base_transfer", "batch_accepted", b"batch_accepted", "body_wanted", b"body_wanted", "challenges", b"challenges", "evaluation_open", b"evaluation_open", "garbled_labels", b"garbled_labels", "hints", b"hints", "index", b"index", "knowledge_challenge", b"knowledge_challenge", "knowledge_commitment", b"knowledge_commitment", "knowledge_opening", b"knowledge_opening", "knowledge_shares", b"knowledge_shares", "layer_values", b"layer_values", "masked_model", b"masked_model", "masked_products", b"masked_products", "masked_rows", b"masked_rows", "message", b"message", "model_body", b"model_body", "output_keys", b"output_keys", "part", b"part", "run_seeds", b"run_seeds", "session", b"session", "stored_open", b"stored_open", "stored_opened", b"stored_opened", "transfer_request", b"transfer_request", "zero_commitments", b"zero_commitments", "zero_numbers", b"zero_numbers", "zero_openings", b"zero_openings", "zero_queries", b"zero_queries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["part", "abort", "evaluation_open", "base_transfer", "masked_rows", "knowledge_challenge", "knowledge_opening", "batch_accepted", "masked_model", "transfer_request", "garbled_labels", "output_keys", "zero_queries", "zero_commitments", "zero_numbers", "zero_openings", "audit_open", "body_wanted", "model_body", "audit_answer", "layer_values", "run_seeds", "hints", "challenges", "masked_products", "stored_open", "stored_opened"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["part", "abort", "evaluation_open", "base_transfer", "masked_rows", "knowledge_challenge", "knowledge_opening", "batch_accepted", "masked_model", "transfer_request", "garbled_labels", "output_keys", "knowledge_commitment", "knowledge_shares", "zero_queries", "zero_commitments", "zero_numbers", "zero_openings", "audit_open", "body_wanted", "model_body", "audit_answer", "layer_values", "run_seeds", "hints", "challenges", "masked_products", "stored_open", "stored_opened"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -338,24 +346,64 @@ class KnowledgeOpening(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     H_FIELD_NUMBER: _builtins.int
-    G_FIELD_NUMBER: _builtins.int
     h: _builtins.bytes
     """2 x M values"""
+    def __init__(
+        self,
+        *,
+        h: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["h", b"h"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnowledgeOpening: _TypeAlias = KnowledgeOpening  # noqa: Y015
+
+@_typing.final
+class KnowledgeCommitment(_message.Message):
+    """Requester: commits to what the pool's shares have to be, before she sees them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMITMENT_FIELD_NUMBER: _builtins.int
+    commitment: _builtins.bytes
+    """32 bytes"""
+    def __init__(
+        self,
+        *,
+        commitment: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnowledgeCommitment: _TypeAlias = KnowledgeCommitment  # noqa: Y015
+
+@_typing.final
+class KnowledgeShares(_message.Message):
+    """Pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    G_FIELD_NUMBER: _builtins.int
     g: _builtins.bytes
     """2 x I values"""
     def __init__(
         self,
         *,
-        h: _builtins.bytes = ...,
         g: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "h", b"h"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["g", b"g"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___KnowledgeOpening: _TypeAlias = KnowledgeOpening  # noqa: Y015
+Global___KnowledgeShares: _TypeAlias = KnowledgeShares  # noqa: Y015
 
 @_typing.final
 class BatchAccepted(_message.Message):
@@ -363,12 +411,17 @@ class BatchAccepted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SALT_FIELD_NUMBER: _builtins.int
+    salt: _builtins.bytes
+    """32 bytes, opens her commitment"""
     def __init__(
         self,
+        *,
+        salt: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["salt", b"salt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
