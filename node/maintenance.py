@@ -23,6 +23,7 @@ from core.ids import BlockHash, Height, StateRoot, TxId, short
 from core.params import Genesis
 from node import rows
 from node.archive import ArchiveReader, ArchiveWriter
+from node.light import LightService
 from node.rows import ADVICE, Pruning, Root, WorkRecord, at
 from node.store import ChainStore, read_snapshot
 from services.storage import KeyValueStore
@@ -182,6 +183,7 @@ def rebuild(old: KeyValueStore, new: KeyValueStore, genesis: Genesis, progress: 
     if pruning.base:
         _copy_pruned(old, new, genesis, pruning)
     store = ChainStore(new, genesis)
+    light = LightService(new, store)
     wrong = ""
     while store.state.height < tip:
         height = Height(store.state.height + 1)
@@ -193,6 +195,7 @@ def rebuild(old: KeyValueStore, new: KeyValueStore, genesis: Genesis, progress: 
         except (CorruptError, ChainError) as error:
             wrong = error.message
             break
+        light.note(store.state)
         store.commit(block, certificate, after, transaction_ids(block), work, sync=False)
         progress(height, tip)
     for prefix in range(1, 256):
@@ -279,8 +282,8 @@ class Imported:
     """Blocks that were here already."""
 
 
-def import_chain(store: ChainStore, reader: ArchiveReader, progress: Progress) -> Imported:
-    """Add the blocks of a stream that are not here yet. Each is checked as if a peer had sent it, then stored.
+def import_chain(kv: KeyValueStore, store: ChainStore, reader: ArchiveReader, progress: Progress) -> Imported:
+    """Add the blocks of a stream that ``store``, over ``kv``, has not. Each is checked as if a peer had sent it, then stored.
 
     What was right is kept whatever comes after it. Raises NotFoundError (the stream begins later than this chain ends),
     BlockError, WrongChainError, MalformedError, LimitError, StorageError.
@@ -296,6 +299,7 @@ def import_chain(store: ChainStore, reader: ArchiveReader, progress: Progress) -
             f"the file begins at height {reader.first}, this chain ends at {store.state.height}: import what is between first",
             first=reader.first, height=store.state.height,
         )  # fmt: skip
+    light = LightService(kv, store)
     added = known = 0
     for found in reader.blocks():
         height = found.certificate.height
@@ -311,6 +315,7 @@ def import_chain(store: ChainStore, reader: ArchiveReader, progress: Progress) -
             block, certificate = found.block, found.certificate
             after = _rule(height, functools.partial(final_state, store.state, block, certificate), _KEPT)
             added += 1
+            light.note(store.state)
             store.commit(block, certificate, after, transaction_ids(block), sync=added % SYNC_EVERY == 0)
         progress(height, 0)
     store.sync()

@@ -107,7 +107,7 @@ def _import(given: argparse.Namespace, folder: ChainFolder) -> Outcome:
             store = ChainStore(kv, genesis)
             if given.silent_until is not None:
                 store.be_silent(given.silent_until)
-            found = import_chain(store, reader, progress)
+            found = import_chain(kv, store, reader, progress)
     return f"height {found.height}: {found.added} blocks were added, {found.known} were here already", asdict(found)
 
 

@@ -121,7 +121,7 @@ def test_an_import_dies_at_any_write(applied: bool) -> None:
     archive = _archive(fill(full))
 
     def load(kv: KeyValueStore) -> None:
-        import_chain(ChainStore(kv, GENESIS), ArchiveReader(io.BytesIO(archive)), quiet)
+        import_chain(kv, ChainStore(kv, GENESIS), ArchiveReader(io.BytesIO(archive)), quiet)
 
     for at in range(1, writes(load, Memory()) + 1):
         memory = Memory()

@@ -36,8 +36,9 @@ def written(first: int = 1, chosen: tuple[Step, ...] | None = None, end: int | N
 
 
 def load(data: bytes, store: ChainStore | None = None) -> ChainStore:
-    store = store or ChainStore(Memory(), GENESIS)
-    import_chain(store, ArchiveReader(io.BytesIO(data)), quiet)
+    memory = Memory()
+    store = store or ChainStore(memory, GENESIS)
+    import_chain(memory, store, ArchiveReader(io.BytesIO(data)), quiet)
     return store
 
 
@@ -59,8 +60,9 @@ def test_what_is_exported_is_imported() -> None:
     assert out.getvalue() == written()
     reader = ArchiveReader(Dribble(out.getvalue()))
     assert (reader.genesis, reader.first) == (GENESIS, 1)
-    store = ChainStore(Memory(), GENESIS)
-    assert import_chain(store, reader, quiet).added == TIP
+    memory = Memory()
+    store = ChainStore(memory, GENESIS)
+    assert import_chain(memory, store, reader, quiet).added == TIP
     assert reader.ended
     assert reader.offset < len(out.getvalue())
     assert store.state == steps()[-1].state
