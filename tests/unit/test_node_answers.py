@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
+from core.chain import build
+from core.chain.block import Outcome, OutcomeKind
 from core.chain.claims import tag
+from core.chain.state import State, state_root
+from core.chain.vote import VerdictKind
 from core.codec import encode
 from core.errors import CryptoError, LimitError, MalformedError, NotFoundError, WrongChainError
 from core.ids import Correct, Digest, Height, ModelCommitment, NodeId, Signature
 from core.verification.receipt import MAX_ANSWER, Answer, AnswerKind, sign_answer, z_mark
 from node.answers import Answers, Heard
-from node.queries import contradiction_lines
+from node.links import Acceptance
+from node.queries import Names, block_view, contradiction_lines, explanation, task_view
 from node.transcripts import Contradiction, TranscriptStore
+from node.work import WorkHeights
 from services.rpc.convert_peer import gossip_from_proto, gossip_to_proto
 from services.storage import Memory
-from tests.chainkit import Chain, account, key, some
+from tests.chainkit import Chain, account, key, make_verdict, signed_verdict, some
 from tests.unit.test_audit_evidence import DATA, audited, stored
 from tests.verification import VALIDATOR
 
@@ -170,3 +177,88 @@ def test_a_contradiction_is_told_in_words() -> None:
     line = contradiction_lines([pair], lambda account: "pool1")[0]  # type: ignore[arg-type]
     assert "two answers about the claim of pool1: 950 correct with layers" in line
     assert "and malformed" in line
+
+
+# The node's own handling
+
+
+class FakeDriver:
+    def __init__(self, state: State) -> None:
+        self.state, self.told, self.shared = state, [], []
+        self.is_validator = True
+
+    def tell(self, event: Any, height: Any = None) -> None:
+        self.told.append(event)
+
+    def share(self, signed: Any) -> None:
+        self.shared.append(signed)
+
+
+def at_work(state: State = STATE) -> tuple[WorkHeights, FakeDriver, TranscriptStore]:
+    driver, store, nothing = FakeDriver(state), TranscriptStore(Memory()), cast(Any, None)
+    return WorkHeights(cast(Any, driver), nothing, nothing, nothing, lambda: (), store), driver, store
+
+
+def test_two_answers_make_a_verdict_and_evidence_on_sight() -> None:
+    work, driver, store = at_work()
+    first, second, third = (sign_answer(HER, answer(n)) for n in (950, 949, 948))
+    assert work.hear(first) is Acceptance.RELAY
+    assert work.hear(first) is Acceptance.DROP
+    assert driver.told == []
+    assert work.hear(second) is Acceptance.RELAY
+    assert work.hear(third) is Acceptance.DROP
+    (done,) = driver.told
+    assert (done.kind, done.model_commitment) == (VerdictKind.REQUESTER_FAULT, MODEL)
+    assert "two answers" in done.reason
+    assert store.contradictions(Height(STATE.height + 1)) == (Contradiction(first, second),)
+
+
+def test_what_she_told_us_goes_to_the_others_once() -> None:
+    work, driver, _ = at_work()
+    signed = sign_answer(HER, answer())
+    work._heard_ours(work._place, signed)
+    work._heard_ours(work._place, signed)
+    assert driver.shared == [signed]
+    work.hear(sign_answer(HER, answer(1)))
+    assert [done.kind for done in driver.told] == [VerdictKind.REQUESTER_FAULT]
+
+
+def test_an_answer_before_or_after_its_height_changes_nothing() -> None:
+    chain = Chain()
+    task = chain.publish()
+    chain.block()
+    assert chain.state.current == task
+    work, driver, _ = at_work(chain.state)
+    early = replace(answer(), task_id=task)
+    assert work.hear(sign_answer(HER, early)) is Acceptance.LATER
+    assert work.hear(sign_answer(HER, replace(answer(), task_id=some("gone")))) is Acceptance.DROP  # type: ignore[arg-type]
+    assert driver.told == []
+
+
+# What explain says of a node that was not there
+
+
+def explained(took_part: bool, own: str = "v0") -> tuple[str, ...]:
+    certificate = CHAIN.certificate()
+    assert certificate is not None
+    block = build.build_void_block(STATE, key("v1"), certificate, (Outcome(MODEL, OutcomeKind.DEAD),))
+    view = block_view(block, certificate, state_root(STATE))
+    verdicts = [signed_verdict(make_verdict(STATE, TOP, v, VerdictKind.REQUESTER_FAULT), v) for v in ("v1", "v2")]
+    return explanation(
+        view, task_view(STATE, STATE.tasks[TASK]), verdicts if took_part else (), {}, STATE.validators if took_part else (),
+        Names(CHAIN.genesis), NodeId(key(own).public_key), took_part,
+    ).lines  # fmt: skip
+
+
+def test_a_synced_node_says_plainly_that_it_was_not_there() -> None:
+    """Before, it told a work block's claims as if none had been looked at."""
+    lines = explained(took_part=False)
+    assert any(line.startswith("v0, which tells this, did not take part in deciding this height") for line in lines)
+    assert any("pool1 claimed 950" in line and "dead" in line for line in lines)
+    assert any("pool0 claimed 900" in line and "how it ended is not known here" in line for line in lines)
+    assert not any("Power" in line for line in lines)
+
+
+def test_a_node_that_gave_no_verdict_says_so_and_one_that_did_says_nothing() -> None:
+    assert any("v0, which tells this, gave no verdict itself" in line for line in explained(took_part=True))
+    assert not any("which tells this" in line for line in explained(took_part=True, own="v1"))
