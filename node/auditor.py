@@ -57,13 +57,11 @@ class Auditor:
         self._channels = channels
         self._rng = rng
 
-    async def check_stored(
-        self, task: TaskContext, pk: PublicKey, test_set: EncryptedTestSet, height: Height
-    ) -> float:
+    async def check_stored(self, task: TaskContext, pk: PublicKey, test_set: EncryptedTestSet, height: Height) -> float:
         """Seconds that it took. Waits for a requester who cannot be reached. Leaves a transcript, of ``height``.
 
         Raises:
-            CheatingError: a label is not one of the classes, or she lied.
+            CheatingError: the label scores of a row do not sum to one, or she lied.
             BudgetError, AuthError: she answers no more.
             InternalError: this node failed at its own part, time and again.
         """

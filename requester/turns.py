@@ -45,9 +45,7 @@ class ClaimTurns:
         self._places: dict[TaskId, _Place] = {}
         self._lock = threading.Lock()
 
-    def check(
-        self, height: Height, task: TaskView, commitment: ModelCommitment, higher: Sequence[SignedVerdict]
-    ) -> None:
+    def check(self, height: Height, task: TaskView, commitment: ModelCommitment, higher: Sequence[SignedVerdict]) -> None:
         """``height`` is the task's work height, ``task`` has its claims in rank order.
 
         Raises:

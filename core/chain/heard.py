@@ -23,9 +23,7 @@ __all__ = ["HeardVerdicts"]
 class HeardVerdicts:
     """Of one work height. One verdict of each kind is kept of a validator on a claim: what is counted, and no more."""
 
-    def __init__(
-        self, chain_id: Digest, height: Height, claims: Sequence[Entry], validators: Sequence[Validator]
-    ) -> None:
+    def __init__(self, chain_id: Digest, height: Height, claims: Sequence[Entry], validators: Sequence[Validator]) -> None:
         """``claims`` in rank order, each with its claim."""
         self.height = height
         self._chain_id = chain_id

@@ -145,9 +145,7 @@ def _check_opening(exported: ExportedTranscript, encoded: bytes) -> AuditOpen | 
     return opening
 
 
-def _check_answer(
-    exported: ExportedTranscript, signed: SignedAnswer, opening: AuditOpen | StoredOpen | None
-) -> None:
+def _check_answer(exported: ExportedTranscript, signed: SignedAnswer, opening: AuditOpen | StoredOpen | None) -> None:
     if exported.purpose is not Purpose.AUDIT:
         raise MalformedError("an answer in the transcript of a stored check")
     answer = signed.answer

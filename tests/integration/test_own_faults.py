@@ -114,9 +114,7 @@ def make_auditor(line: Line, store: TranscriptStore | None = None, key: KeyPair 
 
 async def find(auditor: Auditor, heard: list[SignedAnswer] | None = None, timeout: float = 20.0) -> Any:
     told = heard if heard is not None else []
-    finding, _ = await auditor.audit(
-        TASK, WORLD.pk, WORLD.encrypted, CLAIM, timeout, Height(5), heard=told.append
-    )
+    finding, _ = await auditor.audit(TASK, WORLD.pk, WORLD.encrypted, CLAIM, timeout, Height(5), heard=told.append)
     return finding
 
 
@@ -189,9 +187,7 @@ async def test_a_claim_whose_turn_she_does_not_see_yet_costs_no_attempt(line: Li
         line.requester.refuse = TurnError("claim 1 is neither refuted nor skipped") if len(asked) < 4 else None
         return ()
 
-    finding, _ = await make_auditor(line, store).audit(
-        TASK, WORLD.pk, WORLD.encrypted, CLAIM, 20.0, Height(5), higher=higher
-    )
+    finding, _ = await make_auditor(line, store).audit(TASK, WORLD.pk, WORLD.encrypted, CLAIM, 20.0, Height(5), higher=higher)
     assert isinstance(finding, Valid)
     assert len(asked) == 4
     assert store.attempts(TASK.task_id, CLAIM.vm.model_commitment) == 1

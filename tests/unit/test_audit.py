@@ -229,7 +229,8 @@ class LyingBook(AnswerBook):
             correct = count_correct(predict(z[-1]), np.roll(self._test_set.labels, 1))
             assert correct != honest.signed.answer.correct
         layers = tuple(np.ascontiguousarray(layer) for layer in z)
-        answer = replace(honest.signed.answer, z_mark=z_mark(self._task.task_id, honest.signed.answer.model_commitment, z_digest(layers)), correct=correct)
+        mark = z_mark(self._task.task_id, model_commitment, z_digest(layers))
+        answer = replace(honest.signed.answer, z_mark=mark, correct=correct)
         if self.kind == "digest":
             answer = replace(answer, z_mark=Digest(bytes(32)))
         if self.kind == "too many":
