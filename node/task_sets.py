@@ -1,7 +1,7 @@
 """The encrypted test sets of tasks: fetched, checked, kept, served (design: verification, section 2).
 
 For every live task each node fetches the blobs under its test root from the requester, or from other nodes. A validator also
-checks with her help that every label is one of the classes, and then signs ``Stored``: once 2/3 did, the task is open.
+checks with her help that the label scores of every row sum to one, and then signs ``Stored``: once 2/3 did, the task is open.
 """
 
 from __future__ import annotations

@@ -151,9 +151,11 @@ class TaskMaker:
     def _warnings(self, spec: TaskSpec, clamped: int, family: ModelFamily) -> tuple[str, ...]:
         found = []
         if spec.leak_bits >= 8 * spec.features:
+            alone = spec.leak_bits // self._genesis.params.max_pools // 2 >= 8 * spec.features
             found.append(
-                f"leak_bits is {spec.leak_bits}, a test row has {8 * spec.features}: pools together can reconstruct the test "
-                "rows; labels stay hidden"
+                f"leak_bits is {spec.leak_bits}, a test row has {8 * spec.features}: "
+                + ("any one pool" if alone else "pools together")
+                + " can reconstruct the test rows; labels leak no more than predictions say of them"
             )
         if clamped:
             found.append(f"{clamped} test features lie beyond the scale and are clamped to 127 or -127")

@@ -294,7 +294,7 @@ class AuditRequester(_Prover):
 
 
 class StoredRequester(_Prover):
-    """Proves to one validator that every label of the encrypted test set is one of the classes, once."""
+    """Proves to one validator that the scores of every row of the encrypted test set sum to one, once."""
 
     def __init__(
         self,

@@ -115,7 +115,7 @@ async def submit(
         emit_json(published)
         return
     console.print(f"task {published.task_id.hex()} is published")
-    console.print(f"leak_bits {published.leak_bits}: what the pools together may learn of one test row; labels stay hidden")
+    console.print(f"leak_bits {published.leak_bits}: what the pools together may learn of one test row")
     for warning in published.warnings:
         console.print(f"warning: {warning}")
 

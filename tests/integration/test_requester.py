@@ -319,7 +319,8 @@ async def test_refused_publications_leave_nothing(world: World) -> None:
     assert await owner.own_tasks() == ()
     published = await owner.publish("mine", test, practice, [4], Activation.RELU, Amount(1000), Amount(0))
     assert published.warnings == (
-        "leak_bits is 1056, a test row has 64: pools together can reconstruct the test rows; labels stay hidden",
+        "leak_bits is 1056, a test row has 64: any one pool can reconstruct the test rows; labels leak no more than "
+        "predictions say of them",
     )
     assert [task.name for task in await owner.own_tasks()] == ["mine"]
     secrets = world.folder / "data" / "secrets"
