@@ -74,6 +74,8 @@ class ChainParams:
     """The least bond of a validator that joins, for each unit of its power."""
     unbond_ms: Annotated[int, U64] = 600_000
     """After a validator left: how long evidence can still burn its bond, and how long a light client may be away."""
+    upgrade_notice: Annotated[int, U32] = 100
+    """Heights between the agreement on a new protocol version and its first block, at least."""
     # The market
     draw_window_ms: Annotated[int, U32] = 30_000
     """One bid per pool, provider and data root in this much block time."""
@@ -140,7 +142,7 @@ class ChainParams:
         bounds = {
             # Claims are listed in a header, and highs in a record, of limited size.
             "max_pools": (1, MAX_CLAIMS), "highs_window": (1, 256), "audit_slots": (1, 1 << 16),
-            "min_reward": (1, MAX_SUPPLY), "kept_tasks": (16, 65_536),
+            "min_reward": (1, MAX_SUPPLY), "kept_tasks": (16, 65_536), "upgrade_notice": (2, 1 << 31),
             "min_fee": (0, MAX_SUPPLY), "provider_fee": (0, MAX_SUPPLY), "validator_bond": (0, MAX_SUPPLY),
             **dict.fromkeys(shares, (0, 1000000)),
         }  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from core.chain import build, rules
+from core.chain import build, rules, versions
 from core.chain import verify as checks
 from core.chain.block import Block, Certificate
 from core.chain.consensus import Consensus
@@ -41,6 +41,7 @@ from core.chain.messages import (
     Timer,
     TransactionsWaiting,
 )
+from core.chain.records import Upgrade
 from core.chain.state import Entry, State
 from core.chain.transaction import Payload, SignedTransaction
 from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, Vote
@@ -298,6 +299,8 @@ class Driver:
         heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
         try:
             while True:
+                # Before anything is voted, built or followed by rules that are not the chain's.
+                versions.check_known(self.state)
                 await self._handle(await self._queue.get())
         finally:
             heartbeat.cancel()
@@ -432,6 +435,7 @@ class Driver:
     async def _commit(self, block: Block, certificate: Certificate, state: State, record: WorkRecord | None) -> None:
         transactions = [decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
         before = self.state.tip.timestamp_ms
+        _announce(self.state.upgrade, state.upgrade)
         if self.light is not None:
             await asyncio.to_thread(self.light.note, self.state)
         await asyncio.to_thread(self._store.commit, block, certificate, state, transactions, record)
@@ -497,6 +501,18 @@ class Driver:
             self.submit_own(evidence)
         except TransactionError as error:
             log.info("a report was refused", kind=type(evidence).__name__, error=error)
+
+
+def _announce(old: Upgrade | None, new: Upgrade | None) -> None:
+    if new is None or new == old:
+        return
+    if new.version in versions.KNOWN_VERSIONS:
+        log.info("a new protocol version is agreed", version=new.version, first_height=new.height)
+    else:
+        log.warning(
+            "a new protocol version is agreed that this software does not know: this node stops before its first height; "
+            "install a release that knows it", version=new.version, first_height=new.height,
+        )  # fmt: skip
 
 
 def _received(message: Message) -> Event:

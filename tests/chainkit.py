@@ -23,6 +23,7 @@ from core.chain.transaction import (
     LeaveValidator,
     Payload,
     PublishTask,
+    ScheduleUpgrade,
     SignedTransaction,
     Stored,
     TaskSpec,
@@ -47,7 +48,7 @@ from core.params import PROTOCOL_VERSION, ChainParams, Genesis, GenesisAccount, 
 
 GENESIS_MS = 1_800_000_000_000
 FUNDS = 10_000_000
-Change = TypeVar("Change", JoinValidator, LeaveValidator)
+Change = TypeVar("Change", JoinValidator, LeaveValidator, ScheduleUpgrade)
 
 
 @functools.cache

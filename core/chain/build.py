@@ -27,7 +27,6 @@ from core.chain.block import (
     SignedHeader,
     Vm,
 )
-from core.chain.rules import HEADER_VERSION
 from core.chain.state import State, state_root
 from core.chain.transaction import (
     DOMAIN_TRANSACTION_SIGNATURE,
@@ -36,6 +35,7 @@ from core.chain.transaction import (
     Transaction,
     Verdicts,
 )
+from core.chain.versions import version_at
 from core.chain.vote import (
     DOMAIN_PROPOSAL,
     DOMAIN_VERDICT,
@@ -52,6 +52,7 @@ from core.codec import encode
 from core.crypto.signing import KeyPair, sign
 from core.errors import BlockError, InputError, TransactionError
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, StateRoot, TaskId, TxId
+from core.params import PROTOCOL_VERSION
 
 __all__ = [
     "BuiltBlock", "Dropped", "build_transaction_block", "build_void_block", "build_work_block", "make_block",
@@ -161,7 +162,7 @@ def build_transaction_block(
         room -= len(data) + 4
     body = Body(certificate, (), tuple(taken))
     header = Header(
-        HEADER_VERSION, state.chain_id, height, state.tip.block_hash, verify.body_root((), body.transactions),
+        version_at(state, height), state.chain_id, height, state.tip.block_hash, verify.body_root((), body.transactions),
         state_root(state), time_ms, BlockKind.TRANSACTION, None, None, None, (), author,
     )  # fmt: skip
     return BuiltBlock(make_block(key, header, body), tuple(dropped), left_out)
@@ -180,8 +181,9 @@ def _pays_auditors(signed: SignedTransaction, state: State) -> bool:
 def build_void_block(state: State, key: KeyPair, certificate: Certificate, outcomes: Sequence[Outcome]) -> Block:
     """The void block that ends the current task with these ends of its claims, in rank order."""
     body = Body(certificate, (), ())
+    height = Height(state.height + 1)
     header = Header(
-        HEADER_VERSION, state.chain_id, Height(state.height + 1), state.tip.block_hash, verify.body_root((), ()),
+        version_at(state, height), state.chain_id, height, state.tip.block_hash, verify.body_root((), ()),
         state_root(state), rules.next_time(state, certificate), BlockKind.VOID, state.current, None, None,
         tuple(outcomes), AccountId(key.public_key),
     )  # fmt: skip
@@ -201,15 +203,16 @@ def build_work_block(
     accuracy: Accuracy,
     vm: Vm,
     payouts: Sequence[Payout],
+    version: int = PROTOCOL_VERSION,
 ) -> Block:
-    """A pool's work block, from what a node says of its tip.
+    """A pool's work block, from what a node says of its tip; ``version``: of the protocol at its height.
 
     ``time_ms`` is ``verify.block_time`` of the parent and ``certificate``; ``payouts`` are positive, one an account, and sum
     to ``ledger.work_payout_total``. Keep the block: a second one on the same parent burns the pool's bond (PoolFault).
     """
     body = Body(certificate, tuple(payouts), ())
     header = Header(
-        HEADER_VERSION, chain_id, height, parent_hash, verify.body_root(payouts, ()), parent_state_root, time_ms,
+        version, chain_id, height, parent_hash, verify.body_root(payouts, ()), parent_state_root, time_ms,
         BlockKind.WORK, task_id, accuracy, vm, (), AccountId(key.public_key),
     )  # fmt: skip
     return make_block(key, header, body)

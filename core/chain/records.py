@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from core.chain.block import MAX_VALIDATORS, BlockKind, Vm
 from core.chain.transaction import ENDPOINT, PublishTask
-from core.codec import BOOL, DIGEST, I64, PUBLIC_KEY, U32, U64, Enum, Maybe, Record, Seq, Var
+from core.codec import BOOL, DIGEST, I64, PUBLIC_KEY, U16, U32, U64, Enum, Maybe, Record, Seq, Var
 from core.ids import (
     AccountId,
     Amount,
@@ -26,7 +26,7 @@ from core.ids import (
 __all__ = [
     "MAX_ENDED", "MAX_ENTRANTS", "MAX_LIVE", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit",
     "Membership", "Pot", "Provider", "Reputation", "Standing", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade",
-    "TradePhase", "Validator", "ValidatorSet", "Windows",
+    "TradePhase", "Validator", "ValidatorSet", "Windows", "Upgrade",
 ]  # fmt: skip
 
 MAX_ENTRANTS: Final = 1024
@@ -59,6 +59,15 @@ class ValidatorSet:
     """Who votes, from the height of its key on until the next row's; ascending by node id."""
 
     validators: Annotated[tuple[Validator, ...], Seq(Record(Validator), MAX_VALIDATORS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Agreed by 2/3 of the validators' power, and not in force yet."""
+
+    version: Annotated[int, U16]
+    height: Annotated[Height, U64]
+    """Its first block."""
 
 
 @dataclass(frozen=True, slots=True)

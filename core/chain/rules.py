@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Final
 
-from core.chain import evidence, rules_market, rules_tasks, rules_validators, verify
+from core.chain import evidence, rules_market, rules_tasks, rules_validators, verify, versions
 from core.chain.block import MAX_BODY, MAX_HEADER, Accuracy, Block, BlockKind, Body, Certificate, Header, OutcomeKind
 from core.chain.ledger import credit, debit, work_payout_total
 from core.chain.state import Account, Entry, State, Task, TaskEnd, TaskPhase, Tip, TradePhase, state_root
@@ -30,6 +30,7 @@ from core.chain.transaction import (
     PublishTask,
     Refusal,
     RegisterProvider,
+    ScheduleUpgrade,
     SignedTransaction,
     Stored,
     Transaction,
@@ -43,11 +44,10 @@ from core.errors import BlockError, CryptoError, InputError, TransactionError, W
 from core.ids import AccountId, Amount, Height, Milliseconds, short
 
 __all__ = [
-    "HEADER_VERSION", "Context", "apply_block", "apply_transaction", "check_transaction", "decode_transaction", "due",
+    "Context", "apply_block", "apply_transaction", "check_transaction", "decode_transaction", "due",
     "due_ms", "is_fee_free", "is_work_height", "next_time",
 ]  # fmt: skip
 
-HEADER_VERSION: Final = 1
 MAX_NONCE_AHEAD: Final = 64
 """How far a waiting transaction's nonce may be ahead of its account's."""
 MAX_REMEMBERED: Final = 2048
@@ -106,12 +106,14 @@ def check_header(state: State, header: Header) -> None:
     where = f"block at height {header.height}"
     if header.chain_id != state.chain_id:
         raise WrongChainError(f"{where}: of chain {short(header.chain_id)}, this is {short(state.chain_id)}")
-    if header.version != HEADER_VERSION:
-        raise BlockError(f"{where}: header version {header.version}, this software knows {HEADER_VERSION}")
     if header.height != state.height + 1 or header.prev_hash != state.tip.block_hash:
         raise BlockError(
             f"{where} on {short(header.prev_hash)}; the tip is {short(state.tip.block_hash)} at height {state.height}"
         )
+    versions.check_known(state)
+    version = versions.version_at(state, header.height)
+    if header.version != version:
+        raise BlockError(f"{where}: protocol version {header.version}, at this height it is {version}")
     is_work = is_work_height(state)
     if (header.kind is not BlockKind.TRANSACTION) != is_work:
         raise BlockError(f"{where}: a {header.kind.name.lower()} block, but it is {'a' if is_work else 'no'} work height")
@@ -208,7 +210,7 @@ def _transition(state: State, header: Header, body: Body, block: Block) -> State
     if parent.pot is not None:
         state = evidence.close_pot(state)
     state = rules_market.run_trades(state, height, block.block_hash, time_ms)
-    state = rules_validators.rotate(state, parent)
+    state = rules_validators.rotate(versions.advance(state, height), parent)
     return replace(state, tip=Tip(height, block.block_hash, time_ms, header.kind, header.author_id))
 
 
@@ -366,6 +368,8 @@ def _dispatch(state: State, tx: Transaction, context: Context) -> State:
             return rules_validators.join(state, tx, p, context.height)
         case LeaveValidator() as p:
             return rules_validators.leave(state, p, context.height, context.time_ms)
+        case ScheduleUpgrade() as p:
+            return versions.schedule(state, p, context.height)
 
 
 # -- when the next block is due ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from core.chain.transaction import (
     JoinValidator,
     LeaveValidator,
     Refusal,
+    ScheduleUpgrade,
     Transaction,
     approval_message,
 )
@@ -136,7 +137,7 @@ def rotate(state: State, parent: State) -> State:
     return replace(state, validators=voters, sets=sets)
 
 
-def check_approvals(state: State, payload: JoinValidator | LeaveValidator) -> None:
+def check_approvals(state: State, payload: JoinValidator | LeaveValidator | ScheduleUpgrade) -> None:
     """Raises TransactionError unless 2/3 of the power of the block's voters signed the change."""
     known = powers(state.validators)
     signers = [a.validator for a in payload.approvals]

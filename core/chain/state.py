@@ -34,6 +34,7 @@ from core.chain.records import (
     Tip,
     Trade,
     TradePhase,
+    Upgrade,
     Validator,
     ValidatorSet,
     Windows,
@@ -60,7 +61,7 @@ __all__ = [
     "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Membership", "Pot", "Provider",
     "Reputation", "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator",
     "ValidatorSet", "Windows", "DOMAIN_STATE", "TABLES", "decode_state", "encode_state", "entry_key", "genesis_state",
-    "height_key", "state_leaves", "state_root", "total_supply",
+    "height_key", "state_leaves", "state_root", "total_supply", "Upgrade",
 ]  # fmt: skip
 
 DOMAIN_TIE: Final = b"pofl/claim-tie/1"
@@ -70,7 +71,7 @@ STATE_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class _Scalars:
-    version: Annotated[int, U16]
+    form: Annotated[int, U16]
     chain_id: Annotated[Digest, DIGEST]
     tip: Tip
     burned: Annotated[Amount, I64]
@@ -78,6 +79,8 @@ class _Scalars:
     pot: Annotated[Pot | None, Maybe(Record(Pot))]
     live: Annotated[tuple[TaskId, ...], Seq(DIGEST, MAX_LIVE)]
     ended: Annotated[tuple[TaskId, ...], Seq(DIGEST, MAX_ENDED)]
+    version: Annotated[int, U16]
+    upgrade: Annotated[Upgrade | None, Maybe(Record(Upgrade))]
     settling: Annotated[tuple[TaskId, ...], Seq(DIGEST, 1 << 20)]
     trading: Annotated[tuple[Digest, ...], Seq(DIGEST, 1 << 20)]
 
@@ -107,6 +110,9 @@ class State:
     """Pending, open and current tasks, in order of publication."""
     ended: tuple[TaskId, ...]
     """Ended tasks that are not forgotten yet, earliest end first."""
+    version: int
+    """Of the protocol, at this height."""
+    upgrade: Upgrade | None
     settling: tuple[TaskId, ...]
     """Ended tasks whose claimants' bonds are still locked."""
     trading: tuple[Digest, ...]
@@ -241,6 +247,8 @@ def genesis_state(genesis: Genesis) -> State:
         next_validators=validators,
         live=(),
         ended=(),
+        version=genesis.protocol_version,
+        upgrade=None,
         settling=(),
         trading=(),
         accounts=Table(Account, {a.account: Account(a.balance, 0) for a in genesis.accounts if a.balance}),
@@ -291,9 +299,9 @@ def decode_state(data: bytes, genesis: Genesis) -> State:
     scalars: _Scalars = Record(_Scalars).read(reader)
     sets: _Sets = Record(_Sets).read(reader)
     chain_id = genesis.chain_id
-    if scalars.version != STATE_VERSION or scalars.chain_id != chain_id:
+    if scalars.form != STATE_VERSION or scalars.chain_id != chain_id:
         raise WrongChainError(
-            f"stored state: version {scalars.version} of chain {short(scalars.chain_id)}; this software reads version "
+            f"stored state: version {scalars.form} of chain {short(scalars.chain_id)}; this software reads version "
             f"{STATE_VERSION}, and the genesis document is of chain {short(chain_id)}"
         )
     tables: dict[str, Table[object]] = {name: Table.read(kind, reader) for name, kind in TABLES}
@@ -310,6 +318,8 @@ def decode_state(data: bytes, genesis: Genesis) -> State:
         next_validators=sets.next_validators.validators,
         live=scalars.live,
         ended=scalars.ended,
+        version=scalars.version,
+        upgrade=scalars.upgrade,
         settling=scalars.settling,
         trading=scalars.trading,
         **tables,  # type: ignore[arg-type]
@@ -341,6 +351,8 @@ def _scalars(state: State) -> _Scalars:
         state.pot,
         state.live,
         state.ended,
+        state.version,
+        state.upgrade,
         state.settling,
         state.trading,
     )

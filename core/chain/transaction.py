@@ -31,10 +31,10 @@ from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, M
 
 __all__ = [
     "Activation", "Approval", "Bid", "ChunkReceipt", "Claim", "Commit", "EnterTask", "Equivocation", "JoinValidator",
-    "LeaveValidator", "Payload", "PoolFault", "PublishTask", "Refusal", "RegisterProvider", "SignedTransaction", "Stored",
-    "TaskSpec", "Transaction", "Transfer", "VerdictEquivocation", "Verdicts",
-    "DOMAIN_APPROVAL", "DOMAIN_CHUNK_RECEIPT", "DOMAIN_TASK", "DOMAIN_TRANSACTION", "DOMAIN_TRANSACTION_SIGNATURE", "PAYLOAD",
-    "approval_message",
+    "LeaveValidator", "Payload", "PoolFault", "PublishTask", "Refusal", "RegisterProvider", "ScheduleUpgrade",
+    "SignedTransaction", "Stored", "TaskSpec", "Transaction", "Transfer", "VerdictEquivocation", "Verdicts",
+    "DOMAIN_APPROVAL", "DOMAIN_CHUNK_RECEIPT", "DOMAIN_TASK", "DOMAIN_TRANSACTION", "DOMAIN_TRANSACTION_SIGNATURE",
+    "PAYLOAD", "approval_message",
 ]  # fmt: skip
 
 DOMAIN_TRANSACTION: Final = b"pofl/transaction/1"
@@ -274,17 +274,28 @@ class LeaveValidator:
     approvals: Annotated[tuple[Approval, ...], APPROVALS]
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduleUpgrade:
+    """2/3 of the power agree that the next protocol version holds from ``height`` on."""
+
+    version: Annotated[int, U16]
+    height: Annotated[Height, U64]
+    expires_height: Annotated[Height, U64]
+    """Of the last block that may take this."""
+    approvals: Annotated[tuple[Approval, ...], APPROVALS]
+
+
 Payload = (
     Transfer | PublishTask | Stored | EnterTask | Commit | Claim | RegisterProvider | Bid | ChunkReceipt
     | Verdicts | PoolFault | Equivocation | JoinValidator | LeaveValidator
-    | VerdictEquivocation
+    | VerdictEquivocation | ScheduleUpgrade
 )  # fmt: skip
 
 PAYLOAD: Final = Union(
     {
         1: Transfer, 2: PublishTask, 3: Stored, 4: EnterTask, 5: Commit, 6: Claim, 7: RegisterProvider, 8: Bid,
         9: ChunkReceipt, 12: Verdicts, 13: PoolFault, 14: Equivocation, 15: JoinValidator, 16: LeaveValidator,
-        17: VerdictEquivocation,
+        17: VerdictEquivocation, 18: ScheduleUpgrade,
     }
 )  # fmt: skip
 """Tags 10 and 11 are kept for leak reports and the opening of marks."""
@@ -321,7 +332,7 @@ def task_id(chain_id: Digest, requester: AccountId, task_nonce: bytes) -> TaskId
     return TaskId(digest(DOMAIN_TASK, chain_id, requester, task_nonce))
 
 
-def approval_message(chain_id: Digest, payload: JoinValidator | LeaveValidator) -> bytes:
+def approval_message(chain_id: Digest, payload: JoinValidator | LeaveValidator | ScheduleUpgrade) -> bytes:
     """What validators sign under DOMAIN_APPROVAL: the chain and the payload without approvals."""
     return chain_id + encode_as(PAYLOAD, replace(payload, approvals=()))
 

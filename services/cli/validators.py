@@ -21,6 +21,7 @@ from core.chain.transaction import (
     Approval,
     JoinValidator,
     LeaveValidator,
+    ScheduleUpgrade,
     approval_message,
 )
 from core.chain.verify import is_quorum
@@ -40,7 +41,7 @@ __all__ = ["TrustedOption", "app", "parse_trusted", "register", "trust"]
 
 app = typer.Typer(help="Become a validator, leave, and agree on who does.", no_args_is_help=True)
 
-Change = JoinValidator | LeaveValidator
+Change = JoinValidator | LeaveValidator | ScheduleUpgrade
 KeyOption = Annotated[Path, typer.Option("--key", metavar="FILE", help="Key file of the account that signs.")]
 FileArgument = Annotated[Path, typer.Argument(help="File of a change, as `pofl validator join` or `leave` write it.")]
 TrustedOption = Annotated[
@@ -167,6 +168,26 @@ async def leave(
 
 @app.command()
 @runs
+async def upgrade(
+    version: Annotated[int, typer.Option(min=2, help="The protocol version, one more than the chain's now.")],
+    height: Annotated[int, typer.Option(min=1, help="Its first height.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write, for the validators to sign.")],
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Ask for a new protocol version from a height on: writes the change that 2/3 of the power must sign.
+
+    Nodes that do not know the version stop before that height and say so.
+
+    Example: pofl validator upgrade --version 2 --height 120000 --out upgrade.json
+    """
+    async with network(net, node, tls) as connection:
+        until = Height((await connection.chain.tip()).height + GOOD_FOR)
+        genesis = await connection.genesis_id()
+    _write(out, genesis, ScheduleUpgrade(version, Height(height), until, ()), as_json)
+
+
+@app.command()
+@runs
 async def sign(file: FileArgument, key: KeyOption, as_json: JsonOption = False) -> None:
     """Agree to a change: adds your signature to its file. Read what is printed first.
 
@@ -205,9 +226,13 @@ async def submit(
         change = replace(change, approvals=approvals)
         _, height = await Wallet(connection.chain, chain_id, read_key(key)).send_and_wait(change, WAIT_SECONDS)
     if as_json:
-        emit_json({"height": height, "effective": height + 2})
+        emit_json({"height": height, "effective": _effect(change, height)})
     else:
-        console.print(f"final in block {height}: in effect from height {height + 2} on")
+        console.print(f"final in block {height}: in effect from height {_effect(change, height)} on")
+
+
+def _effect(change: Change, height: Height) -> int:
+    return change.height if isinstance(change, ScheduleUpgrade) else height + 2
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -217,15 +242,18 @@ def _write(path: Path, chain_id: Digest, change: Change, as_json: bool, replaces
     plain: dict[str, object] = {
         "chain": chain_id.hex(),
         "change": encode_as(PAYLOAD, change).hex(),
-        "kind": "join" if isinstance(change, JoinValidator) else "leave",
-        "validator": change.validator.hex(),
         "expires_height": change.expires_height,
         "signed_by": [a.validator.hex() for a in change.approvals],
     }
-    if isinstance(change, JoinValidator):
-        plain |= {"power": change.power, "bond": change.bond, "endpoint": change.endpoint}
-    else:
-        plain |= {"since_height": change.since_height, "reason": change.reason}
+    match change:
+        case JoinValidator():
+            plain |= {"kind": "join", "validator": change.validator.hex(), "power": change.power, "bond": change.bond}
+            plain |= {"endpoint": change.endpoint}
+        case LeaveValidator():
+            plain |= {"kind": "leave", "validator": change.validator.hex(), "since_height": change.since_height}
+            plain |= {"reason": change.reason}
+        case ScheduleUpgrade():
+            plain |= {"kind": "upgrade", "version": change.version, "height": change.height}
     try:
         with path.open("w" if replaces else "x", encoding="utf-8") as file:
             file.write(json.dumps(plain, indent=2) + "\n")
@@ -249,7 +277,7 @@ def _read(path: Path) -> tuple[Digest, Change]:
             data = file.read(MAX_FILE + 1)
         document = json.loads(data)
         chain_id, change = bytes.fromhex(document["chain"]), decode_as(PAYLOAD, bytes.fromhex(document["change"]))
-        if len(data) > MAX_FILE or len(chain_id) != 32 or not isinstance(change, JoinValidator | LeaveValidator):
+        if len(data) > MAX_FILE or len(chain_id) != 32 or not isinstance(change, Change):
             raise MalformedError("it holds something else")
         message = approval_message(Digest(chain_id), change)
         for approval in change.approvals:

@@ -99,7 +99,7 @@ def made(chain: Chain, author: str = "v0", **changes: object) -> Block:
         ({"prev_hash": BlockHash(bytes(32))}, "the tip is"),
         ({"height": Height(3)}, "the tip is"),
         ({"merkle_root": some("other")}, "the body's root"),
-        ({"version": 2}, "header version 2"),
+        ({"version": 2}, "protocol version 2"),
         ({"kind": BlockKind.VOID}, "no work height"),
         ({"kind": BlockKind.WORK}, "no work height"),
         ({"task_id": TaskId(bytes(32))}, "fields of another kind"),
