@@ -408,7 +408,8 @@ class StoredNode(_Verifier):
         """The transcript, signed by this validator's ``key``. ``failure``: what step raised, or why nothing came."""
         if key.public_key != self._validator:
             raise SequenceError("a transcript is signed by the validator that opened its session")
-        result = "Stored: the label scores of every row sum to one" if self.is_passed else f"StoredFault: {failure or 'not finished'}"
+        passed = "Stored: the label scores of every row sum to one"
+        result = passed if self.is_passed else f"StoredFault: {failure or 'not finished'}"
         return export(self.transcript, key, self.task.requester, result, self._open, None, self._openings)
 
     def _handle(self, message: Message) -> Sequence[Message]:
