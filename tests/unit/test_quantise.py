@@ -84,6 +84,26 @@ def test_digits_lose_less_than_half_a_point() -> None:
     assert report.scored_correct == model.count(quantise_features(x, 127.0), y)
 
 
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+@pytest.mark.parametrize(("activation", "name"), [(Activation.SIGMOID, "logistic"), (Activation.RELU, "relu")])
+def test_trained_networks_lose_less_than_half_a_point(activation: Activation, name: str) -> None:
+    """64-16-16-10 on held-out digits (599 rows; one is 0.17 points)."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    networks = pytest.importorskip("sklearn.neural_network")
+    data = datasets.load_digits()
+    x, y = data.data / 16.0, data.target.astype(np.int64)
+    held = np.arange(len(y)) % 3 == 0
+    made = networks.MLPClassifier((16, 16), activation=name, max_iter=60, learning_rate_init=0.01, random_state=1)
+    made.fit(x[~held], y[~held])
+    net = list(zip(made.coefs_, made.intercepts_, strict=True))
+    _, report = quantise(net, activation, 127.0, 10, x[held], y[held])
+    assert report.rows == 599
+    assert report.float_correct is not None
+    assert report.float_correct > 520
+    assert report.loss_points is not None
+    assert abs(report.loss_points) < 0.5, report
+
+
 def test_features_round_and_clamp() -> None:
     assert quantise_features(np.array([[0.5, -3.0, 3.0, 0.004]]), 100.0).tolist() == [[50, -127, 127, 0]]
 
