@@ -29,7 +29,7 @@ from core.codec import decode
 from core.crypto.homomorphic import PublicKey
 from core.crypto.signing import KeyPair
 from core.errors import NotFoundError, TransactionError, UnavailableError
-from core.ids import AccountId, Amount, Correct, Height, Milliseconds, ModelCommitment, NodeId, StateRoot, TaskId
+from core.ids import AccountId, Amount, BlockHash, Correct, Height, Milliseconds, ModelCommitment, NodeId, StateRoot, TaskId
 from core.params import ChainParams, Genesis, GenesisAccount, GenesisValidator
 from core.ports import SystemRng
 from core.verification.audit_node import AuditedClaim, AuditNode, StoredNode
@@ -103,7 +103,11 @@ class FakeChain(rpc.ChainServiceServicer):
 
     async def GetTip(self, request: Any, context: Any) -> pb.GetTipResponse:  # noqa: N802
         zero = bytes(32)
-        tip = Tip(Height(self.height), zero, StateRoot(zero), None, Milliseconds(1000), None, False, Amount(0), Amount(0), 0, 0)  # type: ignore[arg-type]
+        work = next((task.task_id for task in self.tasks.values() if task.phase is TaskPhase.WORK), None)
+        tip = Tip(
+            Height(self.height), BlockHash(zero), StateRoot(zero), None, Milliseconds(1000), work, work is not None, Amount(0),
+            Amount(0), 0, 0,
+        )  # fmt: skip
         return convert.tip_to_proto(tip)
 
     async def GetAccount(self, request: Any, context: Any) -> pb.GetAccountResponse:  # noqa: N802

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from core.ids import Digest, Height
 from core.params import ChainParams
 from core.verification.audit_evidence import read_record
 from core.verification.transcript import Purpose
+from services.cli.connection import Connection
+from services.cli.transcripts import write_all
 from services.rpc.channel import connect
 from services.rpc.views import TaskPhase, TaskView
 from tests.node_network import HOST, ROOT, Network, free_ports, make_network, wait_height
@@ -201,6 +204,15 @@ async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(netw
         transcripts = [read_record(await restarted.transcript(t.digest)) for t in again.transcripts]
         assert {t.purpose for t in transcripts} >= {Purpose.AUDIT}
         assert all(t.validator == told_truth for t in transcripts)
+        # As `pofl explain HEIGHT --transcripts DIR` does it, with one node that is down.
+        await network.nodes[3].kill()
+        async with AsyncExitStack() as stack:
+            addresses = tuple(node.address for node in network.nodes)
+            connection = Connection(client, None, network.files("user", "tester"), stack, addresses)
+            written = await write_all(connection, ended.ended_height, network.folder / "proofs")
+        signers = {read_record(path.read_bytes()).validator for path in written}
+        assert told_truth in signers
+        assert network.genesis.validators[3].node_id not in signers
     finally:
         await pool.server.stop(0)
         process.kill()
