@@ -283,8 +283,9 @@ def test_openings_of_one_session_are_worth_nothing_in_another() -> None:
 
 
 def test_two_challenges_for_one_batch_are_refused_by_the_pool() -> None:
-    """Attack 9: γ and γ' for the same extra rows give Σ (γ_k - γ'_k) H_k, hence the model from E. Fails without the digest of
-    taken messages in Session.step, and, at the next number, without the order check; the extra rows are gone in any case."""
+    """Attack 9: γ and γ' for the same extra rows give Σ (γ_k - γ'_k) H_k, hence the model from E. Fails without the digests of
+    taken messages in Session.step. At the next number two things refuse it, the order and the state of the transfer; each alone
+    is enough, and the extra rows are gone in any case."""
     run = make_evaluation(WORLD, MODEL)
     log: list[Envelope] = []
     exchange(run.pool, run.requester, run.pool.start(), log)

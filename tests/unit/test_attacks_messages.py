@@ -270,7 +270,7 @@ def test_every_state_refuses(protocol: str, mutation: Mutation) -> None:
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
 def test_the_same_message_again_gets_the_same_bytes_and_moves_nothing(protocol: str) -> None:
-    """Attacks 9 and 12, duplicates, at once and at the end. Fails without the stored replies in Session."""
+    """Attacks 9 and 12, duplicates, at every later state and at the end. Fails without the stored replies in Session."""
     seen: list[tuple[Session, Envelope]] = []
     for machine, envelope in PROTOCOLS[protocol](0):
         before, order = fingerprint(machine), order_of(machine)
@@ -280,6 +280,12 @@ def test_the_same_message_again_gets_the_same_bytes_and_moves_nothing(protocol: 
                 assert order_of(machine) == order
         assert fingerprint(machine) == before
         seen.append((machine, envelope))
+    requester = seen[0][0]
+    said = [envelope for machine, envelope in seen if machine is not requester]
+    assert [reply for machine, envelope in seen if machine is requester for reply in machine.step(envelope)] == said
+    asked = [envelope for machine, envelope in seen if machine is requester]
+    answers = [reply for machine, envelope in seen if machine is not requester for reply in machine.step(envelope)]
+    assert answers == [envelope for envelope in asked if envelope in answers] != []
 
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
