@@ -113,7 +113,11 @@ class ArchiveReader:
             raise MalformedError(f"{name} has version {magic[7]} of the format, this software reads version {MAGIC[7]}")
         self.offset = len(MAGIC)
         _, payload = self._frame(HEAD)
-        head = self._decode(ArchiveHead, payload)
+        try:
+            head = decode(ArchiveHead, payload)
+        except InputError as error:
+            # Its digest holds: it was written so.
+            raise MalformedError(f"{name} was made by a release with another genesis document: {error.message}") from None
         head.genesis.check()
         self._accept()
         self.genesis, self.first = head.genesis, head.first

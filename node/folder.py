@@ -81,7 +81,8 @@ class ChainFolder:
                 genesis = decode(Genesis, data)
             except InputError as error:
                 raise CorruptError(
-                    f"the genesis document in {kv.folder} cannot be read: {error.message}: give the node's --config FILE"
+                    f"the genesis document in {kv.folder} is damaged, or of another release ({error.message}): give the node's "
+                    "--config FILE"
                 ) from None
         if genesis.chain_id != kv.meta.genesis_hash:
             raise WrongChainError(
