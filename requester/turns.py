@@ -14,7 +14,7 @@ from typing import Final
 from core.chain.claims import Adopted, Void
 from core.chain.heard import HeardVerdicts
 from core.chain.state import ClaimRecord, Entry, Standing, Validator
-from core.chain.vote import SignedVerdict
+from core.chain.vote import SignedVerdict, VerdictKind
 from core.errors import ChainError, InputError, MalformedError, TurnError, UnavailableError
 from core.ids import Amount, Digest, Height, ModelCommitment, TaskId, short
 from services.rpc.views import EntryView, TaskView
@@ -45,6 +45,11 @@ class ClaimTurns:
         self._places: dict[TaskId, _Place] = {}
         self._lock = threading.Lock()
 
+    def replace_validators(self, validators: Sequence[Validator]) -> None:
+        """For work heights that begin from now on."""
+        with self._lock:
+            self._validators = tuple(validators)
+
     def check(self, height: Height, task: TaskView, commitment: ModelCommitment, higher: Sequence[SignedVerdict]) -> None:
         """``height`` is the task's work height, ``task`` has its claims in rank order.
 
@@ -53,6 +58,9 @@ class ClaimTurns:
             MalformedError: a verdict that no validator signed, or of another chain, height or task.
             UnavailableError: no such claim is known here.
         """
+        most = len(VerdictKind) * len(self._validators) * len(task.entries)
+        if len(higher) > most:
+            raise MalformedError(f"{len(higher)} verdicts on the higher claims; at most {most} count", most=most)
         with self._lock:
             heard = self._place(height, task).heard
             try:

@@ -115,6 +115,13 @@ def test_one_signer_fills_no_memory() -> None:
     assert len(made._places[TASK].heard._verdicts) == 1
 
 
+def test_more_verdicts_than_count_are_not_read() -> None:
+    """Openings before their turn are free: each must be cheap to refuse."""
+    one = verdicts(0, VerdictKind.POOL_FAULT, "v0")
+    with pytest.raises(MalformedError, match="48 count"):
+        check(turns(), SECOND, one * 49)
+
+
 def test_an_unknown_model_is_not_claimed_here() -> None:
     with pytest.raises(UnavailableError, match="no claim"):
         check(turns(), ModelCommitment(some("nothing")))
