@@ -23,6 +23,7 @@ from services.rpc import blobs
 from services.rpc.chain_client import ChainClient, Wallet
 from services.rpc.channel import connect
 from services.rpc.role import Role, open_chain, open_server, wait_for_chain
+from services.rpc.validator_watch import ValidatorWatch
 from services.runtime.clock import SystemClock
 from services.runtime.config import advertised
 from services.runtime.lifecycle import Lifecycle
@@ -51,7 +52,7 @@ async def main(role: Role[RequesterConfig], life: Lifecycle) -> None:
     desk = Desk(
         TaskMaker(genesis, role.account, blob_store, secrets, rng),
         store, secrets, books, blob_store, chain,
-        Wallet(chain, genesis.chain_id, role.key),
+        Wallet(chain, genesis.chain_id, role.key, Amount(genesis.params.min_fee)),
         Platforms(role.identity, role.tls, cfg.peers.platforms, chain),
         follower, sessions,
         BodySource(role.identity, role.tls, cfg.peers.nodes),
@@ -67,6 +68,7 @@ async def main(role: Role[RequesterConfig], life: Lifecycle) -> None:
     desk.endpoint = advertised(cfg, server.address)
     await wait_for_chain(role, chain)
     life.spawn(follower.run(), "follow the chain")
+    life.spawn(ValidatorWatch(chain, genesis, follower.replace_validators).run(), "follow the validators")
     life.spawn(desk.run(), "see to the tasks")
     await server.ready()
     await life.wait()

@@ -50,6 +50,11 @@ class Follower:
         self.is_following = False
         """Whether a first update has come."""
 
+    def replace_validators(self, validators: Sequence[Validator]) -> None:
+        """Who votes from now on; claims that are being looked at keep theirs."""
+        self.validators = frozenset(validator.node_id for validator in validators)
+        self.turns.replace_validators(validators)
+
     @property
     def height(self) -> Height:
         """Of the newest update."""

@@ -24,6 +24,7 @@ from services.rpc.blobs import BlobStore
 from services.rpc.chain_client import Wallet
 from services.rpc.channel import connect
 from services.rpc.role import Role, open_chain, open_server, wait_for_chain
+from services.rpc.validator_watch import ValidatorWatch
 from services.runtime.clock import SystemClock
 from services.runtime.config import advertised
 from services.runtime.cpu import CpuPool
@@ -60,11 +61,13 @@ async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
     pool = Pool(
         role=role, endpoint=advertised(cfg, server.address), chain=chain, wallet=wallet, nodes=_nodes(role, life),
         engine=engine, members=members, board=board, shelf=shelf, blobs=blobs, cpu=cpu, clock=clock,
+        voters=ValidatorWatch(chain, genesis),
     )  # fmt: skip
     await wait_for_chain(role, chain)
     follower = Follower(chain, board, lambda feed: Season(pool, feed).run())
     life.spawn(receipts.run(), "put receipts on chain")
     life.spawn(follower.run(), "follow tasks")
+    life.spawn(pool.voters.run(), "follow the validators")
     await engine_started
     await server.ready()
     await life.wait()

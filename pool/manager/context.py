@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from grpc import aio
 
 from core.chain.state import Validator
-from core.ids import AccountId, Amount, Digest
+from core.ids import AccountId, Digest
 from core.ports import Clock
 from pool.flower.engine import MiningEngine
 from pool.manager.board import Board
@@ -19,6 +19,7 @@ from services.rpc.blobs import BlobStore
 from services.rpc.chain_client import ChainClient, Wallet
 from services.rpc.channel import connect
 from services.rpc.role import Role
+from services.rpc.validator_watch import ValidatorWatch
 from services.runtime.cpu import CpuPool
 
 __all__ = ["Pool"]
@@ -40,6 +41,7 @@ class Pool:
     blobs: BlobStore
     cpu: CpuPool
     clock: Clock
+    voters: ValidatorWatch
 
     @property
     def cfg(self) -> PoolConfig:
@@ -55,8 +57,8 @@ class Pool:
 
     @property
     def validators(self) -> tuple[Validator, ...]:
-        """Those of the genesis document: this version of the chain keeps them."""
-        return tuple(Validator(v.node_id, v.power, Amount(0), False) for v in self.role.genesis.validators)
+        """Who votes at the next height."""
+        return self.voters.validators
 
     def open(self, target: str, role: str) -> aio.Channel:
         """A channel to a process of this role; the caller closes it. Raises ConfigError."""

@@ -103,7 +103,7 @@ class Season:
         if reason:
             log.warning("this pool does not enter", task=self._task_id, reason=reason)
             return
-        windows = Windows.of(view, self._pool.role.genesis.params.min_window_ms(len(self._pool.role.genesis.validators)))
+        windows = Windows.of(view, self._pool.role.genesis.params.min_window_ms(len(self._pool.validators)))
         if not await self._enter(windows):
             return
         playing = asyncio.create_task(self._play(windows), name="season")
@@ -423,7 +423,7 @@ class Season:
         """
         pool, name = self._pool, type(payload).__name__
         # The last block of the window may be final a little after the window's end on this clock.
-        end = close_ms + pool.role.genesis.params.min_window_ms(len(pool.role.genesis.validators))
+        end = close_ms + pool.role.genesis.params.min_window_ms(len(pool.validators))
         while True:
             try:
                 await pool.wallet.send_and_wait(payload, min(STUCK_SECONDS, max(1.0, pool.seconds_until(end))))

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from core.chain.transaction import JoinValidator
 from core.crypto.signing import KeyPair
-from core.errors import BlockError, ConfigError
-from core.ids import Height
+from core.errors import BlockError, ConfigError, WrongChainError
+from core.ids import Amount, Height, NodeId
 from services.cli import chain as chain_commands
 from services.cli import validators
+from services.rpc.chain_client import ChainClient
+from services.rpc.validator_watch import ValidatorWatch
 from tests.chainkit import account, key, make_genesis
 from tests.light_world import World
 
@@ -102,3 +105,37 @@ def test_a_trusted_hash_that_is_none(text: str) -> None:
     with pytest.raises(ConfigError, match="must be HEIGHT:HASH"):
         validators.parse_trusted(text)
     assert validators.parse_trusted("5:" + "ab" * 32)[0] == Height(5)
+
+
+async def test_roles_that_are_no_nodes_follow_who_votes() -> None:
+    world = World(make_genesis(4, ROOM))
+    told: list[int] = []
+    async with world.served() as (address, channel):
+        client = ChainClient([(address, channel)])
+        watch = ValidatorWatch(client, world.chain.genesis, lambda validators: told.append(len(validators)))
+        assert len(watch.validators) == 4
+        world.chain.block()
+        world.follow()
+        await watch.refresh()
+        assert told == []
+        height, nonce = world.chain.state.height, world.chain.state.account(account("pool0")).nonce
+        join = JoinValidator(NodeId(account("pool0")), 1, Amount(1_000_000), "a:1", nonce, Height(height + 5), ())
+        world.chain.block(world.chain.tx("pool0", world.chain.approved(join, "v0", "v1", "v2")))
+        world.follow()
+        await watch.refresh()
+        assert told == []
+        world.chain.block()
+        world.follow()
+        await watch.refresh()
+        await watch.refresh()
+        assert told == [5]
+        assert {v.node_id for v in watch.validators} == {v.node_id for v in world.chain.state.validators}
+        # A node that answers with another chain's blocks is not believed.
+        other = World(make_genesis(4, replace(ROOM, tick_ms=700)))
+        for _ in range(9):
+            other.chain.block()
+        other.follow()
+        world.servicer._api._driver.light = other.light
+        with pytest.raises(WrongChainError):
+            await watch.refresh()
+        assert len(watch.validators) == 5
