@@ -49,15 +49,15 @@ class ChainFolder:
 
     @property
     def rebuilt(self) -> Path:
-        return self.data_dir / "chain.new"
+        return self.data_dir / "chain.reindex-new"
 
     @property
     def replaced(self) -> Path:
-        return self.data_dir / "chain.old"
+        return self.data_dir / "chain.reindex-old"
 
     @property
     def salvaged(self) -> Path:
-        return self.data_dir / "chain.salvage"
+        return self.data_dir / "chain.reindex-copy"
 
     def open(self) -> LevelDb:
         """Raises LockedError, WrongChainError, CorruptError, NotFoundError, StorageFullError, ConfigError."""

@@ -51,8 +51,11 @@ def reindex(folder: ChainFolder, silent_until: Height | None, progress: Progress
         if _LOST in error.values:
             raise
         # LevelDB cannot open it, or a damaged part hides what is needed: its own repair leaves that part out.
-        salvaged = LevelDb.salvage(folder.path, folder.salvaged, folder.meta, RESYNC)
-        found = _rebuild(folder, salvaged, False, silent_until, progress)
+        try:
+            salvaged = LevelDb.salvage(folder.path, folder.salvaged, folder.meta, RESYNC)
+            found = _rebuild(folder, salvaged, False, silent_until, progress)
+        finally:
+            shutil.rmtree(folder.salvaged, ignore_errors=True)
     folder.swap()
     return found
 

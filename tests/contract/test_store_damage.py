@@ -189,6 +189,9 @@ def test_a_lost_current_does_not_begin_a_new_chain(image: Path, tmp_path: Path, 
         current.unlink()
     with pytest.raises(CorruptError, match=r"is damaged .*CURRENT.*reindex"):
         open_chain_folder(tmp_path / "data", GENESIS, NODE)
+    with pytest.raises(CorruptError, match=r"what this validator voted cannot be read .*--silent-until; nothing was changed"):
+        reindex(ChainFolder(tmp_path / "data"), None, quiet)
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["chain"]
     reindex(ChainFolder(tmp_path / "data"), Height(TIP + 1), quiet)
     assert content(tmp_path / "data")[rows.SCALARS]
 
