@@ -62,8 +62,8 @@ class LightService:
         members = self._kv.get(_SET + _at(row.set_height))
         if members is None:
             raise NotFoundError(f"the validators of height {row.set_height} are not kept here", height=row.set_height)
-        stored = self._store.block(height)
-        return LightBlock(stored.block.header, stored.certificate, SetProof(decode(ValidatorSet, members), row.path))
+        header, certificate = self._store.header(height), self._store.certificate(height)
+        return LightBlock(header, certificate, SetProof(decode(ValidatorSet, members), row.path))
 
     def record(self, table: str, key: bytes) -> tuple[Height, RecordProof]:
         """A record in the state before the last block, which that block's header commits to.
