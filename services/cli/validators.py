@@ -15,6 +15,7 @@ import typer
 
 from core.chain.light import Trusted, trust_genesis, trust_hash
 from core.chain.rules_validators import check_approval
+from core.chain.state import Account
 from core.chain.transaction import (
     DOMAIN_APPROVAL,
     PAYLOAD,
@@ -84,6 +85,7 @@ async def trust(connection: Connection, genesis: Genesis, text: str | None) -> T
 
 def register(chain: typer.Typer) -> None:
     chain.command("validators")(show)
+    chain.command("account")(prove_account)
 
 
 @runs
@@ -104,6 +106,37 @@ async def show(net: NetOption = None, node: NodeOption = None, tls: TlsOption = 
         ]
         columns = ["name", "node", "power", "next", "bond", "since", ""]
         console.print(table(f"validators after block {height}", columns, rows, right=[2, 3, 4, 5]))
+
+
+@runs
+async def prove_account(
+    account: Annotated[str, typer.Argument(help="The account: 64 hex digits.")],
+    trusted_hash: TrustedOption = None,
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """An account's balance, proven: no node is believed (docs/light-client.md).
+
+    It is the balance before the last block, whose header commits to it.
+
+    Example: pofl chain account 4e1c... --trusted-hash 120000:5f0c...
+    """
+    try:
+        key = bytes.fromhex(account)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError(f"{account!r} is no account: 64 hex digits")
+    async with network(net, node, tls) as connection:
+        trusted = await trust(connection, await connection.genesis(), trusted_hash)
+        found, at = await connection.chain.prove(Account, "accounts", key, trusted)
+    record = found or Account(Amount(0), 0)
+    shown = {"account": key, "balance": record.balance, "nonce": record.nonce, "before_block": at.height, "hash": at.block_hash}
+    if as_json:
+        emit_json(shown)
+        return
+    console.print(f"balance     {record.balance}{'' if found else ' (the account is in no table: nobody has paid it)'}")
+    console.print(f"next nonce  {record.nonce}")
+    console.print(f"before      block {at.height}, {at.block_hash.hex()}")
 
 
 def _standing(view: ValidatorView) -> str:

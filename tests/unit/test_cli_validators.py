@@ -17,7 +17,7 @@ from services.cli import chain as chain_commands
 from services.cli import validators
 from services.rpc.chain_client import ChainClient
 from services.rpc.validator_watch import ValidatorWatch
-from tests.chainkit import account, key, make_genesis
+from tests.chainkit import FUNDS, account, key, make_genesis
 from tests.light_world import World
 
 ROOM = replace(make_genesis().params, audit_ms=12_000)
@@ -66,6 +66,8 @@ async def test_join_verify_and_leave(tmp_path: Path, capsys: pytest.CaptureFixtu
         with pytest.raises(BlockError, match="is not the trusted 5"):
             await run(chain_commands.verify, 1, None, f"5:{bytes(32).hex()}", None, None, **there)
         member = account("pool0").hex()
+        await run(validators.prove_account, member, f"5:{known.hex()}", **there)
+        assert f"balance     {FUNDS - 1_000_001}" in capsys.readouterr().out
         out = tmp_path / "leave.json"
         await run(validators.leave, member, out, "moving house", **there)
         for name in ("v0", "v1", "v2", "v3"):
