@@ -52,8 +52,8 @@ MAX_RUNS = 16
 MARGIN_BITS = 90
 """A mask nearer than 2^90 to a rounding boundary proves nothing (a chance of 2^-26 a run).
 
-At 10,000 samples of 256 features honest noise stays below 2^82, but for a chance of 2^-100: 2^21 errors of standard deviation
-3.24, each times two scalars below 2^32. So 2^16 times as many terms fit the margin.
+Honest noise stays below it but for a chance of 2^-128: at 10,000 samples of 256 features it is below 2^84.4, and
+core.verification.noise refuses a task whose noise would come near (docs/adr/0066).
 """
 LABEL_COMMITMENT = b"pofl/zero-check/commitment/1"
 _SALT = 32
