@@ -6,13 +6,12 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.chain import verify
+from core.chain import rules, verify
 from core.chain.block import Block, Certificate
 from core.chain.messages import ConsensusRecord
 from core.chain.state import State, genesis_state
 from core.chain.vote import SignedVote, VerdictKind
 from core.codec import encode
-from core.errors import StorageError
 from core.ids import Digest, Height, ModelCommitment, Signature, TxId
 from core.params import Genesis
 from node.held import WorkPart
@@ -63,11 +62,9 @@ def steps(transfers: int = 0) -> tuple[Step, ...]:
         chain.block()
     last = make_certificate(chain.state, chain.clock + 1000, chain.names)
     certificates = [verified(b.decoded_body().parent_certificate) for b in chain.blocks[1:]] + [last]
-    from core.chain.rules import apply_block
-
     found = []
     for block, certificate in zip(chain.blocks, certificates, strict=True):
-        states.append(apply_block(states[-1], block))
+        states.append(rules.apply_block(states[-1], block))
         height = states[-1].height
         found.append(Step(block, certificate, states[-1], record(height), work if height == work_height else None))
     return tuple(found)
@@ -114,5 +111,5 @@ def fill(kv: KeyValueStore, keep: int = 0) -> ChainStore:
 
 
 __all__ = [
-    "GENESIS", "NODE", "WORK_PARTS", "Step", "StorageError", "commit", "fill", "live", "record", "steps",
+    "GENESIS", "NODE", "WORK_PARTS", "Step", "commit", "fill", "live", "record", "steps",
 ]  # fmt: skip
