@@ -243,7 +243,7 @@ class Genesis:
                 ),
                 params=ChainParams(**{key: int(value) for key, value in document["params"].items()}),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ConfigError(f"genesis: not a genesis document: {type(error).__name__}: {error}") from None
         genesis.check()
         return genesis

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.crypto.hashing import expand
-from core.errors import ConfigError, CorruptError, MarketError
+from core.errors import ConfigError, CorruptError, InputError, MarketError
 from core.ids import MILLION
 from core.market.contract import CHUNKS, MAX_CLASSES, MAX_FEATURES, MAX_ROWS
 from core.market.rows import DataSet
 from core.ports import Rng
 from core.verification.quantise import quantise_features
 from provider.config import DataConfig
+from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["DOMAIN_ORDER", "DOMAIN_SALTS", "Goods", "load_goods", "row_secret"]
 
@@ -107,16 +107,15 @@ def _write(path: Path, text: str) -> None:
 def _read(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """x float64 [n, M], finite, and y int64 [n]; n, M within the market's limits."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_UNPACKED:
-            raise ConfigError(f"{path}: {unpacked} bytes unpacked, at most {MAX_UNPACKED}")
+        check_archive(path, MAX_UNPACKED)
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in ("x", "y") if name not in arrays.files]
             if missing:
                 raise ConfigError(f"{path}: no array {missing[0]!r}; it holds {', '.join(sorted(arrays.files)) or 'nothing'}")
             x, y = arrays["x"], arrays["y"]
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except InputError as error:
+        raise ConfigError(error.message) from None
+    except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise ConfigError(f"{path} is no readable npz file of plain arrays: {reason or error}") from None
     if x.dtype.kind not in "fiu" or x.ndim != 2:

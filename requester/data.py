@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,10 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import LimitError, MalformedError, NotFoundError
+from core.errors import MalformedError, NotFoundError
 from core.verification.quantise import quantise_features
 from core.verification.scored_model import FEATURE_BOUND
 from core.verification.test_set import TestSet
+from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["Rows", "clamped_features", "feature_scale_of", "load_rows", "practice_bytes", "scored_test_set"]
 
@@ -49,15 +49,12 @@ def load_rows(path: Path) -> Rows:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file; it must be an .npz file with the arrays x and y")
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_BYTES:
-            raise LimitError(f"{path}: {size} bytes unpacked, at most {MAX_BYTES}", size=size)
+        check_archive(path, MAX_BYTES)
         with np.load(path, allow_pickle=False) as arrays:
             if missing := sorted({"x", "y"} - set(arrays.files)):
                 raise MalformedError(f"{path}: it holds {sorted(arrays.files)}, but no array {' and '.join(missing)}")
             x, y = arrays["x"], arrays["y"]
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"{path}: not an .npz file of plain arrays ({error})") from None
     return _checked(str(path), x, y)
 

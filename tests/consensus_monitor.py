@@ -273,6 +273,8 @@ class RuleMonitor:
             view.locked = (vote.round, vote.block_hash)
             return
         valid_rounds = self.proposed[vote.height, vote.round, vote.block_hash]
+        if not valid_rounds and node.machine and node.machine.proposer(vote.round) == vote.validator:
+            return  # it died between writing its proposal and sending it, and sends votes again first
         if not valid_rounds:
             self.fail(node.name, f"prevotes in round {vote.round} for what nobody proposed there")
         round_, block_hash = view.locked

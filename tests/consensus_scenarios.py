@@ -28,7 +28,7 @@ SIZES = (4, 7, 16)
 POWERS = {4: (3, 2, 2, 1), 7: (2, 1, 1, 1, 1, 1, 1)}
 CLAIMS: dict[str, dict[str, int]] = {
     "three": {"pool0": 800, "pool1": 900, "pool2": 950},
-    "tie": {"pool0": 900, "pool1": 850, "pool2": 900},
+    "tie": {"pool0": 900, "pool1": 900, "pool2": 900},
     "one": {"pool0": 700},
     "four": {"pool0": 500, "pool1": 510, "pool2": 520, "pool3": 530},
 }
@@ -230,7 +230,7 @@ def _link(rng: random.Random, calm_ms: int) -> Link:
         return Link(calm_ms=calm_ms)
     return Link(
         drop=rng.choice((0, 0.05, 0.2, 0.4)), duplicate=rng.choice((0, 0.2)), delay_ms=rng.choice((40, 200, 600, 1_500)),
-        calm_ms=calm_ms, crash=rng.choice((0, 0, 0.01, 0.04)),
+        calm_ms=calm_ms, crash=rng.choice((0, 0, 0.01, 0.04)), crash_locked=rng.choice((0, 0, 0, 0.7)),
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ from core.chain.transaction import (
     VerdictEquivocation,
     Verdicts,
 )
-from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, VerdictKind, Vote
+from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Step, Verdict, VerdictKind, Vote
 from core.chain.work_height import commitment_of
 from core.codec import decode
 from core.crypto import signing
@@ -130,6 +130,8 @@ class Link:
     calm_ms: int = 0
     crash: float = 0.0
     """Chance per handled event that the node dies somewhere in the middle of its actions."""
+    crash_locked: float = 0.0
+    """Chance that it dies when it has precommitted a block."""
 
 
 @dataclass
@@ -191,10 +193,24 @@ class SimNode:
         survive = len(actions)
         if self.sim.now < self.sim.link.calm_ms and self.sim.random.random() < self.sim.link.crash:
             survive = self.sim.random.randint(0, len(actions))
+        dies = self.sim.now < self.sim.link.calm_ms and self._is_locking(actions)
         for action in actions[:survive]:
             self.do(action)
+        if dies and survive == len(actions) and self.is_up and self.machine is not None:
+            survive = -1
         if survive < len(actions) and self.is_up:
             self.crash()
+
+    def _is_locking(self, actions: Sequence[Action]) -> bool:
+        """Whether a precommit for a block is among them, and the dice say that this kills the node."""
+        if not self.sim.link.crash_locked:
+            return False
+        for action in actions:
+            if isinstance(action, Broadcast) and isinstance(action.message, SignedVote):
+                vote = remembered(Vote, action.message.vote)
+                if vote.step is Step.PRECOMMIT and vote.block_hash != NIL and vote.validator == key(self.name).public_key:
+                    return self.sim.random.random() < self.sim.link.crash_locked
+        return False
 
     def do(self, action: Action) -> None:
         sim = self.sim

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import lzma
-import tokenize
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import LimitError, MalformedError, NotFoundError
+from core.errors import MalformedError, NotFoundError
+from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["Dataset", "checked", "load_npz", "save_npz"]
 
 MAX_BYTES = 4 << 30
-UNREADABLE = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError,
-    tokenize.TokenError,
-)  # fmt: skip
-"""What reading an archive that somebody made to do harm raises: besides a broken one, encryption, an unknown compression,
-an array said to be larger than memory, a header that its parser does not get through."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,10 +73,7 @@ def load_npz(path: Path, *, features: int | None = None, classes: int | None = N
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file; it should hold the arrays x and y")
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_BYTES:
-            raise LimitError(f"{path}: {unpacked} bytes unpacked, at most {MAX_BYTES}")
+        check_archive(path, MAX_BYTES)
         with np.load(path, allow_pickle=False) as arrays:
             missing = {"x", "y"} - set(arrays.files)
             if missing:

@@ -168,3 +168,36 @@ async def consensus_sim(
         console.print(table(f"{len(result['failures'])} failures", ["", ""], [*shown, *enumerate(result["failures"])]))
     if result["failures"]:
         raise typer.Exit(1)
+
+
+@app.command(name="fuzz")
+@runs
+async def fuzz_decoders(
+    inputs: Annotated[int, typer.Option(help="How many, over all decoders; quick ones get more.", min=1)] = 100_000,
+    seed: Annotated[int, typer.Option(help="An input is a function of seed, decoder and number.", min=0)] = 0,
+    only: Annotated[list[str] | None, typer.Option(metavar="DECODER", help="This decoder only; may be repeated.")] = None,
+    number: Annotated[int | None, typer.Option(help="This input only, of the decoders named.", min=0)] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Broken inputs for everything that decodes what a peer or a user sent. Ends with exit code 1 if one is treated wrongly.
+
+    Example: pofl bench fuzz --inputs 1000000 --seed 1 --json
+    """
+    try:
+        from bench.fuzz import fuzz
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
+            raise
+        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    result = fuzz(inputs, seed, only or (), jobs, number)
+    if as_json:
+        emit_json(result)
+    else:
+        rows = [(name, *counts) for name, counts in result["by_decoder"].items()]
+        title = f"{result['inputs']} inputs, {len(result['failures'])} failures"
+        console.print(table(title, ["decoder", "inputs", "accepted", "refused"], rows, right=[1, 2, 3]))
+        for text in result["failures"]:
+            console.print(text, markup=False, highlight=False)
+    if result["failures"]:
+        raise typer.Exit(1)

@@ -90,7 +90,7 @@ def _merge_file(cls: type, file: Path, tree: dict[str, Any]) -> None:
         raise ConfigError(f"cannot read the configuration file {file}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not TOML: byte {error.start} is not UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
     _merge(cls, table, tree, (), file)
 
