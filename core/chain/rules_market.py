@@ -31,6 +31,9 @@ __all__ = ["bid", "chunk_receipt", "highs", "register", "reputation_rule", "run_
 
 EPOCH_TRADES_MS: Final = 60_000
 """Least length of an epoch of clean-trade credit: a pool gets one per provider and epoch."""
+MAX_OPEN: Final = 256
+"""Trades of one provider that wait for a draw, a delivery or a credit: every bid looks at all that are open, and each provider
+paid to be one. She signs each of hers, so nobody else can use them up."""
 
 
 def reputation_rule(params: ChainParams) -> reputation.ReputationRule:
@@ -119,8 +122,10 @@ def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Mil
     except (MarketError, CryptoError) as error:
         raise TransactionError(f"bid: {error.message}", Refusal.BAD_BID) from None
     trade_id = contract.trade_id(trade)
+    open_trades = 0
     for known_id in state.trading:
         known = state.trades[known_id]
+        open_trades += known.provider == offer.provider
         same = (known.pool, known.provider, known.data_root) == (tx.sender, offer.provider, offer.data_root)
         if known_id == trade_id or (same and time_ms < known.bid_ms + state.params.draw_window_ms):
             raise TransactionError(
@@ -128,6 +133,10 @@ def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Mil
                 f"{state.params.draw_window_ms} ms",
                 Refusal.DUPLICATE,
             )
+    if open_trades >= MAX_OPEN:
+        raise TransactionError(
+            f"provider {short(offer.provider)} has {open_trades} trades open, the most there may be", Refusal.LIMIT
+        )
     if trade_id in state.trades:
         raise TransactionError(f"trade {short(trade_id)} was drawn already", Refusal.DUPLICATE)
     state = debit(state, tx.sender, terms.price)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.chain import rules, rules_market
+from core.chain import build, rules, rules_market
 from core.chain.state import Trade, TradePhase
 from core.chain.transaction import (
     DOMAIN_CHUNK_RECEIPT,
@@ -172,6 +172,16 @@ def test_nobody_redraws_within_the_window_but_later_one_may_bid_again() -> None:
     assert chain.refused(chain.tx("pool0", again)) == Refusal.DUPLICATE
     chain.until(chain.clock + chain.state.params.draw_window_ms)
     chain.block(chain.tx("pool0", again))
+
+
+def test_a_provider_has_so_many_trades_open_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules_market, "MAX_OPEN", 1)
+    chain = ready()
+    first, second = make_bid(make_offer(chain)), make_bid(make_offer(chain, "pool1"))
+    built = build.build_transaction_block(
+        chain.state, key("v0"), chain.certificate(), [chain.tx("pool0", first), chain.tx("pool1", second)]
+    )
+    assert [d.error.reason for d in built.dropped] == [Refusal.LIMIT]
 
 
 def test_offers_must_name_the_chains_highs_once_there_are_some() -> None:
