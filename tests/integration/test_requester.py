@@ -206,8 +206,11 @@ async def test_a_killed_requester_replays_the_same_bytes_and_goes_on(world: Worl
     # And the honest one goes on where it was, through another kill between its two parts.
     answers = [a for reply in first for a in machine.step(envelope_from_proto(verify_pb2.Envelope.FromString(reply)))]
     outbox += answers
-    accepted = await converse(world, outbox, 3)
-    machine.step(envelope_from_proto(verify_pb2.Envelope.FromString(accepted[2])))
+    committed = await converse(world, outbox, 3)
+    outbox += machine.step(envelope_from_proto(verify_pb2.Envelope.FromString(committed[2])))
+    accepted = await converse(world, outbox, 4)
+    assert accepted[:3] == committed, "she opens the commitment that she made"
+    machine.step(envelope_from_proto(verify_pb2.Envelope.FromString(accepted[3])))
     assert machine.is_prepared
     await world.kill()
     await world.spawn()
