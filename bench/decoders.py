@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -238,7 +238,7 @@ def random_message(kind: type[Message], rng: random.Random, depth: int = 0) -> A
         for _ in range(rng.randrange(3) if many else 1):
             if field.type == FieldDescriptor.TYPE_MESSAGE:
                 if depth < 4:
-                    inner = random_message(field.message_type._concrete_class, rng, depth + 1)
+                    inner = random_message(cast(Any, field.message_type)._concrete_class, rng, depth + 1)
                     getattr(message, field.name).append(inner) if many else getattr(message, field.name).CopyFrom(inner)
                 continue
             value = _scalar(field, rng)

@@ -26,7 +26,8 @@ from core.crypto.garbling import GarbledCircuit
 from core.crypto.homomorphic.keys import PublicKey, SecretKey, _StoredKey
 from core.crypto.homomorphic.params import PARAMS
 from core.crypto.homomorphic.wire import pack, unpack
-from core.crypto.oblivious_transfer.messages import BLOCKS, Choices, Ciphertexts, SetupReply, SetupRequest, column_bytes
+from core.crypto.oblivious_transfer.messages import Choices, Ciphertexts, SetupReply, SetupRequest, column_bytes
+from core.crypto.oblivious_transfer.puncture import BLOCKS
 from core.crypto.zero_check import ZeroQuery
 from core.errors import ConfigError, MalformedError
 from core.ids import AccountId, Amount, Digest, Milliseconds, NodeId

@@ -45,5 +45,6 @@ def check_archive(path: Path, limit: int) -> None:
                 wanted = file.tell() + math.prod(shape) * dtype.itemsize
             if not dtype.hasobject and wanted != entry.file_size:
                 raise MalformedError(
-                    f"{path}: {entry.filename} says {dtype} of {shape}, which takes {wanted} bytes; it has {entry.file_size}"
+                    f"{path}: not an .npz file of plain arrays: {entry.filename} says {dtype} of {shape}, {wanted} bytes with "
+                    f"its header, and has {entry.file_size}"
                 )
