@@ -93,10 +93,15 @@ class Chain(rpc.ChainServiceServicer):
 
     async def GetTip(self, request: Any, context: Any) -> pb.GetTipResponse:  # noqa: N802
         zero, none = bytes(32), Amount(0)
+        deciding = next((task.task_id for task in self.tasks.values() if task.phase is TaskPhase.WORK), None)
         tip = Tip(
-            Height(self._height), BlockHash(zero), StateRoot(zero), None, Milliseconds(1000), None, False, none, none, 0, 0
+            Height(self._height), BlockHash(zero), StateRoot(zero), None, Milliseconds(1000), deciding, deciding is not None,
+            none, none, 0, 0,
         )  # fmt: skip
         return convert.tip_to_proto(tip)
+
+    async def GetLightBlock(self, request: Any, context: Any) -> pb.GetLightBlockResponse:  # noqa: N802
+        raise NotFoundError("this chain has no certificates: the validators are those of the genesis document")
 
     async def GetAccount(self, request: Any, context: Any) -> pb.GetAccountResponse:  # noqa: N802
         return convert.account_to_proto(AccountView(Amount(10**9), len(self.tasks), 0, "", Height(self._height)))  # type: ignore[arg-type]

@@ -210,8 +210,10 @@ class Claim:
         """What a node is told of it."""
 
     async def comes_up(self, net: Network, task: TaskView) -> None:
-        await net.chain.change(task.task_id, phase=TaskPhase.WORK, entries=self._entries)
-        await asyncio.sleep(NOTICED_S)
+        # A ranking is settled once for a work height: the one before has to end, and be seen to.
+        for phase in (TaskPhase.EVALUATION, TaskPhase.WORK):
+            await net.chain.change(task.task_id, phase=phase, entries=self._entries)
+            await asyncio.sleep(NOTICED_S)
 
 
 @contextlib.asynccontextmanager
