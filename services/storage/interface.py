@@ -29,7 +29,8 @@ class KeyValueStore(Protocol):
     def put_batch(self, puts: Mapping[bytes, bytes], deletes: Iterable[bytes] = (), sync: bool = True) -> None:
         """All of it or none of it; with ``sync`` it is on the disk when this returns.
 
-        A key in both is put. Raises StorageFullError, StorageError; nothing has changed then.
+        A key in both is put. Raises StorageFullError, StorageError; nothing has changed then, and every later
+        write may raise it too until the store is opened again.
         """
 
     def iterate(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:

@@ -40,6 +40,9 @@ class LevelDb:
         self._folder = folder
         self._advice = advice
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._failed: StorageError | None = None
+        """Why nothing is written any more: what LevelDB writes behind a record that failed is lost at the next opening."""
         if meta is None and not any(folder.glob("*")):
             raise NotFoundError(f"{folder} holds no stored data: give the data_dir of a node that ran")
         try:
@@ -143,12 +146,21 @@ class LevelDb:
                     yield entry
 
     def _write(self, puts: Mapping[bytes, bytes], deletes: Iterable[bytes], sync: bool) -> None:
-        # Without transaction=True a batch that an exception cut short is written as far as it got.
-        with self._translated(), self._db.write_batch(transaction=True, sync=sync) as batch:
-            for key in deletes:
-                batch.delete(key)
-            for key, value in puts.items():
-                batch.put(key, value)
+        with self._writing:
+            if self._failed is not None:
+                raise type(self._failed)(self._failed.message)
+            try:
+                # Without transaction=True a batch that an exception cut short is written as far as it got.
+                with self._translated(), self._db.write_batch(transaction=True, sync=sync) as batch:
+                    for key in deletes:
+                        batch.delete(key)
+                    for key, value in puts.items():
+                        batch.put(key, value)
+            except StorageError as error:
+                # A full disk leaves half a record. LevelDB would go on behind it when there is room again, and say that it is
+                # synced; reading stops at the half record. One writer at a time, so that no other thread's record comes next.
+                self._failed = error
+                raise
 
     def _damaged(self, what: str) -> CorruptError:
         return CorruptError(f"{self._folder} is damaged ({what}): {self._advice}")

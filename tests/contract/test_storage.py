@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from core.errors import (
     CorruptError,
     LockedError,
     MalformedError,
+    StorageError,
     StorageFullError,
     UnavailableError,
     WrongChainError,
@@ -197,9 +199,29 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
         read_all()
 
 
+def test_after_a_write_that_failed_half_way_none_is_taken_until_the_store_is_opened_again(tmp_path: Path) -> None:
+    """As on a full disk. LevelDB goes on behind the half record when there is room again, and says that it is synced; at the
+    next opening all of that was gone: votes that had been sent."""
+    store = LevelDb(tmp_path / "db", META)
+    store.put_batch({b"before": b"1"})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            store.put_batch({b"big": bytes(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(StorageError, match="File too large"):
+        store.put_batch({b"vote": b"2"})
+    assert store.get(b"before") == b"1"
+    store.close()
+    again = LevelDb(tmp_path / "db", META)
+    assert dict(again.iterate()) == {b"before": b"1"}
+    again.put_batch({b"vote": b"2"})
+    again.close()
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot make the data folder"):
         LevelDb(tmp_path / "file" / "db", META)
-
-
