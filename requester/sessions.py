@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -234,12 +235,14 @@ class Sessions:
         if first is None:
             return
         async with self._stream(caller), self._attached(purpose, caller, first) as live, self._places(purpose, caller):
-            end = time.monotonic() + (limits.silence_s if purpose is Purpose.EVALUATION else limits.audit_s)
             started = time.monotonic()
+            end = started + limits.audit_s
             envelope: Envelope | None = first
             while envelope is not None:
-                for reply in await self._answer(live, envelope):
-                    yield reply
+                replies = await self._answer(live, envelope)
+                async with self._given(purpose, started, end):
+                    for reply in replies:
+                        yield reply
                 if purpose is Purpose.EVALUATION:
                     envelope = await _next(incoming, limits.silence_s)
                 else:
@@ -262,6 +265,33 @@ class Sessions:
             self._streams[caller] -= 1
             if not self._streams[caller]:
                 del self._streams[caller]
+
+    @contextlib.asynccontextmanager
+    async def _given(self, purpose: Purpose, started: float, end: float) -> AsyncIterator[None]:
+        """Around replies: while the caller does not read them, gRPC holds us up. Who takes too long loses its stream as one
+        that is silent does; it cannot be told why, and may open it again."""
+        reader = asyncio.current_task()
+        assert reader is not None
+        if purpose is Purpose.EVALUATION:
+            started, end = math.inf, time.monotonic() + self._limits.silence_s
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(self._limits.slot_s / 8)
+                if self._is_late(started, end):
+                    break
+            log.info("a caller does not read its replies", kind=KINDS[purpose])
+            reader.cancel()
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+
+    def _is_late(self, started: float, end: float) -> bool:
+        now = time.monotonic()
+        return now >= end or (self._audits.waiting > 0 and now - started > self._limits.slot_s)
 
     async def _next_of_audit(self, incoming: AsyncIterator[Envelope], started: float, end: float) -> Envelope | None:
         """The next message; the place is kept for ``slot_s``, and longer as long as nobody waits for it."""
@@ -428,7 +458,9 @@ def _compute(live: _Live, envelope: Envelope, store: RequesterStore) -> tuple[En
         if live.machine.is_over and not was_over:
             failure = error.message.encode()[:290].decode(errors="ignore") or "it failed"
             live.record = replace(live.record, failure=failure)
-            store.end_session(live.record)
+            if live.received:
+                # One that was refused at its opening is refused again by the mark: kept, it would let a caller fill the disk.
+                store.end_session(live.record)
         raise
     if envelope.index >= len(live.received):
         store.add_received(live.record, envelope.index, found)

@@ -405,6 +405,61 @@ async def test_one_validator_does_not_take_every_place(bench: Bench) -> None:
     await asyncio.gather(*greedy, return_exceptions=True)
 
 
+async def test_refused_openings_leave_nothing_on_disk(bench: Bench) -> None:
+    """Else a pool that has entered fills the requester's disk with sessions for a batch that is used up."""
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.TRAINING))
+    opening = pool_machine().start()[0]
+    await talk(sessions, Purpose.EVALUATION, POOL, [opening])
+    kept = list(bench.kv.iterate(b""))
+    for number in range(10):
+        for _ in range(2):
+            with pytest.raises((BudgetError, SequenceError)):
+                await talk(sessions, Purpose.EVALUATION, POOL, [replace(opening, session=bytes([number]) * 32)])
+    assert list(bench.kv.iterate(b"")) == kept
+
+
+async def test_a_validator_that_does_not_read_loses_its_place(bench: Bench) -> None:
+    """Else two streams that nobody reads keep all places, and an honest requester is found silent by everybody else."""
+    sessions = bench.start()
+    await bench.chain.become(view(TaskPhase.PENDING))
+    held = asyncio.Event()
+
+    async def incoming(node: int) -> AsyncIterator[Envelope]:
+        yield stored_opening(node)
+
+    async def stuck() -> None:
+        async for _ in sessions.serve(Purpose.STORED_CHECK, NODES[0].public_key, incoming(0)):
+            held.set()
+            await asyncio.sleep(60)  # as in a write that flow control holds up
+
+    task = asyncio.create_task(stuck())
+    await held.wait()
+    replies = sessions.serve(Purpose.STORED_CHECK, NODES[1].public_key, incoming(1))
+    async with asyncio.timeout(4 * FAST.slot_s):
+        assert len([reply async for reply in replies]) == 1
+    await asyncio.wait((task,), timeout=1)
+    assert task.cancelled()
+
+
+async def test_a_pool_that_does_not_read_is_let_go(bench: Bench) -> None:
+    sessions = bench.start(replace(FAST, silence_s=0.2))
+    await bench.chain.become(view(TaskPhase.TRAINING))
+    sent = pool_machine().start()
+
+    async def incoming() -> AsyncIterator[Envelope]:
+        for envelope in sent:
+            yield envelope
+
+    async def stuck() -> None:
+        async for _ in sessions.serve(Purpose.EVALUATION, POOL, incoming()):
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(stuck())
+    await asyncio.wait((task,), timeout=5)
+    assert task.cancelled()
+
+
 async def test_a_silent_pool_is_let_go(bench: Bench) -> None:
     sessions = bench.start(replace(FAST, silence_s=0.2))
     await bench.chain.become(view(TaskPhase.TRAINING))
