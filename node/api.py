@@ -114,7 +114,6 @@ class NodeApi:
         task = None if known_task is None else queries.task_view(state, known_task)
         known = self._store.work(height)
         vm = view.header.vm
-        body = self._work.body(vm.model_commitment) if vm is not None else None
         if known is None:
             found = queries.explanation(view, task, (), {}, (), self.names, self._node, took_part=False)
         else:
@@ -126,7 +125,7 @@ class NodeApi:
         return replace(
             found,
             lines=lines,
-            vm_bytes=len(body) if body is not None else 0,
+            vm_bytes=self._work.body_bytes(vm.model_commitment) if vm is not None else 0,
             transcripts=tuple(queries.transcript_view(one, self._node) for one in kept),
             contradictions=tuple((encode(one.first), encode(one.second)) for one in contradictions),
             took_part=known is not None,
@@ -242,9 +241,9 @@ class NodeApi:
             raise NotFoundError(f"no work block of model {commitment.hex()[:8]} at height {height} here")
         return encode(block)
 
-    def vm_body(self, commitment: ModelCommitment) -> bytes:
+    async def vm_body(self, commitment: ModelCommitment) -> bytes:
         """Raises NotFoundError."""
-        body = self._work.body(commitment)
+        body = await self._work.body(commitment)
         if body is None:
             raise NotFoundError(f"no body of model {commitment.hex()[:8]} here", model_commitment=commitment)
         return body

@@ -19,6 +19,7 @@ from node.blob_room import spare_blobs
 from node.config import NodeConfig
 from node.driver import Driver
 from node.folder import open_chain_folder
+from node.keeping import Keeping
 from node.light import LightService
 from node.links import Links
 from node.outside import Channels
@@ -105,7 +106,7 @@ def open_node(role: Role[NodeConfig], life: Lifecycle) -> Node:
     auditor = Auditor(key, channels, SystemRng(), transcripts)
     cpu = CpuPool(cfg.audit_threads, queue=64)
     task_sets = TaskSets(me, blob_store, channels, auditor, cpu, peers, driver.submit_own)
-    work = WorkHeights(driver, task_sets, auditor, channels, peers, transcripts)
+    work = WorkHeights(driver, task_sets, auditor, channels, peers, transcripts, Keeping(store.held))
     work.on_height(task_sets.follow)
     sync = Sync(driver, links.connection)
     driver.connect(links, work, sync.progress)

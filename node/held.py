@@ -7,6 +7,7 @@ Room is limited: the oldest goes first, and what is for another height than the 
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Final
@@ -45,11 +46,17 @@ class _Entry:
 
 
 class Held:
-    """Parts of claims by kind and commitment. Rows: ``x ‖ number`` names what ``y ‖ kind ‖ commitment`` holds."""
+    """Parts of claims by kind and commitment. Rows: ``x ‖ number`` names what ``y ‖ kind ‖ commitment`` holds.
+
+    May be used from several threads, also while a block is committed.
+    """
 
     def __init__(self, kv: KeyValueStore, quota: int = QUOTA) -> None:
         self._kv = kv
         self._quota = quota
+        self._lock = threading.Lock()
+        self._decided = Height(0)
+        """What comes for this height or an earlier one is too late: nothing would delete it."""
         self._entries: dict[int, _Entry] = {}
         """By number, the oldest first."""
         for key, value in kv.iterate(HELD_INDEX):
@@ -62,21 +69,29 @@ class Held:
     @property
     def used(self) -> int:
         """Bytes."""
+        with self._lock:
+            return self._used()
+
+    def _used(self) -> int:
         return sum(e.size for e in self._entries.values())
 
     def put(self, height: Height, part: WorkPart, commitment: ModelCommitment, data: bytes) -> bool:
-        """Keep a part, synced; False if it is here already, or there are too many of that height.
+        """Keep a part, synced; False if it is here already, there are too many of that height, or the height is decided.
 
         The caller has checked it. Raises LimitError if it is larger than such a part can be, StorageError.
         """
         if len(data) > _LIMITS[part]:
             raise LimitError(f"a {part.name.lower()} of {len(data)} bytes, at most {_LIMITS[part]}", size=len(data))
+        with self._lock:
+            return self._put(height, part, commitment, data)
+
+    def _put(self, height: Height, part: WorkPart, commitment: ModelCommitment, data: bytes) -> bool:
         same = [e for e in self._entries.values() if (e.height, e.part) == (height, part)]
-        if any((e.part, e.commitment) == (part, commitment) for e in self._entries.values()) or len(same) >= MAX_CLAIMS:
+        if height <= self._decided or self._find(part, commitment) is not None or len(same) >= MAX_CLAIMS:
             return False
         number = max(self._entries, default=-1) + 1
         gone: list[int] = []
-        room = self._quota - self.used - len(data)
+        room = self._quota - self._used() - len(data)
         for old, held in self._entries.items():
             if room >= 0:
                 break
@@ -96,16 +111,28 @@ class Held:
 
     def commitments(self, height: Height, part: WorkPart) -> tuple[ModelCommitment, ...]:
         """Whose parts of a kind are here for a height, the first kept first."""
-        return tuple(e.commitment for e in self._entries.values() if (e.height, e.part) == (height, part))
+        with self._lock:
+            return tuple(e.commitment for e in self._entries.values() if (e.height, e.part) == (height, part))
+
+    def size(self, part: WorkPart, commitment: ModelCommitment) -> int:
+        """Bytes of a part; 0 if it is not here."""
+        with self._lock:
+            found = self._find(part, commitment)
+        return 0 if found is None else found.size
 
     def decided(self, height: Height) -> list[bytes]:
         """Rows to delete when ``height`` is final: all of it but its bodies, and bodies of long ago."""
-        gone = [
-            number
-            for number, entry in self._entries.items()
-            if entry.height <= height and (entry.part != WorkPart.BODY or entry.height + KEPT_HEIGHTS <= height)
-        ]
-        return [key for number in gone for key in (_index(number), _key(self._entries.pop(number)))]
+        with self._lock:
+            self._decided = max(self._decided, height)
+            gone = [
+                number
+                for number, entry in self._entries.items()
+                if entry.height <= height and (entry.part != WorkPart.BODY or entry.height + KEPT_HEIGHTS <= height)
+            ]
+            return [key for number in gone for key in (_index(number), _key(self._entries.pop(number)))]
+
+    def _find(self, part: WorkPart, commitment: ModelCommitment) -> _Entry | None:
+        return next((e for e in self._entries.values() if (e.part, e.commitment) == (part, commitment)), None)
 
 
 def _index(number: int) -> bytes:

@@ -219,7 +219,7 @@ class ClaimServicer(peer_pb2_grpc.ClaimServiceServicer):
     async def FetchVm(  # noqa: N802
         self, request: peer.FetchVmRequest, context: Context
     ) -> AsyncIterator[peer.FetchVmResponse]:
-        body = self._api.vm_body(ModelCommitment(convert.exact("model_commitment", request.model_commitment)))
+        body = await self._api.vm_body(ModelCommitment(convert.exact("model_commitment", request.model_commitment)))
         for offset in range(0, len(body), CHUNK):
             yield peer.FetchVmResponse(chunk=body[offset : offset + CHUNK], total_bytes=len(body) if offset == 0 else 0)
 

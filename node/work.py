@@ -18,7 +18,7 @@ from grpc import aio
 from core.chain import rules
 from core.chain.block import Block
 from core.chain.claims import Undecided as UndecidedClaims
-from core.chain.messages import AuditDone, AuditFailed, BlockAvailable, BodyHeld
+from core.chain.messages import AuditDone, AuditFailed, BlockAvailable, BodyHeld, OpeningAwaited
 from core.chain.state import Entry, State
 from core.chain.vote import SignedVerdict, Verdict, VerdictKind
 from core.codec import decode, encode
@@ -33,6 +33,8 @@ from core.verification.task import TaskContext
 from node.answers import Answers, Heard
 from node.auditor import Auditor
 from node.driver import Driver
+from node.held import WorkPart
+from node.keeping import Keeping
 from node.links import Acceptance
 from node.outside import Channels
 from node.queries import describe
@@ -68,6 +70,8 @@ class _Place:
     openings: dict[ModelCommitment, bytes] = field(default_factory=dict)
     answers: Answers | None = None
     """At a work height."""
+    restored: asyncio.Event = field(default_factory=asyncio.Event)
+    """What a former life of this node held of this height is in memory."""
 
     @property
     def height(self) -> Height:
@@ -85,6 +89,7 @@ class WorkHeights:
         channels: Channels,
         peers: Callable[[], Sequence[tuple[str, aio.Channel]]],
         transcripts: TranscriptStore,
+        kept: Keeping,
     ) -> None:
         self._driver = driver
         self._task_sets = task_sets
@@ -92,6 +97,7 @@ class WorkHeights:
         self._channels = channels
         self._peers = peers
         self._transcripts = transcripts
+        self._kept = kept
         self._place = _open(driver.state)
         self._bodies: OrderedDict[ModelCommitment, bytes] = OrderedDict()
         self._entered: list[Callable[[State], None]] = []
@@ -106,7 +112,11 @@ class WorkHeights:
     def enter(self, state: State) -> None:
         for job in self._place.jobs.values():
             job.cancel()
-        self._place = _open(state)
+        self._place = place = _open(state)
+        if place.answers is None:
+            place.restored.set()
+        else:
+            self._start("restore", lambda: self._restore(place))
         for callback in self._entered:
             callback(state)
         self.changed.notify()
@@ -147,6 +157,7 @@ class WorkHeights:
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
+        await self._kept.settled()
 
     # What others ask
 
@@ -158,9 +169,7 @@ class WorkHeights:
         found = machine.work.found
         top = found.claim.claim if isinstance(found, UndecidedClaims) else None
         verdicts = tuple(encode(signed) for signed in machine.work.all_signed())
-        return WorkView(
-            self._place.height, True, task.task_id, None if top is None else top.vm.model_commitment, verdicts
-        )
+        return WorkView(self._place.height, True, task.task_id, None if top is None else top.vm.model_commitment, verdicts)
 
     async def offer(self, block: Block) -> bool:
         """A pool's work block for this height; whether its claim is the top remaining one. Raises BlockError."""
@@ -172,7 +181,7 @@ class WorkHeights:
         known = place.blocks.get(commitment)
         if known is None:
             await asyncio.to_thread(rules.apply_block, place.state, block)
-            self._keep_block(place, commitment, block)
+            await self._keep_block(place, commitment, block)
         elif known.block_hash != block.block_hash:
             # The second is evidence against the pool; more would only fill the memory.
             if commitment in place.doubled:
@@ -185,8 +194,15 @@ class WorkHeights:
     def block(self, height: Height, commitment: ModelCommitment) -> Block | None:
         return self._place.blocks.get(commitment) if height == self._place.height else None
 
-    def body(self, commitment: ModelCommitment) -> bytes | None:
-        return self._bodies.get(commitment)
+    async def body(self, commitment: ModelCommitment) -> bytes | None:
+        """Also of a height decided some time ago: the requester fetches the one she paid for."""
+        known = self._bodies.get(commitment)
+        return known if known is not None else await self._kept.get(WorkPart.BODY, commitment)
+
+    def body_bytes(self, commitment: ModelCommitment) -> int:
+        """The size of a body; 0 if it is not here."""
+        known = self._bodies.get(commitment)
+        return len(known) if known is not None else self._kept.size(WorkPart.BODY, commitment)
 
     def opening(self, commitment: ModelCommitment, malformed: SignedAnswer) -> bytes | None:
         """What the pool showed after the requester's answer "malformed". Raises CryptoError without that answer."""
@@ -198,6 +214,35 @@ class WorkHeights:
         if (answer.task_id, answer.model_commitment, answer.kind) != (task.task_id, commitment, AnswerKind.MALFORMED):
             raise CryptoError(f"the answer is not one of 'malformed' about model {short(commitment)}")
         return opening
+
+    # What survives a restart
+
+    async def _restore(self, place: _Place) -> None:
+        """What a former life held of this height. It was checked then; what does not fit any more is fetched again."""
+        try:
+            for entry in place.state.work_claims() or ():
+                assert entry.claim is not None
+                commitment = entry.claim.vm.model_commitment
+                opening = await self._kept.get(WorkPart.OPENING, commitment)
+                if opening is not None:
+                    place.openings[commitment] = opening
+                data = await self._kept.get(WorkPart.BLOCK, commitment)
+                if data is not None and commitment not in place.blocks:
+                    await self._restore_block(place, commitment, data)
+        finally:
+            place.restored.set()
+
+    async def _restore_block(self, place: _Place, commitment: ModelCommitment, data: bytes) -> None:
+        try:
+            block = decode(Block, data)
+            await asyncio.to_thread(rules.apply_block, place.state, block)
+        except PoflError as error:
+            log.error("a work block that was held here does not apply", height=place.height, model=commitment, error=error)
+            return
+        if commitment not in place.blocks:
+            log.info("work block is here from before the restart", height=place.height, model=commitment)
+            place.blocks[commitment] = block
+            self._driver.tell(BlockAvailable(block), place.height)
 
     # One claim
 
@@ -245,7 +290,9 @@ class WorkHeights:
                 await asyncio.sleep(1.0)
 
     def _heard_ours(self, place: _Place, signed: SignedAnswer) -> None:
-        """What the requester answered to this node: others must get the same."""
+        """What the requester answered to this node: others must get the same. After "malformed" the time is the pool's."""
+        if signed.answer.kind is AnswerKind.MALFORMED:
+            self._driver.tell(OpeningAwaited(signed.answer.model_commitment), place.height)
         if place is self._place and self.hear(signed) is Acceptance.RELAY:
             self._driver.share(signed)
 
@@ -320,6 +367,7 @@ class WorkHeights:
         assert entry.claim is not None
         commitment = entry.claim.vm.model_commitment
         log.warning("the requester says that the body is malformed, asking for its opening")
+        await place.restored.wait()
         try:
             async with asyncio.timeout(place.state.params.open_ms / 1000):
                 while commitment not in place.openings:
@@ -329,12 +377,11 @@ class WorkHeights:
                         except PoflError as error:
                             log.debug("no opening", source=name, error=error)
                             continue
-                        blame = await asyncio.to_thread(
-                            judge_opening, loaded.public_key, body, loaded.task.family, shown
-                        )
+                        blame = await asyncio.to_thread(judge_opening, loaded.public_key, body, loaded.task.family, shown)
                         if blame is not Blame.REQUESTER:
                             log.warning("an opening does not make the body", source=name)
                             continue
+                        await self._kept.put(place.height, WorkPart.OPENING, commitment, shown)
                         place.openings[commitment] = shown
                         break
                     else:
@@ -347,6 +394,7 @@ class WorkHeights:
         """The claim's work block, from the pool or whoever has it."""
         assert entry.claim is not None
         commitment = entry.claim.vm.model_commitment
+        await place.restored.wait()
         while commitment not in place.blocks:
             async for name, channel in self._sources(entry):
                 try:
@@ -358,7 +406,7 @@ class WorkHeights:
                 except PoflError as error:
                     log.debug("no work block", source=name, error=error)
                     continue
-                self._keep_block(place, commitment, block)
+                await self._keep_block(place, commitment, block)
                 return
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -366,6 +414,9 @@ class WorkHeights:
         """The claim's Vm body, checked against its commitment."""
         assert entry.claim is not None
         commitment = entry.claim.vm.model_commitment
+        held = None if commitment in self._bodies else await self._kept.get(WorkPart.BODY, commitment)
+        if held is not None:
+            self._remember(commitment, held)
         while commitment not in self._bodies:
             async for name, channel in self._sources(entry):
                 try:
@@ -376,9 +427,8 @@ class WorkHeights:
                 except PoflError as error:
                     log.debug("no body", source=name, error=error)
                     continue
-                self._bodies[commitment] = body
-                while len(self._bodies) > KEPT_BODIES:
-                    self._bodies.popitem(last=False)
+                await self._kept.put(place.height, WorkPart.BODY, commitment, body)
+                self._remember(commitment, body)
                 break
             else:
                 await asyncio.sleep(PAUSE_SECONDS)
@@ -393,8 +443,19 @@ class WorkHeights:
         for peer in self._peers():
             yield peer
 
-    def _keep_block(self, place: _Place, commitment: ModelCommitment, block: Block) -> None:
-        place.blocks[commitment] = block
+    def _remember(self, commitment: ModelCommitment, body: bytes) -> None:
+        self._bodies[commitment] = body
+        while len(self._bodies) > KEPT_BODIES:
+            self._bodies.popitem(last=False)
+
+    async def _keep_block(self, place: _Place, commitment: ModelCommitment, block: Block) -> None:
+        """On disk first: a verdict 'valid' that this makes possible must not outlive the block."""
+        await self._kept.put(place.height, WorkPart.BLOCK, commitment, block.to_bytes())
+        first = place.blocks.setdefault(commitment, block)
+        if first is not block:
+            if first.block_hash == block.block_hash or commitment in place.doubled:
+                return
+            place.doubled.add(commitment)
         self._driver.tell(BlockAvailable(block), place.height)
 
 

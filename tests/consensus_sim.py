@@ -29,6 +29,7 @@ from core.chain.messages import (
     Finalise,
     Message,
     NeedBlock,
+    OpeningAwaited,
     Persist,
     ReceivedProposal,
     ReceivedVerdict,
@@ -62,7 +63,7 @@ from core.ids import Amount, BlockHash, Correct, Digest, Height, Milliseconds, M
 from tests.chainkit import account, key, some
 
 T = TypeVar("T")
-Answer = Literal["valid", "pool_fault", "no body", "no answer", "silent"]
+Answer = Literal["valid", "pool_fault", "no body", "no answer", "silent", "late malformed"]
 
 
 class Patch(Protocol):
@@ -453,7 +454,14 @@ class Sim:
         if answer in ("no body", "silent"):
             return None
         self.later(node, 20, BodyHeld(commitment_of(claim)))
-        if answer != "no answer":
+        if answer == "late malformed":
+            # Within audit_ms, and no opening comes: the pool's fault, open_ms later.
+            params = node.state.params
+            at = self.random.randint(params.audit_ms - 500, params.audit_ms - 1)
+            self.later(node, at, OpeningAwaited(commitment_of(claim)))
+            fault = replace(found(claim, False), z_digest=None)
+            self.later(node, at + params.open_ms + self.random.randint(0, 300), fault)
+        elif answer != "no answer":
             self.later(node, self.random.randint(1, self.audit_delay_ms), found(claim, answer == "valid"))
         return None
 

@@ -43,6 +43,8 @@ class Auditing:
         self._failed: set[ModelCommitment] = set()
         self._waited: set[ModelCommitment] = set()
         """Of the failed ones, those whose second audit_ms runs."""
+        self._opening: dict[ModelCommitment, Milliseconds] = {}
+        """Claims that the requester called malformed, and until when their pools may open them."""
 
     def waiting(self, now_ms: Milliseconds) -> list[Action]:
         """Signs ``valid`` for claims whose work block came after the audit's end."""
@@ -55,6 +57,10 @@ class Auditing:
     def note_failed(self, commitment: ModelCommitment) -> None:
         """This node could not do its own part of the audit: others' verdicts decide, and the requester is not blamed."""
         self._failed.add(commitment)
+
+    def await_opening(self, commitment: ModelCommitment, now_ms: Milliseconds) -> None:
+        """The requester has answered: from now on the time is the pool's, and hers is no longer counted (docs/adr/0088)."""
+        self._opening.setdefault(commitment, Milliseconds(now_ms + self._params.open_ms))
 
     def follow(self) -> list[Action]:
         """Names the top remaining claim when it changes, and times its body and its audit."""
@@ -82,6 +88,9 @@ class Auditing:
     def on_timeout(self, timer: Timer, now_ms: Milliseconds) -> list[Action]:
         """``unavailable`` after body_ms as top remaining claim; ``requester_fault`` after audit_ms with its blobs here.
 
+        Where she answered "malformed" in time, the pool's open_ms is waited for: then what this node made of the opening is its
+        verdict. If that is not there by then, this node failed.
+
         Where this node itself failed, nothing at first; ``unavailable`` after another audit_ms, so that the height ends even if
         a third of the nodes has the same defect (docs/adr/0064).
         """
@@ -91,6 +100,11 @@ class Auditing:
             reason = f"no work block or body within {params.body_ms} ms"
             return self._give(entry, VerdictKind.UNAVAILABLE, reason, now_ms)
         commitment = commitment_of(entry)
+        opened_by = self._opening.get(commitment)
+        if timer.kind is TimerKind.AUDIT and opened_by is not None and commitment not in self._failed:
+            if now_ms < opened_by:
+                return [SetTimer(timer, opened_by - now_ms)]
+            self._failed.add(commitment)
         if timer.kind is TimerKind.AUDIT and commitment in self._failed:
             if commitment not in self._waited:
                 self._waited.add(commitment)

@@ -130,6 +130,8 @@ class Consensus:
                 self._give(self._auditing.on_done(event, self._now))
             case msg.AuditFailed(commitment):
                 self._auditing.note_failed(commitment)
+            case msg.OpeningAwaited(commitment):
+                self._auditing.await_opening(commitment, self._now)
         while not self.is_decided and self._advance():
             pass
         persist: list[Action] = [msg.Persist(self.record())] if self._dirty else []

@@ -20,7 +20,8 @@ from core.ids import BlockHash, Correct, Digest, Height, ModelCommitment
 __all__ = [
     "Action", "AuditClaim", "AuditDone", "AuditFailed", "BlockAvailable", "BlockBuilt", "BodyHeld", "Broadcast",
     "ConsensusRecord", "Event", "Faulty",
-    "Finalise", "Message", "NeedBlock", "Persist", "ReceivedProposal", "ReceivedVerdict", "ReceivedVote", "Relay",
+    "Finalise", "Message", "NeedBlock", "OpeningAwaited", "Persist", "ReceivedProposal", "ReceivedVerdict", "ReceivedVote",
+    "Relay",
     "RequestBlock", "RequestWork", "RoundStep", "SetTimer", "Start", "Timeout", "Timer", "TimerKind", "TransactionsWaiting",
 ]  # fmt: skip
 
@@ -124,9 +125,16 @@ class AuditFailed:
     model_commitment: ModelCommitment
 
 
+@dataclass(frozen=True, slots=True)
+class OpeningAwaited:
+    """The requester signed "malformed" about a claim within audit_ms: its pool has open_ms from now to open it."""
+
+    model_commitment: ModelCommitment
+
+
 Event = (
     Start | Timeout | TransactionsWaiting | ReceivedProposal | ReceivedVote | ReceivedVerdict | BlockAvailable | BlockBuilt
-    | BodyHeld | AuditDone | AuditFailed
+    | BodyHeld | AuditDone | AuditFailed | OpeningAwaited
 )  # fmt: skip
 
 

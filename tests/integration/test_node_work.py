@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,4 +219,58 @@ async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(netw
         await pool.server.stop(0)
         process.kill()
         await process.wait()
+        print((network.folder / "requester" / "log").read_text()[-3000:])
+
+
+@pytest.mark.slow
+async def test_all_nodes_die_at_a_work_height_the_pool_is_gone_and_they_still_finalise(tmp_path: Path) -> None:
+    """They hold block and body, and have not heard from the requester yet. Without what is on disk nobody could ever give the
+    winner's block again, and an honest pool's claim would be skipped."""
+    network = make_network(tmp_path, 4, params=replace(QUICK, audit_ms=20_000), users=keys(3, "user"))
+    for node in network.nodes:
+        await node.start()
+    client = network.client()
+    await wait_height(client, 1, 30)
+    process, address = await start_requester(network)
+
+    def evaluated(correct: int, total: int) -> int:
+        """She sleeps from now on: nobody can audit."""
+        process.send_signal(signal.SIGSTOP)
+        return correct
+
+    pool = SmallPool(network, "pool1", network.users[1], client, evaluated)
+    try:
+        await pool.server.start()
+        await pool.server.ready()
+        async with asyncio.timeout(30):
+            tasks: tuple[TaskView, ...] = ()
+            while not tasks:
+                tasks = await client.tasks()
+                await asyncio.sleep(0.1)
+        requester = connect(address, pool.files, expect_role="requester")
+        offers = [connect(n.address, pool.files, expect_role="node") for n in network.nodes]
+        network.channels += [requester, *offers]
+        await pool.play(tasks[0], requester, offers)
+        async with asyncio.timeout(20):
+            for node in network.nodes:
+                while "body of the claim is here" not in node.log.read_text():  # noqa: ASYNC110  # another process
+                    await asyncio.sleep(0.1)
+        height = (await client.tip()).height
+        await asyncio.gather(*(node.kill() for node in network.nodes))
+        await pool.server.stop(0)
+        process.send_signal(signal.SIGCONT)
+        for node in network.nodes:
+            await node.start()
+        again = network.client()
+        await wait_height(again, height + 1, 60)
+        ended = await again.task(tasks[0].task_id)
+        assert (ended.phase, ended.winner, ended.ended_height) == (TaskPhase.WON, pool.account, height + 1)
+        assert all("work block is here from before the restart" in node.log.read_text() for node in network.nodes)
+    finally:
+        await pool.server.stop(0)
+        process.kill()
+        await process.wait()
+        await network.close()
+        for node in network.nodes:
+            print(f"--- {node.name}\n{node.log.read_text()[-6000:]}")
         print((network.folder / "requester" / "log").read_text()[-3000:])

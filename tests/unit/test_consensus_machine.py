@@ -97,9 +97,7 @@ class Bench:
 
     def vote(self, who: str, round_: int, step: Step, block_hash: BlockHash) -> ReceivedVote:
         time_ms = Milliseconds(self.now if step is Step.PRECOMMIT else 0)
-        content = Vote(
-            self.chain.state.chain_id, self.height, round_, step, block_hash, time_ms, NodeId(key(who).public_key)
-        )
+        content = Vote(self.chain.state.chain_id, self.height, round_, step, block_hash, time_ms, NodeId(key(who).public_key))
         return ReceivedVote(build.make_vote(key(who), content))
 
     def votes(self, round_: int, step: Step, block_hash: BlockHash, count: int = 3) -> None:

@@ -119,6 +119,14 @@ def test_a_requester_who_is_dead_ends_the_search() -> None:
     assert state.task(chain.state.current).ended is TaskEnd.DEAD
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_late_malformed_about_a_malicious_body_ends_as_the_pools_fault(seed: int) -> None:
+    """Before, the height ended dead: the honest requester's whole bond for a pool's malformed body."""
+    sim = at_work(seed, same(pool2="late malformed"))
+    assert 11_400 < sim.run() < 14_000
+    assert result(sim).author_id == account("pool1")
+
+
 def test_a_requester_who_dies_after_the_first_refutation() -> None:
     sim = at_work(7, same(pool2="pool_fault", pool1="no answer"))
     sim.run()

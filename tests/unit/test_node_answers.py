@@ -18,6 +18,8 @@ from core.errors import CryptoError, LimitError, MalformedError, NotFoundError, 
 from core.ids import Correct, Digest, Height, ModelCommitment, NodeId, Signature
 from core.verification.receipt import MAX_ANSWER, Answer, AnswerKind, sign_answer, z_mark
 from node.answers import Answers, Heard
+from node.held import Held
+from node.keeping import Keeping
 from node.links import Acceptance
 from node.queries import Names, block_view, contradiction_lines, explanation, task_view
 from node.transcripts import Contradiction, TranscriptStore
@@ -157,7 +159,7 @@ def test_the_oldest_go_when_there_are_too_many() -> None:
 def test_nothing_that_is_no_transcript_is_kept() -> None:
     store = TranscriptStore(Memory())
     with pytest.raises((CryptoError, MalformedError)):
-        store.put(Height(1), DATA[:-1] + b"\x00")
+        store.put(Height(1), DATA[:-1] + bytes([DATA[-1] ^ 1]))
     assert store.listed(Height(1), None) == ()
 
 
@@ -196,7 +198,8 @@ class FakeDriver:
 
 def at_work(state: State = STATE) -> tuple[WorkHeights, FakeDriver, TranscriptStore]:
     driver, store, nothing = FakeDriver(state), TranscriptStore(Memory()), cast(Any, None)
-    return WorkHeights(cast(Any, driver), nothing, nothing, nothing, lambda: (), store), driver, store
+    kept = Keeping(Held(Memory()))
+    return WorkHeights(cast(Any, driver), nothing, nothing, nothing, lambda: (), store, kept), driver, store
 
 
 def test_two_answers_make_a_verdict_and_evidence_on_sight() -> None:

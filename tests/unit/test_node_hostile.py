@@ -16,6 +16,8 @@ from core.chain.state import State
 from core.errors import BlockError
 from core.ids import BlockHash, Height, NodeId
 from node import sync as sync_module
+from node.held import Held
+from node.keeping import Keeping
 from node.sync import Sync
 from node.task_sets import TaskSets
 from node.work import WorkHeights
@@ -23,6 +25,7 @@ from services.rpc.blob_store import BlobStore
 from services.rpc.channel import Connection
 from services.rpc.convert_peer import Progress
 from services.runtime.cpu import CpuPool
+from services.storage import Memory
 from tests.chainkit import Chain, key
 
 LIAR, HONEST = NodeId(b"l" * 32), NodeId(b"h" * 32)
@@ -88,7 +91,7 @@ async def test_a_pool_that_signs_many_work_blocks_is_heard_twice() -> None:
     chain.to_work_height(pool0=900)
     driver: Any = FakeDriver(chain)
     nothing: Any = None
-    work = WorkHeights(driver, nothing, nothing, nothing, lambda: (), nothing)
+    work = WorkHeights(driver, nothing, nothing, nothing, lambda: (), nothing, Keeping(Held(Memory())))
     first, second, third = (chain.work_block("pool0") for _ in range(3))
     assert await work.offer(first)
     assert await work.offer(first)
