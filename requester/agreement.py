@@ -1,7 +1,8 @@
 """At which height a task's claims are decided, and their ranking, as enough nodes tell it alike (docs/adr/0063).
 
 One node that leaves out the claims above one would have the requester answer about a loser. More than a third of the validators
-do not lie; where fewer nodes are configured, all of them must agree.
+do not lie; where fewer nodes are configured, all of them must agree. Who votes now is counted, as services.rpc.validator_watch
+proves it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,16 @@ class Agreement:
 
     def __init__(self, nodes: Sequence[tuple[str, Teller]], validators: int) -> None:
         self._nodes = tuple(nodes)
-        self.needed = min(len(self._nodes), validators // 3 + 1)
+        self._validators = validators
+
+    @property
+    def needed(self) -> int:
+        """Nodes that must tell the same."""
+        return min(len(self._nodes), self._validators // 3 + 1)
+
+    def replace_validators(self, count: int) -> None:
+        """How many vote from now on; what is being settled needs as many."""
+        self._validators = count
 
     async def settle(self, task_id: TaskId) -> Settled:
         """Asks until enough nodes tell the same; cancelled when nobody needs it any more."""

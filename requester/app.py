@@ -9,6 +9,7 @@ from pofl.task.v1 import task_pb2_grpc
 from pofl.verify.v1 import verify_pb2_grpc
 
 from core.chain.state import Validator
+from core.errors import PoflError
 from core.ids import Amount
 from core.ports import SystemRng
 from requester.agreement import Agreement
@@ -27,9 +28,12 @@ from services.rpc.validator_watch import ValidatorWatch
 from services.runtime.clock import SystemClock
 from services.runtime.config import advertised
 from services.runtime.lifecycle import Lifecycle
+from services.runtime.logging import logger
 from services.storage import LevelDb, StoreMeta
 
 __all__ = ["main", "session_limits"]
+
+log = logger(__name__)
 
 SCHEMA: Final = 1
 BLOB_QUOTA: Final = 16 << 30
@@ -67,8 +71,14 @@ async def main(role: Role[RequesterConfig], life: Lifecycle) -> None:
     await server.start()
     desk.endpoint = advertised(cfg, server.address)
     await wait_for_chain(role, chain)
+    watch = ValidatorWatch(chain, genesis, follower.replace_validators)
+    try:
+        # Before the first ranking is believed: genesis may name fewer validators than there are by now.
+        await watch.refresh()
+    except PoflError as error:
+        log.info("could not see who votes yet", error=error)
     life.spawn(follower.run(), "follow the chain")
-    life.spawn(ValidatorWatch(chain, genesis, follower.replace_validators).run(), "follow the validators")
+    life.spawn(watch.run(), "follow the validators")
     life.spawn(desk.run(), "see to the tasks")
     await server.ready()
     await life.wait()

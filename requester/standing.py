@@ -54,6 +54,8 @@ class Follower:
         """Who votes from now on; claims that are being looked at keep theirs."""
         self.validators = frozenset(validator.node_id for validator in validators)
         self.turns.replace_validators(validators)
+        if self._agreement is not None:
+            self._agreement.replace_validators(len(validators))
 
     @property
     def height(self) -> Height:

@@ -9,11 +9,14 @@ from typing import cast
 
 import pytest
 
+from core.chain.state import Validator
 from core.errors import UnavailableError
-from core.ids import TaskId
+from core.ids import Amount, Digest, NodeId, TaskId
 from requester import agreement as module
 from requester.agreement import Agreement, Teller
+from requester.standing import Follower
 from requester.turns import ranking_of
+from services.rpc.chain_client import ChainClient
 from services.rpc.views import TaskPhase, TaskView, Tip
 from tests.unit.test_requester_turns import HEIGHT, TASK, VIEW
 
@@ -43,6 +46,10 @@ class Node:
 
 def made(nodes: Sequence[Node], validators: int = 4) -> Agreement:
     return Agreement([(f"node{i}", cast(Teller, node)) for i, node in enumerate(nodes)], validators)
+
+
+def validators(count: int) -> list[Validator]:
+    return [Validator(NodeId(bytes([i]) * 32), 1, Amount(0), False) for i in range(count)]
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +96,36 @@ async def test_with_few_nodes_all_must_agree() -> None:
     await asyncio.sleep(0.1)
     assert not task.done()
     task.cancel()
+
+
+async def test_who_joined_and_left_since_genesis_counts() -> None:
+    """Two liars are a third of the genesis document's four, and less than a third of the sixteen that vote now. Before, their
+    word was enough."""
+    agreement = made([Node(LIE), Node(LIE), *(Node(at_work=False) for _ in range(14))], 4)
+    follower = Follower(cast(ChainClient, None), Digest(bytes(32)), validators(4), agreement)
+    assert agreement.needed == 2
+    follower.replace_validators(validators(16))
+    assert agreement.needed == 6
+    task = asyncio.create_task(agreement.settle(TASK))
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    task.cancel()
+    follower.replace_validators(validators(3))
+    assert agreement.needed == 2
+
+
+async def test_what_is_being_settled_follows_too() -> None:
+    agreement = made([Node(), Node(), Node()], 16)
+    task = asyncio.create_task(agreement.settle(TASK))
+    liars = made([Node(LIE), Node(), Node(delay=60.0)], 4)
+    stuck = asyncio.create_task(liars.settle(TASK))
+    async with asyncio.timeout(1.0):
+        await task
+    await asyncio.sleep(0.05)
+    assert not stuck.done()
+    liars.replace_validators(2)
+    async with asyncio.timeout(5.0):
+        await stuck
 
 
 async def test_a_task_in_another_phase_is_not_settled() -> None:
