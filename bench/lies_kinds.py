@@ -9,12 +9,14 @@ from fractions import Fraction
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.lies_told import (
     AnyCount,
     AnyProducts,
     AnyT,
     AnyValue,
+    Case,
     ColumnsSwapped,
     CountByOne,
     FeaturesUnderAnotherKey,
@@ -48,6 +50,7 @@ from bench.lies_told import (
     ZeroProducts,
 )
 from core.crypto.homomorphic.params import Ints
+from core.verification.activations import apply
 from core.verification.field import T
 from core.verification.scored_model import Labels, predict
 
@@ -133,9 +136,27 @@ class NoisyLabels(NoisyFeatures):
 
 
 class HalfWeight(HalfFeature):
-    """With the pool's help: a body half way between two models, scored as one of them."""
+    """With the pool's help: a body half way between two models, scored as one of them. The weight counts in some row: one
+    whose neuron is silent in all of them changes nothing, and is no lie."""
 
     kind = PlantKind.MODEL
+
+    def prepare(self) -> None:
+        silent = _silent(self.case, self.truth)
+        while True:
+            super().prepare()
+            if not silent[self.plants[0].place[1]]:
+                return
+
+
+def _silent(case: Case, z: Layers) -> NDArray[np.bool_]:
+    """For each place of the model's encoding: whether it is a weight whose input is 0 in every row."""
+    shape = case.model.shape
+    found = []
+    inputs = [case.features, *(apply(shape.activation, one, shift) for one, shift in zip(z, shape.shifts, strict=False))]
+    for rows, weights in zip(inputs, case.model.weights, strict=True):
+        found += [np.repeat(~rows.any(axis=0), weights.shape[1]), np.zeros(weights.shape[1], dtype=bool)]
+    return np.concatenate(found)
 
 
 class ThirdWeight(HalfWeight):

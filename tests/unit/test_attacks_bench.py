@@ -32,6 +32,12 @@ def test_nothing_is_missed_in_a_short_run() -> None:
     assert (some["missed"], some["honest_refused"]) == (0, 0)
 
 
+def test_a_fraction_in_a_weight_of_a_silent_neuron_is_not_counted_as_a_lie() -> None:
+    """It changes no score and no form: with this seed such weights came up in 18 of these tries."""
+    found = lies.run_forms(600, 1683640809, ["audit: 1/2 in a weight", "audit: 1/3 in a weight"])
+    assert [tally.missed for tally in found] == [0, 0]
+
+
 def test_a_form_without_its_parts_misses_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted is what the product's weights say: with the node's secret weights on the model gone, every lie about a
     later layer is missed, and the command fails."""
