@@ -19,8 +19,7 @@ sent. Errors are MalformedError or LimitError and name the record and the field.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
@@ -49,11 +48,12 @@ class Reader:
         return len(self._data) - self._offset
 
     def take(self, count: int) -> bytes:
-        if count > self.remaining:
-            raise MalformedError(f"truncated: {count} bytes wanted, {self.remaining} left")
         start = self._offset
-        self._offset = start + count
-        return self._data[start : self._offset]
+        end = start + count
+        if end > len(self._data):
+            raise MalformedError(f"truncated: {count} bytes wanted, {self.remaining} left")
+        self._offset = end
+        return self._data[start:end]
 
 
 class Codec(Protocol):
@@ -72,7 +72,7 @@ class Int:
     signed: bool = False
 
     def write(self, out: bytearray, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
+        if type(value) is not int and (isinstance(value, bool) or not isinstance(value, int)):
             raise MalformedError(f"expected an integer, got {type(value).__name__}")
         try:
             out += value.to_bytes(self.size, "big", signed=self.signed)
@@ -217,14 +217,21 @@ class Record:
     def write(self, out: bytearray, value: Any) -> None:
         if type(value) is not self.kind:
             raise MalformedError(f"expected {self.kind.__name__}, got {type(value).__name__}")
-        for name, codec in _fields(self.kind):
-            _within(self.kind, name, lambda name=name, codec=codec: codec.write(out, getattr(value, name)))  # type: ignore[misc]
+        name = ""
+        try:
+            for name, codec in _fields(self.kind):
+                codec.write(out, getattr(value, name))
+        except (MalformedError, LimitError) as error:
+            raise _within(self.kind, name, error) from None
 
     def read(self, reader: Reader) -> Any:
-        values = {
-            name: _within(self.kind, name, functools.partial(codec.read, reader)) for name, codec in _fields(self.kind)
-        }
-        return self.kind(**values)
+        name, values = "", []
+        try:
+            for name, codec in _fields(self.kind):  # noqa: B007 - named by the error
+                values.append(codec.read(reader))
+        except (MalformedError, LimitError) as error:
+            raise _within(self.kind, name, error) from None
+        return self.kind(*values)
 
 
 class Union:
@@ -302,10 +309,8 @@ def _fields(kind: type) -> tuple[tuple[str, Codec], ...]:
     return _FIELDS[kind]
 
 
-def _within(kind: type, name: str, step: Callable[[], T]) -> T:
-    try:
-        return step()
-    except (MalformedError, LimitError) as error:
-        if error.values.get("field"):
-            raise
-        raise type(error)(f"{kind.__name__}.{name}: {error.message}", **{**error.values, "field": name}) from None
+def _within(kind: type, name: str, error: MalformedError | LimitError) -> MalformedError | LimitError:
+    """The error, named by the innermost record and field that it is in."""
+    if error.values.get("field"):
+        return error
+    return type(error)(f"{kind.__name__}.{name}: {error.message}", **{**error.values, "field": name})

@@ -18,11 +18,11 @@ and can be built again; the others are this node's own.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, get_args, get_type_hints
 
 from core.chain.block import MAX_CLAIMS, MAX_VALIDATORS, Block, Certificate
-from core.chain.state import State, Validator, encode_state
+from core.chain.state import State, Validator, encode_scalars
 from core.chain.table import Table
 from core.chain.vote import SignedVerdict
 from core.codec import DIGEST, U32, U64, Record, Seq, encode
@@ -103,7 +103,7 @@ TABLES: Final = tables()
 
 def scalars(state: State) -> bytes:
     """The state without the records of its tables."""
-    return encode_state(replace(state, **{name: Table(kind) for name, kind in TABLES.items()}))  # type: ignore[arg-type]
+    return encode_scalars(state)
 
 
 def block_rows(
@@ -129,7 +129,9 @@ def changes(old: State, new: State, puts: dict[bytes, bytes], deletes: list[byte
         after: Table[Any] = getattr(new, name)
         if before is after:
             continue
-        for key, record in after.items():
-            if before.get(key) is not record:
+        for key in after.changed(before):
+            record = after.get(key)
+            if record is None:
+                deletes.append(row(name, key))
+            else:
                 puts[row(name, key)] = encode(record)
-        deletes.extend(row(name, key) for key in before if key not in after)

@@ -5,6 +5,7 @@ A header travels as the exact bytes that its author signed; its hash covers thos
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Final
@@ -144,7 +145,7 @@ class SignedHeader:
 
     def decoded(self) -> Header:
         """The checked header. Raises MalformedError or LimitError."""
-        return decode(Header, self.header, MAX_HEADER)
+        return _header(self.header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,20 @@ class Block:
 
     def decoded_body(self) -> Body:
         """The checked body. Raises MalformedError or LimitError."""
-        return decode(Body, self.body, MAX_BODY)
+        return _body(self.body)
 
     def to_bytes(self) -> bytes:
         return encode(self)
+
+
+# A block is decoded where it is checked, stored and shown: the last few are remembered. What is wrong raises each time.
+
+
+@functools.lru_cache(maxsize=64)
+def _header(data: bytes) -> Header:
+    return decode(Header, data, MAX_HEADER)
+
+
+@functools.lru_cache(maxsize=4)
+def _body(data: bytes) -> Body:
+    return decode(Body, data, MAX_BODY)

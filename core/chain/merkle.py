@@ -1,19 +1,20 @@
 """Merkle trees as in RFC 6962, section 2.1: leaves and inner nodes are hashed under different prefixes.
 
-``root`` is the readable reference; ``root_of_hashes`` works on leaf hashes that the caller kept.
+``Tree`` keeps every node; the functions before it are for who needs one root or one path.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from core.errors import CryptoError, LimitError
 from core.ids import Digest
 
 __all__ = [
-    "EMPTY_ROOT", "leaf_hash", "node_hash", "proof", "proof_of_hashes", "root", "root_from_proof", "root_of_hashes",
+    "EMPTY_ROOT", "Tree", "leaf_hash", "node_hash", "proof", "proof_of_hashes", "root", "root_from_proof", "root_of_hashes",
     "verify_hash_proof", "verify_proof",
 ]  # fmt: skip
 
@@ -38,20 +39,8 @@ def root(leaves: Sequence[bytes]) -> Digest:
 
 
 def root_of_hashes(hashes: Sequence[bytes]) -> Digest:
-    """The root over leaf hashes.
-
-    Pairing neighbours level by level, an odd last one moving up, gives the same tree as RFC 6962's split at the
-    largest power of two below n.
-    """
-    if not hashes:
-        return EMPTY_ROOT
-    level = list(hashes)
-    while len(level) > 1:
-        above: list[bytes] = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        if len(level) % 2:
-            above.append(level[-1])
-        level = above
-    return Digest(level[0])
+    """The root over leaf hashes."""
+    return Tree(hashes).root
 
 
 def proof(leaves: Sequence[bytes], index: int) -> tuple[Digest, ...]:
@@ -65,20 +54,80 @@ def proof(leaves: Sequence[bytes], index: int) -> tuple[Digest, ...]:
 
 def proof_of_hashes(hashes: Sequence[bytes], index: int) -> tuple[Digest, ...]:
     """As ``proof``, over leaf hashes."""
-    if not 0 <= index < len(hashes):
-        raise LimitError(f"leaf {index} asked for, the tree has {len(hashes)}", index=index, size=len(hashes))
-    path: list[Digest] = []
-    level = list(hashes)
-    while len(level) > 1:
-        sibling = index ^ 1
-        if sibling < len(level):
-            path.append(Digest(level[sibling]))
-        above: list[bytes] = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        if len(level) % 2:
-            above.append(level[-1])
-        level = above
-        index //= 2
-    return tuple(path)
+    return Tree(hashes).proof(index)
+
+
+class Tree:
+    """A tree with all its nodes: a changed leaf costs its path, an audit path nothing but reading it.
+
+    Pairing neighbours level by level, an odd last one moving up, gives the same tree as RFC 6962's split at the
+    largest power of two below n. It never changes; ``replaced`` and ``spliced`` give new trees.
+    """
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, hashes: Sequence[bytes]) -> None:
+        """``hashes``: of the leaves."""
+        self._levels = [list(hashes)]
+        self._finish(0)
+
+    def __len__(self) -> int:
+        return len(self._levels[0])
+
+    @property
+    def root(self) -> Digest:
+        top = self._levels[-1]
+        return Digest(top[0]) if top else EMPTY_ROOT
+
+    def leaves(self, start: int = 0) -> list[bytes]:
+        """Hashes of the leaves from ``start`` on."""
+        return self._levels[0][start:]
+
+    def proof(self, index: int) -> tuple[Digest, ...]:
+        """The audit path of leaf ``index``. Raises LimitError."""
+        if not 0 <= index < len(self):
+            raise LimitError(f"leaf {index} asked for, the tree has {len(self)}", index=index, size=len(self))
+        places = ((level, (index >> depth) ^ 1) for depth, level in enumerate(self._levels))
+        return tuple(Digest(level[sibling]) for level, sibling in places if sibling < len(level))
+
+    def replaced(self, hashes: Mapping[int, bytes]) -> Tree:
+        """The tree with other leaves at these places."""
+        tree = self._copy()
+        for index, hashed in hashes.items():
+            tree._levels[0][index] = hashed
+        places = set(hashes)
+        for below, above in itertools.pairwise(tree._levels):
+            places = {place // 2 for place in places}
+            for place in places:
+                pair = below[2 * place : 2 * place + 2]
+                above[place] = node_hash(*pair) if len(pair) == 2 else pair[0]
+        return tree
+
+    def spliced(self, start: int, hashes: Sequence[bytes]) -> Tree:
+        """The tree whose leaves from ``start`` on are these: what is left of them keeps its nodes."""
+        tree = self._copy()
+        tree._levels[0][start:] = hashes
+        tree._finish(start)
+        return tree
+
+    def _copy(self) -> Tree:
+        tree: Tree = Tree.__new__(Tree)
+        tree._levels = [list(level) for level in self._levels]
+        return tree
+
+    def _finish(self, start: int) -> None:
+        """Makes all inner nodes above the leaves from ``start`` on, level by level; an odd last one moves up."""
+        depth = 0
+        while len(below := self._levels[depth]) > 1:
+            depth, start = depth + 1, start // 2
+            if depth == len(self._levels):
+                self._levels.append([])
+            above = self._levels[depth]
+            del above[start:]
+            above += [node_hash(below[i], below[i + 1]) for i in range(2 * start, len(below) - 1, 2)]
+            if len(below) % 2:
+                above.append(below[-1])
+        del self._levels[depth + 1 :]
 
 
 def verify_proof(root: bytes, leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Final, TypeVar
 
 from core.chain import merkle
 from core.chain.block import MAX_TRANSACTION, Body, Header
-from core.chain.state import DOMAIN_STATE, TABLES, State, ValidatorSet, state_leaves
+from core.chain.state import DOMAIN_STATE, TABLES, State, ValidatorSet, state_tree
 from core.chain.table import MAX_KEY, MAX_RECORD
 from core.chain.transaction import SignedTransaction
 from core.chain.verify import PAYOUT_LEAF, TRANSACTION_LEAF
@@ -90,13 +90,13 @@ def prove_record(state: State, table: str, key: bytes) -> RecordProof:
     found = place < len(keys) and keys[place] == key
     chosen = [keys[place]] if found else keys[max(0, place - 1) : place + 1]
     leaves = tuple(Leaf(leaf, index, path) for leaf, index, _, path in map(rows.proof, chosen))
-    path = merkle.proof(state_leaves(state), _FIRST_TABLE + names.index(table))
+    path = state_tree(state)[1].proof(_FIRST_TABLE + names.index(table))
     return RecordProof(table, key, len(keys), leaves, path)
 
 
 def prove_set(state: State) -> SetProof:
     """``state``: before the block that the proof is for."""
-    return SetProof(ValidatorSet(state.next_validators), merkle.proof(state_leaves(state), _NEXT_PLACE))
+    return SetProof(ValidatorSet(state.next_validators), state_tree(state)[1].proof(_NEXT_PLACE))
 
 
 def prove_transaction(body: Body, tx_id: TxId) -> TransactionProof:

@@ -7,8 +7,9 @@ and what is burned sum to the genesis supply (``total_supply``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 from core.chain import merkle
@@ -60,13 +61,14 @@ from core.params import ChainParams, Genesis
 __all__ = [
     "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Membership", "Pot", "Provider",
     "Reputation", "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator",
-    "ValidatorSet", "Windows", "DOMAIN_STATE", "TABLES", "decode_state", "encode_state", "entry_key", "genesis_state",
-    "height_key", "state_leaves", "state_root", "total_supply", "Upgrade",
+    "ValidatorSet", "Windows", "DOMAIN_STATE", "TABLES", "decode_state", "encode_state", "encode_scalars",
+    "entry_key", "genesis_state", "height_key", "state_leaves", "state_root", "state_tree", "total_supply", "Upgrade",
 ]  # fmt: skip
 
 DOMAIN_TIE: Final = b"pofl/claim-tie/1"
 DOMAIN_STATE: Final = b"pofl/state/1"
 STATE_VERSION: Final = 1
+_SCALARS, _VALIDATORS, _NEXT_VALIDATORS = b"scalars/", b"validators/", b"next-validators/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ class State:
     """By node id."""
     sets: Table[ValidatorSet]
     """By ``height_key`` of the first height that it votes at: as far back as rules still ask."""
+    _tree: tuple[tuple[bytes, ...], merkle.Tree] | None = field(default=None, init=False, repr=False, compare=False)
+    """Leaves of the state and their tree, once they are known: block, store and proofs ask for them. ``replace`` forgets."""
 
     @property
     def params(self) -> ChainParams:
@@ -266,26 +270,36 @@ def genesis_state(genesis: Genesis) -> State:
 
 def state_root(state: State) -> StateRoot:
     """``SHA-256(domain ‖ RFC 6962 root over state_leaves)``."""
-    return StateRoot(digest(DOMAIN_STATE, merkle.root(state_leaves(state))))
+    return StateRoot(digest(DOMAIN_STATE, state_tree(state)[1].root))
 
 
 def state_leaves(state: State) -> list[bytes]:
     """``scalars ‖ record``, the two validator sets, and for each table ``name ‖ root``: in this order, each ``name/…``."""
-    leaves = [
-        b"scalars/" + encode(_scalars(state)),
-        b"validators/" + encode(ValidatorSet(state.validators)),
-        b"next-validators/" + encode(ValidatorSet(state.next_validators)),
-    ]
-    return leaves + [name.encode() + b"/" + getattr(state, name).root for name, _ in TABLES]
+    return list(state_tree(state)[0])
+
+
+def state_tree(state: State) -> tuple[tuple[bytes, ...], merkle.Tree]:
+    """``state_leaves`` and the tree over them, made once for a state."""
+    if state._tree is None:
+        heads = zip((_SCALARS, _VALIDATORS, _NEXT_VALIDATORS), _heads(state), strict=True)
+        tables = (name.encode() + b"/" + getattr(state, name).root for name, _ in TABLES)
+        leaves = (*(name + data for name, data in heads), *tables)
+        object.__setattr__(state, "_tree", (leaves, merkle.Tree([merkle.leaf_hash(leaf) for leaf in leaves])))
+    assert state._tree is not None
+    return state._tree
 
 
 def encode_state(state: State) -> bytes:
     """The whole state but the genesis document, canonically."""
-    out = bytearray(encode(_scalars(state)))
-    out += encode(_Sets(ValidatorSet(state.validators), ValidatorSet(state.next_validators)))
+    out = bytearray(b"".join(_heads(state)))
     for name, _ in TABLES:
         out += getattr(state, name).to_bytes()
     return bytes(out)
+
+
+def encode_scalars(state: State) -> bytes:
+    """As ``encode_state``, with empty tables."""
+    return b"".join(_heads(state)) + bytes(4 * len(TABLES))
 
 
 def decode_state(data: bytes, genesis: Genesis) -> State:
@@ -341,6 +355,19 @@ def _holdings(state: State) -> Iterator[int]:
         yield state.pot.amount
 
 
+def _heads(state: State) -> tuple[bytes, bytes, bytes]:
+    """Scalars and the two validator sets, encoded."""
+    if state._tree is not None:
+        scalars, voters, following = state._tree[0][:3]
+        return scalars[len(_SCALARS) :], voters[len(_VALIDATORS) :], following[len(_NEXT_VALIDATORS) :]
+    return encode(_scalars(state)), _encode_set(state.validators), _encode_set(state.next_validators)
+
+
+@functools.lru_cache(maxsize=16)
+def _encode_set(validators: tuple[Validator, ...]) -> bytes:
+    return encode(ValidatorSet(validators))
+
+
 def _scalars(state: State) -> _Scalars:
     return _Scalars(
         STATE_VERSION,
@@ -356,4 +383,3 @@ def _scalars(state: State) -> _Scalars:
         state.settling,
         state.trading,
     )
-

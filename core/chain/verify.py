@@ -5,6 +5,7 @@ Every function raises and changes nothing. Sizes are checked before parsing, has
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
@@ -18,7 +19,6 @@ from core.chain.block import (
     Block,
     Body,
     Certificate,
-    CommitSignature,
     Header,
     Payout,
     SignedHeader,
@@ -38,7 +38,7 @@ from core.chain.vote import (
 from core.codec import decode, encode
 from core.crypto import signing
 from core.errors import BlockError, CryptoError, InputError, VoteError, WrongChainError
-from core.ids import Digest, Height, Milliseconds, short
+from core.ids import Digest, Height, Milliseconds, NodeId, short
 
 __all__ = [
     "PowerOf", "block_time", "body_root", "check_certificate", "check_header_signature", "check_proposal",
@@ -113,25 +113,27 @@ def check_certificate(certificate: Certificate, chain_id: Digest, validators: Se
         power += known[signer]
     if not is_quorum(power, sum(known.values())):
         raise BlockError(f"{where}: power {power} of {sum(known.values())} signed, 2/3 are needed", power=power)
+    head = _precommit_head(certificate, chain_id)
     for commit in certificate.signatures:
+        message = head + commit.time_ms.to_bytes(8, "big") + commit.validator
         try:
-            signing.verify(commit.validator, DOMAIN_VOTE, _precommit(certificate, commit, chain_id), commit.signature)
+            _verify_vote(commit.validator, message, commit.signature)
         except CryptoError as error:
             raise BlockError(f"{where}: {error.message}", validator=commit.validator) from None
 
 
-def _precommit(certificate: Certificate, commit: CommitSignature, chain_id: Digest) -> bytes:
-    return encode(
-        Vote(
-            chain_id,
-            certificate.height,
-            certificate.round,
-            Step.PRECOMMIT,
-            certificate.block_hash,
-            commit.time_ms,
-            commit.validator,
-        )
-    )
+def _precommit_head(certificate: Certificate, chain_id: Digest) -> bytes:
+    """What the votes in a certificate have in common: all but the last two fields, time and validator."""
+    place, nobody = (certificate.height, certificate.round), NodeId(bytes(32))
+    vote = Vote(chain_id, *place, Step.PRECOMMIT, certificate.block_hash, Milliseconds(0), nobody)
+    return encode(vote)[:-40]
+
+
+@functools.lru_cache(maxsize=4096)
+def _verify_vote(key: bytes, message: bytes, signature: bytes) -> None:
+    """A precommit comes as a vote, in the certificate of its block and in the next block's: its signature is checked once.
+    Failures raise and are not remembered."""
+    signing.verify(key, DOMAIN_VOTE, message, signature)
 
 
 def median_time(certificate: Certificate, validators: Sequence[PowerOf]) -> Milliseconds:
@@ -206,7 +208,10 @@ def check_vote(signed: SignedVote, chain_id: Digest, height: Height, known: Mapp
     _check_signer("vote", known, vote.validator)
     if vote.step is Step.PREVOTE and vote.time_ms:
         raise VoteError("a prevote carries no time", time_ms=vote.time_ms)
-    _verify(vote.validator, DOMAIN_VOTE, signed.vote, signed.signature)
+    try:
+        _verify_vote(vote.validator, signed.vote, signed.signature)
+    except CryptoError as error:
+        raise VoteError(error.message, validator=vote.validator) from None
     return vote
 
 

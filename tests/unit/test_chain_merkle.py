@@ -80,3 +80,30 @@ def test_published_inclusion_vectors(shared_data: Path) -> None:
                 merkle.verify_hash_proof(*args)
         else:
             merkle.verify_hash_proof(*args)
+
+
+@pytest.mark.parametrize("size", range(20))
+def test_a_tree_that_changes_is_the_tree_that_was_made_anew(size: int) -> None:
+    before = merkle.Tree([merkle.leaf_hash(b"%d" % i) for i in range(size)])
+    for start in range(size + 1):
+        for tail in range(5):
+            leaves = before.leaves()[:start] + [merkle.leaf_hash(b"new %d" % i) for i in range(tail)]
+            after = before.spliced(start, leaves[start:])
+            assert after.root == recursive_hashes(leaves)
+            for index in range(len(leaves)):
+                merkle.verify_hash_proof(after.root, leaves[index], index, len(leaves), after.proof(index))
+    for places in ([0], [size - 1], [0, size // 2, size - 1]) if size else ():
+        leaves = before.leaves()
+        for place in places:
+            leaves[place] = merkle.leaf_hash(b"other %d" % place)
+        assert before.replaced({place: leaves[place] for place in places}).root == recursive_hashes(leaves)
+    assert before.leaves() == [merkle.leaf_hash(b"%d" % i) for i in range(size)]
+
+
+def recursive_hashes(hashes: list[bytes]) -> bytes:
+    if len(hashes) < 2:
+        return hashes[0] if hashes else hashlib.sha256(b"").digest()
+    split = 1
+    while split * 2 < len(hashes):
+        split *= 2
+    return hashlib.sha256(b"\x01" + recursive_hashes(hashes[:split]) + recursive_hashes(hashes[split:])).digest()

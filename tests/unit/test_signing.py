@@ -98,3 +98,19 @@ def test_wycheproof_vectors(shared_data: Path) -> None:
                 with pytest.raises(CryptoError):
                     signing._verify_raw(public_key, message, signature)
     assert count == 75
+
+
+def test_both_libraries_refuse_what_only_an_equation_times_eight_accepts() -> None:
+    key, message, signature = signing._TORSION
+    assert signing._IS_SODIUM_STRICT
+    with pytest.raises(CryptoError):
+        signing._verify_raw(key, message, signature)
+
+
+def test_without_the_fast_library_the_other_one_decides(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    key = KeyPair.generate(SeededRng(seed))
+    signature = sign(key, b"vote", b"block 7")
+    monkeypatch.setattr(signing, "_IS_SODIUM_STRICT", False)
+    verify(key.public_key, b"vote", b"block 7", signature)
+    with pytest.raises(CryptoError):
+        verify(key.public_key, b"vote", b"block 8", signature)
