@@ -30,6 +30,7 @@ from core.chain.transaction import (
     approval_message,
     task_id,
 )
+from core.chain.versions import version_at
 from core.chain.vote import SignedVerdict, Step, Verdict, VerdictKind, Vote
 from core.crypto.signing import KeyPair, sign
 from core.ids import (
@@ -87,8 +88,17 @@ def make_spec(params: ChainParams, name: str = "digits") -> TaskSpec:
     return replace(spec, leak_bits=least_leak_bits(spec, params))
 
 
+def make_commitment(state: State, task: TaskId, pool: str, model: str) -> ModelCommitment:
+    """Of the body whose digest is ``some(model)``."""
+    return claims.model_commitment(state.chain_id, task, account(pool), some(model))
+
+
+def make_claim(state: State, task: TaskId, pool: str, model: str, correct: int) -> Claim:
+    return Claim(task, Correct(correct), make_vm(state, task, pool, model), some(model))
+
+
 def make_vm(state: State, task: TaskId, pool: str, model: str, requester: str = "requester") -> Vm:
-    commitment, circuit, keys = ModelCommitment(some(model)), some(model + "/circuit"), some(model + "/keys")
+    commitment, circuit, keys = make_commitment(state, task, pool, model), some(model + "/circuit"), some(model + "/keys")
     message = claims.receipt_message(state.chain_id, task, account(pool), commitment, circuit, keys)
     return Vm(commitment, circuit, Receipt(keys, sign(key(requester), b"pofl/receipt/1", message)))
 
@@ -220,7 +230,7 @@ class Chain:
         self.until(windows.entry_close_ms)
 
     def commit(self, task: TaskId, **models: str) -> None:
-        self.block(*(self.tx(p, Commit(task, ModelCommitment(some(m)))) for p, m in models.items()))
+        self.block(*(self.tx(p, Commit(task, make_commitment(self.state, task, p, m))) for p, m in models.items()))
         windows = self.state.windows(task)
         assert windows is not None
         self.until(windows.commit_close_ms)
@@ -228,7 +238,7 @@ class Chain:
     def claim(self, task: TaskId, models: dict[str, str], **correct: int) -> None:
         self.block(
             *(
-                self.tx(p, Claim(task, Correct(n), make_vm(self.state, task, p, models[p])))
+                self.tx(p, make_claim(self.state, task, p, models[p], n))
                 for p, n in correct.items()
             )
         )
@@ -260,6 +270,7 @@ class Chain:
         task = state.tasks[state.current]
         shares = ledger.split_payout(ledger.work_payout_total(task.reward, state.params), (1, 1, 1))
         parts: dict[str, object] = {
+            "version": version_at(state, state.height + 1),
             "chain_id": state.chain_id,
             "height": Height(state.height + 1),
             "parent_hash": state.tip.block_hash,

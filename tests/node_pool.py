@@ -18,7 +18,7 @@ from core.crypto.signing import KeyPair
 from core.errors import NotFoundError
 from core.ids import AccountId, Amount, Correct, Height
 from core.ports import SystemRng
-from core.verification.body import commitment, make_body
+from core.verification.body import body_digest, commitment, make_body
 from core.verification.evaluation_pool import EvaluationPool, EvaluationResult
 from core.verification.task import TaskContext
 from core.verification.test_set import EncryptedTestSet
@@ -66,6 +66,10 @@ class SmallPool(rpc.ClaimServiceServicer):
             total = len(self.body) if offset == 0 else 0
             yield pb.FetchVmResponse(chunk=self.body[offset : offset + (1 << 18)], total_bytes=total)
 
+    async def FetchOpening(self, request: pb.FetchOpeningRequest, context: Any) -> AsyncIterator[pb.FetchOpeningResponse]:  # noqa: N802
+        raise NotFoundError("this pool opens nothing")
+        yield
+
     async def play(self, task: TaskView, requester: aio.Channel, offer_to: list[aio.Channel]) -> None:
         """A whole task, to the offer of the work block."""
         chain_id, spec = self.network.genesis.chain_id, task.spec
@@ -92,7 +96,7 @@ class SmallPool(rpc.ClaimServiceServicer):
         await self.until(task, TaskPhase.EVALUATION)
         self.result = await evaluation.evaluate(model, c_w, 20.0)
         said = Correct(self.says(self.result.correct, spec.samples))
-        await self.wallet.send_and_wait(Claim(task.task_id, said, self.result.vm), 10)
+        await self.wallet.send_and_wait(Claim(task.task_id, said, self.result.vm, body_digest(self.body)), 10)
         await self.until(task, TaskPhase.WORK)
         tip = await self.client.tip()
         assert tip.certificate is not None
@@ -101,6 +105,7 @@ class SmallPool(rpc.ClaimServiceServicer):
             self.key, chain_id=chain_id, height=Height(tip.height + 1), parent_hash=tip.block_hash,
             parent_state_root=tip.state_root, certificate=tip.certificate, time_ms=tip.next_time_ms, task_id=task.task_id,
             accuracy=Accuracy(said, spec.samples), vm=self.result.vm, payouts=(Payout(self.account, Amount(total)),),
+            version=tip.protocol_version,
         )  # fmt: skip
         for channel in offer_to:
             await offer_work(channel, self.block, 5.0)

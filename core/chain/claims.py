@@ -22,8 +22,11 @@ from core.ids import AccountId, Digest, ModelCommitment, NodeId, TaskId, short
 
 __all__ = [
     "Adopted", "ClaimStatus", "Found", "Tally", "Undecided", "Void", "check_receipt", "check_verdict_claim", "outcome",
-    "outcome_of", "receipt_message", "tag", "tally",
+    "model_commitment", "outcome_of", "receipt_message", "tag", "tally",
+    "DOMAIN_MODEL",
 ]  # fmt: skip
+
+DOMAIN_MODEL: Final = b"pofl/verify/model-commitment/1"
 
 ZERO: Final = Digest(bytes(32))
 
@@ -164,6 +167,11 @@ def check_verdict_claim(verdict: Verdict, task_id: TaskId, claims: Sequence[Entr
             raise VoteError(f"a verdict '{verdict.kind.name.lower()}' carries a tag, though no audit passed")
         return entry
     raise VoteError(f"a verdict on {short(verdict.model_commitment)}, which is no claim at this height")
+
+
+def model_commitment(chain_id: Digest, task_id: TaskId, pool: AccountId, body_digest: Digest) -> ModelCommitment:
+    """``c_W``, from the SHA-256 of the body. Only who knows a body of this pool can say what makes it (docs/adr/0081)."""
+    return ModelCommitment(digest(DOMAIN_MODEL, chain_id, task_id, pool, body_digest))
 
 
 def receipt_message(

@@ -11,7 +11,7 @@ from typing import Final
 
 from core.chain import merkle
 from core.chain.block import Outcome, OutcomeKind
-from core.chain.claims import check_receipt
+from core.chain.claims import check_receipt, model_commitment
 from core.chain.ledger import burn, credit, debit, divide_reward, part
 from core.chain.records import MAX_LIVE
 from core.chain.state import (
@@ -198,13 +198,13 @@ def claim(state: State, tx: Transaction, payload: Claim) -> State:
         )
     if entry.claim is not None:
         raise TransactionError(f"pool {short(tx.sender)} has claimed already in task {name}", Refusal.DUPLICATE)
-    for other in state.entries_of(task.task_id):
-        if other.claim is not None and other.claim.vm.model_commitment == vm.model_commitment:
-            # Only a requester who lies signs a receipt for the second; verdicts name a claim by its commitment.
-            raise TransactionError(
-                f"pool {short(other.pool)} has claimed for model {short(vm.model_commitment)} in task {name}",
-                Refusal.DUPLICATE,
-            )
+    if model_commitment(state.chain_id, task.task_id, tx.sender, payload.body_digest) != vm.model_commitment:
+        # Commitments are public before anyone claims: without this a pool copies another's, is evaluated honestly and claims
+        # first. Verdicts name a claim by its commitment, so no two claims share one.
+        raise TransactionError(
+            f"model {short(vm.model_commitment)} is no commitment of pool {short(tx.sender)} to this body",
+            Refusal.NOT_COMMITTED,
+        )
     if payload.correct > task.published.spec.samples:
         raise TransactionError(
             f"{payload.correct} correct of {task.published.spec.samples} samples", Refusal.OUT_OF_RANGE

@@ -161,6 +161,8 @@ class Claim:
     task_id: Annotated[TaskId, DIGEST]
     correct: Annotated[Correct, U32]
     vm: Vm
+    body_digest: Annotated[Digest, DIGEST]
+    """SHA-256 of the body: with it ``c_W`` is seen to be of this pool, and a copied one is refused (docs/adr/0081)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ decryption reveals nothing that its maker did not know (design: verification, se
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Annotated, Final
@@ -15,6 +16,7 @@ from typing import Annotated, Final
 import numpy as np
 
 from core.chain.block import MAX_VM_BODY
+from core.chain.claims import model_commitment
 from core.codec import Fixed, Var, decode, encode
 from core.crypto.hashing import digest
 from core.crypto.homomorphic import PARAMS, PublicKey, Residues, SecretKey, decrypt, encrypt_public, pack, public_key, unpack
@@ -26,12 +28,11 @@ from core.verification.field import T, centred, pack_values, unpack_values
 from core.verification.scored_model import ModelFamily, ModelShape, ScoredModel
 
 __all__ = [
-    "Blame", "EncryptedModel", "ModelOpening", "VmBody", "commitment", "decrypt_body", "judge_opening", "make_body",
-    "plain_weights", "read_body",
-    "DOMAIN_MODEL", "DOMAIN_MODEL_COINS",
+    "Blame", "EncryptedModel", "ModelOpening", "VmBody", "body_digest", "commitment", "decrypt_body", "judge_opening",
+    "make_body", "plain_weights", "read_body",
+    "DOMAIN_MODEL_COINS",
 ]  # fmt: skip
 
-DOMAIN_MODEL: Final = b"pofl/verify/model-commitment/1"
 DOMAIN_MODEL_COINS: Final = b"pofl/verify/model-coins/1"
 SEED_BYTES: Final = 32
 SEED_WORDS: Final = 8
@@ -85,8 +86,13 @@ def make_body(pk: PublicKey, model: ScoredModel, rng: Rng) -> tuple[bytes, Model
 
 
 def commitment(chain_id: Digest, task_id: TaskId, pool: AccountId, body: bytes) -> ModelCommitment:
-    """``c_W = SHA-256(domain, chain, task, pool, body)``: worthless to any other pool."""
-    return ModelCommitment(digest(DOMAIN_MODEL, chain_id, task_id, pool, body))
+    """``c_W = SHA-256(domain, chain, task, pool, SHA-256(body))``: worthless to any other pool."""
+    return model_commitment(chain_id, task_id, pool, body_digest(body))
+
+
+def body_digest(body: bytes) -> Digest:
+    """What a claim shows of the body, so that everybody sees whose ``c_W`` is."""
+    return Digest(hashlib.sha256(body).digest())
 
 
 def read_body(body: bytes, family: ModelFamily) -> EncryptedModel:

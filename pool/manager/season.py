@@ -17,11 +17,12 @@ from core.chain.block import Accuracy, Block
 from core.chain.build import build_work_block
 from core.chain.ledger import work_payout_total
 from core.chain.transaction import Claim, Commit, EnterTask, Payload, Refusal
+from core.chain.versions import check_known_version
 from core.codec import decode, encode
 from core.errors import DeadlineError, NotFoundError, PoflError, TransactionError, UnavailableError
 from core.ids import MILLION, AccountId, Amount, Height, Milliseconds, short
 from core.ports import SystemRng
-from core.verification.body import VmBody, commitment, make_body
+from core.verification.body import VmBody, body_digest, commitment, make_body
 from core.verification.evaluation_pool import EvaluationPool
 from core.verification.field import centred, unpack_values
 from core.verification.quantise import quantise
@@ -209,7 +210,7 @@ class Season:
             if claimed is None:
                 assert preparing is not None
                 claimed = await self._evaluate(committed, preparing, scoring, windows)
-            await self._claim(claimed, windows)
+            await self._claim(committed, claimed, windows)
             await self._offer(committed, claimed)
         finally:
             for helper in helpers:
@@ -352,12 +353,13 @@ class Season:
         )  # fmt: skip
         return claimed
 
-    async def _claim(self, claimed: Claimed, windows: Windows) -> None:
+    async def _claim(self, committed: Committed, claimed: Claimed, windows: Windows) -> None:
         view = self._feed.view
         own = _own(view, self._pool.account)
         if own is None or own.vm is None:
             await self._feed.until(lambda v: v.phase >= TaskPhase.EVALUATION)
-            await self._send(Claim(self._task_id, claimed.correct, claimed.vm), windows.claim_close_ms)
+            claim = Claim(self._task_id, claimed.correct, claimed.vm, body_digest(committed.body))
+            await self._send(claim, windows.claim_close_ms)
         log.info("claimed", task=self._task_id, correct=claimed.correct, total=view.spec.samples)
         self._show("claimed", f"{claimed.correct} of {view.spec.samples}")
 
@@ -392,6 +394,7 @@ class Season:
         known = self._folder.work(tip.block_hash)
         if known is not None:
             return known
+        check_known_version(tip.protocol_version, Height(tip.height + 1))
         pool = self._pool
         assert tip.certificate is not None
         total = work_payout_total(view.reward, pool.role.genesis.params)
@@ -408,6 +411,7 @@ class Season:
             accuracy=Accuracy(claimed.correct, view.spec.samples),
             vm=claimed.vm,
             payouts=share_out(total, contributions, pool.account, pool.cfg.owner_cut_ppm),
+            version=tip.protocol_version,
         )
         await asyncio.to_thread(self._folder.offer, tip.block_hash, block)
         return block

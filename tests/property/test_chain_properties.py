@@ -14,7 +14,6 @@ from core.chain.claims import ClaimStatus
 from core.chain.state import Account, decode_state, encode_state, genesis_state, state_root, total_supply
 from core.chain.table import Table
 from core.chain.transaction import (
-    Claim,
     Commit,
     EnterTask,
     JoinValidator,
@@ -28,7 +27,7 @@ from core.chain.transaction import (
 from core.chain.vote import Verdict, VerdictKind
 from core.errors import PoflError
 from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, ModelCommitment, NodeId, Signature, TaskId
-from tests.chainkit import Chain, account, key, make_genesis, make_spec, make_vm, some
+from tests.chainkit import Chain, account, key, make_claim, make_commitment, make_genesis, make_spec, some
 
 Steps = list[tuple[bytes, int | None]]
 keys = st.binary(min_size=1, max_size=2)
@@ -123,11 +122,11 @@ def anything(chain: Chain, dice: random.Random) -> tuple[str, Payload]:
         ("requester", published),
         (dice.choice(chain.names), Stored(found)),
         (pool, EnterTask(found, amount, "a:1")),
-        (pool, Commit(found, ModelCommitment(some(model)))),
+        (pool, Commit(found, make_commitment(state, found, pool, model))),
         ("provider", RegisterProvider(Digest(bytes(32)), dice.randrange(3), "p:1")),
     ]
     if len(state.tasks):
-        options.append((pool, Claim(found, Correct(dice.randrange(1200)), make_vm(state, found, pool, model))))
+        options.append((pool, make_claim(state, found, pool, model, dice.randrange(1200))))
     member = NodeId(account(dice.choice(chain.names)))
     signers = dice.sample(chain.names, 3)
     nonce = state.account(account("other")).nonce
@@ -151,10 +150,10 @@ def sensible(chain: Chain, dice: random.Random) -> list[tuple[str, Payload]]:
         if entry is None or dice.random() < 0.3:
             continue
         if entry.commitment is None:
-            found.append((pool, Commit(task.task_id, ModelCommitment(some(f"model of {pool}")))))
+            found.append((pool, Commit(task.task_id, make_commitment(chain.state, task.task_id, pool, f"model of {pool}"))))
         elif entry.claim is None and task.commit_closed is not None:
-            vm = make_vm(chain.state, task.task_id, pool, f"model of {pool}")
-            found.append((pool, Claim(task.task_id, Correct(dice.randrange(1001)), vm)))
+            claim = make_claim(chain.state, task.task_id, pool, f"model of {pool}", dice.randrange(1001))
+            found.append((pool, claim))
     return found
 
 

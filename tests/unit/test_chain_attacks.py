@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.chain import build, rules, verify
+from core.chain import build, claims, rules, verify
 from core.chain.block import (
     Accuracy,
     Block,
@@ -57,6 +57,8 @@ from tests.chainkit import (
     account,
     key,
     make_certificate,
+    make_claim,
+    make_commitment,
     make_genesis,
     make_spec,
     make_verdict,
@@ -382,7 +384,7 @@ def test_a_pool_cannot_choose_its_model_late_or_claim_what_it_did_not_commit() -
     early = EnterTask(task, Amount(100_000), "a:1")
     assert chain.state.windows(task) is None
     chain.block()
-    commit = Commit(task, ModelCommitment(some("m")))
+    commit = Commit(task, make_commitment(chain.state, task, "pool0", "m"))
     assert chain.refused(chain.tx("pool0", commit)) == Refusal.TOO_EARLY
     assert chain.refused(chain.tx("pool0", replace(early, bond=Amount(49_999)))) == Refusal.OUT_OF_RANGE
     chain.block(chain.tx("pool0", early), chain.tx("pool1", early))
@@ -395,14 +397,14 @@ def test_a_pool_cannot_choose_its_model_late_or_claim_what_it_did_not_commit() -
     chain.block(chain.tx("pool0", commit))
     assert chain.refused(chain.tx("pool0", Commit(task, ModelCommitment(some("m2"))))) == Refusal.DUPLICATE
     vm = make_vm(chain.state, task, "pool0", "m")
-    assert chain.refused(chain.tx("pool0", Claim(task, Correct(5), vm))) == Refusal.TOO_EARLY
+    assert chain.refused(chain.tx("pool0", Claim(task, Correct(5), vm, some("m")))) == Refusal.TOO_EARLY
     chain.until(windows.commit_close_ms)
     assert chain.refused(chain.tx("pool1", commit)) == Refusal.WRONG_PHASE
     other = make_vm(chain.state, task, "pool0", "m2")
-    assert chain.refused(chain.tx("pool0", Claim(task, Correct(5), other))) == Refusal.NOT_COMMITTED
+    assert chain.refused(chain.tx("pool0", Claim(task, Correct(5), other, some("m2")))) == Refusal.NOT_COMMITTED
     stolen = make_vm(chain.state, task, "pool1", "m")
-    assert chain.refused(chain.tx("pool1", Claim(task, Correct(5), stolen))) == Refusal.NOT_COMMITTED
-    assert chain.refused(chain.tx("pool0", Claim(task, Correct(1001), vm))) == Refusal.OUT_OF_RANGE
+    assert chain.refused(chain.tx("pool1", Claim(task, Correct(5), stolen, some("m")))) == Refusal.NOT_COMMITTED
+    assert chain.refused(chain.tx("pool0", Claim(task, Correct(1001), vm, some("m")))) == Refusal.OUT_OF_RANGE
     for bad in (
         make_vm(chain.state, task, "pool0", "m", requester="pool0"),
         replace(vm, garbled_circuit_digest=some("x")),
@@ -410,11 +412,36 @@ def test_a_pool_cannot_choose_its_model_late_or_claim_what_it_did_not_commit() -
         replace(vm, receipt=make_vm(chain.state, task, "pool1", "m").receipt),
         replace(vm, receipt=make_vm(chain.state, TaskId(some("other task")), "pool0", "m").receipt),
     ):
-        assert chain.refused(chain.tx("pool0", Claim(task, Correct(5), bad))) == Refusal.BAD_RECEIPT
-    chain.block(chain.tx("pool0", Claim(task, Correct(5), vm)))
-    assert chain.refused(chain.tx("pool0", Claim(task, Correct(6), vm))) == Refusal.DUPLICATE
+        assert chain.refused(chain.tx("pool0", Claim(task, Correct(5), bad, some("m")))) == Refusal.BAD_RECEIPT
+    chain.block(chain.tx("pool0", Claim(task, Correct(5), vm, some("m"))))
+    assert chain.refused(chain.tx("pool0", Claim(task, Correct(6), vm, some("m")))) == Refusal.DUPLICATE
     chain.until(windows.claim_close_ms)
     assert rules.is_work_height(chain.state)
+
+
+def test_a_copied_commitment_cannot_be_claimed() -> None:
+    """Commitments are public before claims open. A pool that copies a rival's is evaluated, honestly, and has her receipt for
+    it; claiming first it would keep the rival's claim out, at the price of a tenth of its bond."""
+    chain = Chain()
+    task = chain.publish()
+    chain.enter(task, "pool0", "pool1")
+    c_w = make_commitment(chain.state, task, "pool0", "m")
+    chain.block(chain.tx("pool0", Commit(task, c_w)), chain.tx("pool1", Commit(task, c_w)))
+    windows = chain.state.windows(task)
+    assert windows is not None
+    chain.until(windows.commit_close_ms)
+    own = make_vm(chain.state, task, "pool0", "m")
+    message = claims.receipt_message(
+        chain.state.chain_id, task, account("pool1"), c_w, own.garbled_circuit_digest, own.receipt.output_keys_digest
+    )
+    copy = replace(own, receipt=replace(own.receipt, signature=sign(key("requester"), b"pofl/receipt/1", message)))
+    for shown in ("m", "another"):
+        assert chain.refused(chain.tx("pool1", Claim(task, Correct(1000), copy, some(shown)))) == Refusal.NOT_COMMITTED
+    chain.block(chain.tx("pool0", make_claim(chain.state, task, "pool0", "m", 900)))
+    chain.until(windows.claim_close_ms)
+    ranked = chain.state.work_claims()
+    assert ranked is not None
+    assert [entry.pool for entry in ranked] == [account("pool0")]
 
 
 # -- evidence ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from core.chain.transaction import EnterTask, Verdicts
 from core.chain.vote import VerdictKind
 from core.errors import BlockError, WrongChainError
 from core.ids import Amount, Height, Milliseconds, ModelCommitment
-from tests.chainkit import FUNDS, Chain, account, make_genesis, make_verdict, signed_verdict, some
+from tests.chainkit import FUNDS, Chain, account, make_commitment, make_genesis, make_verdict, signed_verdict, some
 
 
 def balance(chain: Chain, name: str) -> int:
@@ -202,7 +202,10 @@ def test_equal_claims_are_ordered_by_the_closing_block() -> None:
     from core.chain.state import DOMAIN_TIE
     from core.crypto.hashing import digest
 
-    ties = [digest(DOMAIN_TIE, closing, some(f"model of pool{i}")) for i in range(3)]
+    task = chain.state.current
+    assert task is not None
+    made = [make_commitment(chain.state, task, f"pool{i}", f"model of pool{i}") for i in range(3)]
+    ties = [digest(DOMAIN_TIE, closing, commitment) for commitment in made]
     assert [e.pool for e in ranked] == [account(f"pool{i}") for i in sorted(range(3), key=ties.__getitem__)]
 
 

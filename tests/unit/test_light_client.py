@@ -16,14 +16,14 @@ from pofl.chain.v1 import chain_pb2_grpc as rpc
 
 from core.chain.light import trust_genesis
 from core.chain.state import Account
-from core.chain.transaction import Claim, Commit, EnterTask, Transfer
+from core.chain.transaction import Commit, EnterTask, Transfer
 from core.errors import BlockError, LimitError, NotFoundError, UnavailableError
-from core.ids import Amount, Correct, Height, ModelCommitment, TxId
+from core.ids import Amount, Height, TxId
 from node import history as history_module
 from node import queries, servicer
 from node.history import TaskHistory
 from services.rpc.chain_client import ChainClient
-from tests.chainkit import account, make_vm, some
+from tests.chainkit import account, make_claim, make_commitment, some
 from tests.light_world import World
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "light-client.md"
@@ -38,12 +38,12 @@ def to_claims(world: World) -> None:
     chain = world.chain
     task = chain.publish()
     chain.enter(task, "pool0", "pool1")
-    chain.block(*(chain.tx(p, Commit(task, ModelCommitment(some(p)))) for p in ("pool0", "pool1")))
+    chain.block(*(chain.tx(p, Commit(task, make_commitment(chain.state, task, p, p))) for p in ("pool0", "pool1")))
     windows = chain.state.windows(task)
     assert windows is not None
     chain.until(windows.commit_close_ms)
     for pool, correct in (("pool0", 900), ("pool1", 950)):
-        chain.block(chain.tx(pool, Claim(task, Correct(correct), make_vm(chain.state, task, pool, pool))))
+        chain.block(chain.tx(pool, make_claim(chain.state, task, pool, pool, correct)))
         chain.block()
 
 
