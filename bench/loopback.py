@@ -96,7 +96,7 @@ class Chain(rpc.ChainServiceServicer):
         deciding = next((task.task_id for task in self.tasks.values() if task.phase is TaskPhase.WORK), None)
         tip = Tip(
             Height(self._height), BlockHash(zero), StateRoot(zero), None, Milliseconds(1000), deciding, deciding is not None,
-            none, none, 0, 0,
+            none, none, 0, 0, self._genesis.protocol_version,
         )  # fmt: skip
         return convert.tip_to_proto(tip)
 

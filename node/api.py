@@ -10,6 +10,7 @@ from core.chain import rules
 from core.chain.block import MAX_TRANSACTION, Block
 from core.chain.state import total_supply
 from core.chain.transaction import SignedTransaction
+from core.chain.versions import version_at
 from core.codec import encode
 from core.errors import AuthError, NotFoundError, UnavailableError
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId, TxId
@@ -84,6 +85,7 @@ class NodeApi:
             burned=state.burned,
             peers=len(self._links.peers),
             mempool=len(self._driver.pending),
+            protocol_version=version_at(state, state.height + 1),
         )
 
     def block(self, key: Height | BlockHash) -> BlockView:

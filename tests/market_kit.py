@@ -92,7 +92,7 @@ class KitChain:
         state = self.chain.state
         return Tip(
             state.height, state.tip.block_hash, StateRoot(bytes(32)), None, self.now_ms(), None, False,
-            total_supply(state), state.burned, 0, 0,
+            total_supply(state), state.burned, 0, 0, state.version,
         )  # fmt: skip
 
     async def block(self, key: Height) -> BlockView:

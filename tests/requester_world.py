@@ -106,7 +106,7 @@ class FakeChain(rpc.ChainServiceServicer):
         work = next((task.task_id for task in self.tasks.values() if task.phase is TaskPhase.WORK), None)
         tip = Tip(
             Height(self.height), BlockHash(zero), StateRoot(zero), None, Milliseconds(1000), work, work is not None, Amount(0),
-            Amount(0), 0, 0,
+            Amount(0), 0, 0, GENESIS.protocol_version,
         )  # fmt: skip
         return convert.tip_to_proto(tip)
 

@@ -52,7 +52,6 @@ from core.codec import encode
 from core.crypto.signing import KeyPair, sign
 from core.errors import BlockError, InputError, TransactionError
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, StateRoot, TaskId, TxId
-from core.params import PROTOCOL_VERSION
 
 __all__ = [
     "BuiltBlock", "Dropped", "build_transaction_block", "build_void_block", "build_work_block", "make_block",
@@ -203,7 +202,7 @@ def build_work_block(
     accuracy: Accuracy,
     vm: Vm,
     payouts: Sequence[Payout],
-    version: int = PROTOCOL_VERSION,
+    version: int,
 ) -> Block:
     """A pool's work block, from what a node says of its tip; ``version``: of the protocol at its height.
 

@@ -15,7 +15,7 @@ from core.chain.transaction import Refusal, ScheduleUpgrade
 from core.errors import TransactionError, WrongChainError
 from core.ids import Height
 
-__all__ = ["KNOWN_VERSIONS", "advance", "check_known", "schedule", "version_at"]
+__all__ = ["KNOWN_VERSIONS", "advance", "check_known", "check_known_version", "schedule", "version_at"]
 
 KNOWN_VERSIONS: Final = frozenset({1})
 """What this software can execute. A release that changes a rule adds its number, and keeps the old rules."""
@@ -36,6 +36,16 @@ def check_known(state: State) -> None:
             f"from height {height} on this chain follows protocol version {version}; this software knows up to "
             f"{max(KNOWN_VERSIONS)}. It has stopped at height {state.height} and loses nothing: install a release that "
             f"knows version {version} and start it again",
+            height=height, version=version,
+        )  # fmt: skip
+
+
+def check_known_version(version: int, height: int) -> None:
+    """For a role that builds blocks and is no node. Raises WrongChainError, which says what to do."""
+    if version not in KNOWN_VERSIONS:
+        raise WrongChainError(
+            f"height {height} follows protocol version {version}; this software knows up to {max(KNOWN_VERSIONS)}: install a "
+            f"release that knows version {version}",
             height=height, version=version,
         )  # fmt: skip
 

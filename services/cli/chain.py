@@ -41,6 +41,7 @@ async def tip(net: NetOption = None, node: NodeOption = None, tls: TlsOption = N
     console.print(f"height      {found.height}")
     console.print(f"block       {found.block_hash.hex()}")
     console.print(f"state root  {found.state_root.hex()}")
+    console.print(f"version     {found.protocol_version} of the protocol at the next height")
     console.print(f"task        {found.current_task.hex() if found.current_task else '-'}")
     console.print(f"supply      {found.supply} (burned {found.burned})")
     console.print(f"peers       {found.peers}, {found.mempool} transactions waiting")

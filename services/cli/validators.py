@@ -245,7 +245,8 @@ async def submit(
     """
     chain_id, change = _read(file)
     async with network(net, node, tls) as connection:
-        if await connection.genesis_id() != chain_id:
+        genesis = await connection.genesis()
+        if genesis.chain_id != chain_id:
             raise ConfigError(f"{file} is for chain {short(chain_id)}, this network is another one")
         views, _ = await connection.chain.validators()
         power = {v.node_id: v.power for v in views if v.power}
@@ -257,7 +258,8 @@ async def submit(
         known = {bytes(n): p for n, p in power.items()}
         approvals = tuple(a for a in change.approvals if bytes(a.validator) in known)
         change = replace(change, approvals=approvals)
-        _, height = await Wallet(connection.chain, chain_id, read_key(key)).send_and_wait(change, WAIT_SECONDS)
+        wallet = Wallet(connection.chain, chain_id, read_key(key), Amount(genesis.params.min_fee))
+        _, height = await wallet.send_and_wait(change, WAIT_SECONDS)
     if as_json:
         emit_json({"height": height, "effective": _effect(change, height)})
     else:

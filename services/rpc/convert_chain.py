@@ -89,6 +89,12 @@ def _small(name: str, value: int, limit: int) -> int:
     return value
 
 
+def _version(value: int) -> int:
+    if value < 1:
+        raise MalformedError("protocol_version: 0, and versions begin with 1: the node is too old", field="protocol_version")
+    return _small("protocol_version", value, 65_535)
+
+
 def _amount(name: str, value: int) -> Amount:
     if value < 0:
         raise MalformedError(f"{name}: {value} is negative", field=name)
@@ -121,6 +127,7 @@ def tip_to_proto(tip: Tip) -> pb.GetTipResponse:
         burned=tip.burned,
         peers=tip.peers,
         mempool=tip.mempool,
+        protocol_version=tip.protocol_version,
     )
 
 
@@ -138,6 +145,7 @@ def tip_from_proto(message: pb.GetTipResponse) -> Tip:
         burned=_amount("burned", message.burned),
         peers=message.peers,
         mempool=message.mempool,
+        protocol_version=_version(message.protocol_version),
     )
 
 

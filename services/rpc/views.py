@@ -87,6 +87,8 @@ class Tip:
     burned: Amount
     peers: int
     mempool: int
+    protocol_version: int
+    """Of the next height: what a block built on this tip names."""
 
 
 @dataclass(frozen=True, slots=True)

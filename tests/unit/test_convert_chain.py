@@ -61,9 +61,22 @@ def test_a_tip_survives_the_wire() -> None:
     for cert in (None, certificate):
         tip = Tip(
             Height(4), BlockHash(b"b" * 32), StateRoot(b"r" * 32), cert, Milliseconds(17), None, False, Amount(5), Amount(1),
-            3, 0,
+            3, 0, 2,
         )  # fmt: skip
         assert convert.tip_from_proto(convert.tip_to_proto(tip)) == tip
+
+
+@pytest.mark.parametrize(("version", "said"), [(0, "versions begin with 1"), (65_536, "at most 65535")])
+def test_a_version_that_no_header_can_name_is_refused(version: int, said: str) -> None:
+    message = convert.tip_to_proto(
+        Tip(
+            Height(0), BlockHash(bytes(32)), StateRoot(bytes(32)), None, Milliseconds(0), None, False, Amount(0), Amount(0), 0,
+            0, 1,
+        )
+    )  # fmt: skip
+    message.protocol_version = version
+    with pytest.raises((MalformedError, LimitError), match=said):
+        convert.tip_from_proto(message)
 
 
 def test_accounts_markets_and_trades_survive_the_wire() -> None:

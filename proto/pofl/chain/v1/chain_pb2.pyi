@@ -571,6 +571,7 @@ class GetTipResponse(_message.Message):
     BURNED_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     MEMPOOL_FIELD_NUMBER: _builtins.int
+    PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     """0: only the genesis document yet"""
     block_hash: _builtins.bytes
@@ -587,6 +588,8 @@ class GetTipResponse(_message.Message):
     burned: _builtins.int
     peers: _builtins.int
     mempool: _builtins.int
+    protocol_version: _builtins.int
+    """of the next height: what a block built on this tip names"""
     def __init__(
         self,
         *,
@@ -601,10 +604,11 @@ class GetTipResponse(_message.Message):
         burned: _builtins.int = ...,
         peers: _builtins.int = ...,
         mempool: _builtins.int = ...,
+        protocol_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash", b"block_hash", "burned", b"burned", "certificate", b"certificate", "current_task_id", b"current_task_id", "height", b"height", "mempool", b"mempool", "next_time_ms", b"next_time_ms", "peers", b"peers", "state_root", b"state_root", "supply", b"supply", "work_height", b"work_height"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash", b"block_hash", "burned", b"burned", "certificate", b"certificate", "current_task_id", b"current_task_id", "height", b"height", "mempool", b"mempool", "next_time_ms", b"next_time_ms", "peers", b"peers", "protocol_version", b"protocol_version", "state_root", b"state_root", "supply", b"supply", "work_height", b"work_height"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
