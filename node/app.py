@@ -12,7 +12,7 @@ from pofl.chain.v1 import chain_pb2_grpc
 from pofl.peer.v1 import peer_pb2_grpc
 
 from core.ids import Height, NodeId
-from core.ports import SystemRng
+from core.ports import Clock, SystemRng
 from node.api import NodeApi
 from node.auditor import Auditor
 from node.blob_room import spare_blobs
@@ -79,7 +79,7 @@ class Node:
         }
 
 
-def open_node(role: Role[NodeConfig], life: Lifecycle) -> Node:
+def open_node(role: Role[NodeConfig], life: Lifecycle, clock: Clock) -> Node:
     """Open the data folder and connect the parts; nothing runs yet.
 
     Raises LockedError, WrongChainError, CorruptError, StorageFullError, ConfigError.
@@ -94,7 +94,6 @@ def open_node(role: Role[NodeConfig], life: Lifecycle) -> Node:
     blob_store.spare = lambda: spare_blobs(store.state, blob_store.digests())
     channels = Channels(role.identity, role.tls)
     life.on_stop(channels.close)
-    clock = SystemClock()
     driver = Driver(store, key, Pending(clock, cfg.mempool), clock, LightService(kv, store))
     links = Links(role.identity, role.tls, cfg.peers.nodes, driver, peer_client.gossip)
 
@@ -124,9 +123,9 @@ def add_services(server: RpcServer, node: Node) -> None:
     server.add(blob_pb2_grpc.add_BlobServiceServicer_to_server, servicer, blobs.SERVICE)
 
 
-async def main(role: Role[NodeConfig], life: Lifecycle) -> None:
-    """Run until told to stop."""
-    node = open_node(role, life)
+async def main(role: Role[NodeConfig], life: Lifecycle, clock: Clock | None = None) -> None:
+    """Run until told to stop. ``clock``: of another machine than this one, for tests; there is no setting for it."""
+    node = open_node(role, life, clock or SystemClock())
     rules = {**RULES, f"{blobs.SERVICE}/Stat": BLOB_READERS, f"{blobs.SERVICE}/Read": BLOB_READERS}
     server = await open_server(role, life, rules, limits=LIMITS)
     add_services(server, node)
