@@ -48,6 +48,8 @@ class SmallPool(rpc.ClaimServiceServicer):
         self.block: Block | None = None
         self.result: EvaluationResult | None = None
         self.serves_body = True
+        self.shown: bytes | None = None
+        """Its opening, if it shows one."""
         self.server = RpcServer(
             f"{HOST}:0", self.files, f"{HOST}:0", role_rules={"pofl.peer.v1.ClaimService": ["node", "requester"]},
             identity=network.identity("pool", name, key),
@@ -67,8 +69,9 @@ class SmallPool(rpc.ClaimServiceServicer):
             yield pb.FetchVmResponse(chunk=self.body[offset : offset + (1 << 18)], total_bytes=total)
 
     async def FetchOpening(self, request: pb.FetchOpeningRequest, context: Any) -> AsyncIterator[pb.FetchOpeningResponse]:  # noqa: N802
-        raise NotFoundError("this pool opens nothing")
-        yield
+        if self.shown is None:
+            raise NotFoundError("this pool opens nothing")
+        yield pb.FetchOpeningResponse(chunk=self.shown, total_bytes=len(self.shown))
 
     async def play(self, task: TaskView, requester: aio.Channel, offer_to: list[aio.Channel]) -> None:
         """A whole task, to the offer of the work block."""

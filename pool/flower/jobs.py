@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from core.errors import ConfigError, CorruptError
+from core.errors import ConfigError, CorruptError, InputError
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, unflatten
+from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = [
     "ALGORITHMS", "JoinTicket", "MiningJob", "MiningResult", "RoundReport",
@@ -24,6 +25,8 @@ __all__ = [
 
 ALGORITHMS = ("fedavg", "fedsgd", "median", "trimmed_mean", "krum", "multikrum", "bulyan")
 OPTIMIZERS = ("sgd", "adam")
+MAX_STATE: Final = 512 << 20
+"""Bytes of saved models and reports unpacked."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,11 @@ def save_weights(path: Path, vectors: Mapping[str, Weights], meta: Mapping[str, 
 def load_weights(path: Path, spec: ModelSpec, names: tuple[str, ...]) -> tuple[dict[str, Weights], dict[str, Any]]:
     """Raises CorruptError when the file is not what save_weights wrote for this model."""
     try:
+        check_archive(path, MAX_STATE)
         with np.load(path, allow_pickle=False) as arrays:
             meta = json.loads(str(arrays["meta"]))
             return {name: unflatten(spec, arrays[name]) for name in names}, meta
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (*UNREADABLE, InputError) as error:
         raise CorruptError(f"{path}: not a saved state of this model: {error}") from None
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from core.errors import ConfigError, PoflError
+from core.errors import ConfigError, InputError, PoflError
 from core.verification.model_file import MAX_MODEL_FILE, dump_model, load_model
 from core.verification.quantise import quantise_features
 from core.verification.scored_model import ScoredModel
@@ -19,8 +18,12 @@ from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json
 from services.cli.tasks import RequesterOption, parse_task_id
 from services.rpc.task_client import RequesterClient
+from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["app", "score_model"]
+
+MAX_DATA: Final = 2 << 30
+"""Bytes of a data set unpacked."""
 
 app = typer.Typer(help="Fetch a winning model, and score it.", no_args_is_help=True)
 
@@ -92,20 +95,28 @@ def score(
 def score_model(model: ScoredModel, data: Path, feature_scale_micro: int) -> tuple[int, int]:
     """(correct, total) of a model on a file. Raises ConfigError naming what is wrong with the file."""
     try:
+        check_archive(data, MAX_DATA)
         with np.load(data, allow_pickle=False) as stored:
             missing = {"x", "y"} - set(stored.files)
             if missing:
                 raise ConfigError(f"{data} has no array {min(missing)!r}: an npz with x (n, M) and y (n) is needed")
-            x: NDArray[np.float64] = np.asarray(stored["x"], dtype=np.float64)
-            y: NDArray[np.int64] = np.asarray(stored["y"]).astype(np.int64)
-    except AttributeError:  # a single array, not an archive
-        raise ConfigError(f"{data} is no npz: an npz with x (n, M) and y (n) is needed") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {data}: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile):  # numpy's own sentence speaks of pickles, which are never read here
+            rows, labels = stored["x"], stored["y"]
+    except InputError as error:
+        raise ConfigError(error.message) from None
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise ConfigError(f"cannot read {data}: {error.strerror}") from None
+        # numpy's own sentence speaks of pickles, which are never read here
         raise ConfigError(f"{data} is no npz of plain arrays: one with x (n, M) and y (n) is needed") from None
-    if x.ndim != 2 or y.shape != (len(x),) or not len(x):
-        raise ConfigError(f"{data}: x is {x.shape} and y {y.shape}, expected (n, M) and (n)")
+    if rows.ndim != 2 or labels.shape != (len(rows),) or not len(rows):
+        raise ConfigError(f"{data}: x is {rows.shape} and y {labels.shape}, expected (n, M) and (n)")
+    if rows.dtype.kind not in "fiub" or labels.dtype.kind not in "fiu":
+        raise ConfigError(f"{data}: x and y must be numbers, they are {rows.dtype} and {labels.dtype}")
+    x: NDArray[np.float64] = rows.astype(np.float64)
+    whole: NDArray[np.float64] = labels.astype(np.float64)
+    if not np.isfinite(x).all() or not (np.abs(whole) < 2**31).all() or (whole != np.rint(whole)).any():
+        raise ConfigError(f"{data}: x must be finite and y whole numbers: a value is neither")
+    y: NDArray[np.int64] = whole.astype(np.int64)
     try:
         return int(model.count(quantise_features(x, feature_scale_micro / 1_000_000), y)), len(y)
     except PoflError as error:
