@@ -221,6 +221,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--nodes", type=int, default=NODES, help="nodes to draw from (default %(default)s)")
     parser.add_argument("--simulate", type=int, default=0, metavar="TRIALS", help="add a Monte Carlo of that many draws a case")
     asked = parser.parse_args(arguments)
+    if asked.nodes < 2:
+        parser.error(f"--nodes is {asked.nodes}: at least 2 are needed")
+    if asked.simulate < 0:
+        parser.error(f"--simulate is {asked.simulate}: a number of draws, or 0 for none")
     tails, sizes = table_of_tails(asked.nodes), table_of_sizes(asked.nodes)
     samples = [
         simulate(asked.nodes, t.dishonest, t.size, rule, asked.simulate)

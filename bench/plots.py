@@ -55,8 +55,8 @@ def write_all(results: Sequence[Json], folder: Path) -> list[Path]:
         rows = figure.table(ordered)
         written.append(_write_csv(folder / f"{figure.name}.csv", rows))
         drawing, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-        figure.draw(axes, rows, ordered)
         axes.set(xlabel=figure.x, ylabel=figure.y)
+        figure.draw(axes, rows, ordered)
         axes.set_title(figure.title, fontsize=9)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -184,7 +184,7 @@ def _draw_audits(axes: Any, rows: Rows, results: Sequence[Json]) -> None:
     if len(results) == 1:
         axes.axhspan(low, high, color="tab:red", alpha=0.5, label=told)
         axes.plot([row["run"] for row in rows], [row["audit_seconds"] for row in rows], "o", label="this system, one node")
-        axes.set_xlabel("model audited")
+        axes.set_xlabel(f"model audited, of {results[0]['samples']:,} samples")
         axes.set_xlim(0, len(rows) + 1)
     else:
         axes.vlines(10_000, low, high, color="tab:red", linewidth=8, label=told)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from typing import IO, Final
 from services.runtime.startup import loading
 
 with loading():
-    from core.errors import ConfigError, InputError, MalformedError, PoflError, StorageError, WrongChainError
+    from core.errors import ConfigError, InputError, MalformedError, PoflError, StorageError, StorageFullError, WrongChainError
     from core.ids import Height
     from core.params import Genesis
     from node.archive import ArchiveReader, ArchiveWriter
@@ -96,7 +97,10 @@ def _export(given: argparse.Namespace, folder: ChainFolder) -> Outcome:
         else:
             with _archive(Path(given.file), store, genesis, first, given.append) as (writer, first):
                 last = export_chain(store, writer, first, progress)
-    return f"blocks {first} to {last} are in {given.file}", {"first": first, "last": last, "file": given.file}
+    said = f"blocks {first} to {last} are in {given.file}"
+    if last < first:
+        said = f"{given.file} has all blocks up to {last} already" if given.append else f"no block to write: the last is {last}"
+    return said, {"first": first, "last": last, "file": given.file}
 
 
 def _import(given: argparse.Namespace, folder: ChainFolder) -> Outcome:
@@ -182,7 +186,12 @@ def _archive(
             _flush(file)
         part.replace(path)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        if error.errno == errno.ENOSPC:
+            raise StorageFullError(f"no space left for {path}: free some, then go on with --append") from error
+        if error.errno == errno.EIO:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        hint = ": leave out --append for a new file" if append and error.errno == errno.ENOENT else ""
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}{hint}") from error
 
 
 def _go_on(file: IO[bytes], path: Path, store: ChainStore, genesis: Genesis) -> tuple[ArchiveWriter, Height]:

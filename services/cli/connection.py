@@ -11,11 +11,13 @@ from typing import Annotated
 import typer
 from grpc import aio
 
-from core.errors import ConfigError
+from core.errors import ConfigError, UnavailableError
 from core.ids import Digest
 from core.params import Genesis
+from services.cli import pid_file
 from services.rpc.chain_client import ChainClient
 from services.rpc.channel import connect
+from services.rpc.server import is_loopback
 from services.rpc.tls import TlsFiles
 from services.testnet.layout import Layout, load_layout
 
@@ -74,8 +76,10 @@ class Connection:
 
 @asynccontextmanager
 async def network(net: Path | None, node: list[str] | None, tls: Path | None) -> AsyncIterator[Connection]:
-    """A connection for one command. Raises ConfigError when it is not clear to which network."""
+    """A connection for one command. Raises ConfigError when it is not clear to which network, or how to reach it."""
     layout = None if node else load_layout(net or newest_testnet())
+    for target in node or ():
+        _check_address(target, tls)
     files = TlsFiles(tls / "ca.pem", tls / "tls.pem", tls / "tls.key") if tls is not None else None
     if files is None and layout is not None:
         files = layout.user_tls
@@ -86,7 +90,24 @@ async def network(net: Path | None, node: list[str] | None, tls: Path | None) ->
             channel = connect(target, files, expect_role="node" if files is not None else None)
             stack.push_async_callback(channel.close, None)
             nodes.append((target, channel))
-        yield Connection(ChainClient(nodes), layout, files, stack, tuple(targets))
+        try:
+            yield Connection(ChainClient(nodes), layout, files, stack, tuple(targets))
+        except UnavailableError as error:
+            if layout is None or pid_file.running(layout) is not None:
+                raise
+            again = f"start it with `pofl testnet up --dir {layout.folder}`, or name another one with --net DIR"
+            raise UnavailableError(f"no testnet runs from {layout.folder}: {again} ({error.message})") from None
+
+
+def _check_address(target: str, tls: Path | None) -> None:
+    """Raises ConfigError."""
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--node is {target!r}: it must be HOST:PORT")
+    if tls is None and not is_loopback(target):
+        raise ConfigError(
+            f"--node {target} is another machine: give --tls DIR with ca.pem, tls.pem, tls.key of a user certificate"
+        )
 
 
 def newest_testnet() -> Path:

@@ -65,7 +65,8 @@ def main() -> int:
     except (click.exceptions.Abort, KeyboardInterrupt):
         return 130
     except click.ClickException as error:
-        sys.stderr.write(f"error: {error.format_message()}\n")
+        if message := error.format_message():  # empty where the help of a group was shown instead
+            sys.stderr.write(f"error: {message}\n")
         return 2
     except PoflError as error:
         sys.stderr.write(f"error: {error.message}\n")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, TextIO
+from typing import Annotated, Final
 
 import typer
 
 from core.errors import ConfigError, DeadlineError, UnavailableError
+from services.cli import pid_file
 from services.cli.connection import TESTNETS, NetOption, newest_testnet
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, table
@@ -28,7 +27,6 @@ __all__ = ["app"]
 
 app = typer.Typer(help="A whole network on this machine: real processes, real blocks.", no_args_is_help=True)
 
-PID_FILE: Final = "supervisor.pid"
 START_SECONDS: Final = 90.0
 BLOCK_SECONDS: Final = 150.0
 
@@ -88,7 +86,7 @@ async def up(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)
-    with _pid_file(layout):
+    with pid_file.held(layout):
         try:
             with view:
                 report = await run_testnet(layout, blocks, _Silent() if quiet else view, limit)
@@ -133,13 +131,13 @@ async def down(net: NetOption = None) -> None:
     Example: pofl testnet down
     """
     layout = load_layout(net or newest_testnet())
-    pid = _running(layout)
+    pid = pid_file.running(layout)
     if pid is None:
         raise ConfigError(f"no testnet runs from {layout.folder}")
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + 30
-    while _running(layout) == pid:
+    while pid_file.running(layout) == pid:
         if time.monotonic() > end:
             raise DeadlineError(f"process {pid} has not stopped the testnet within 30 s")
         await asyncio.sleep(0.1)
@@ -156,44 +154,6 @@ def _layout(folder: Path | None, shape: Shape) -> Layout:
     if folder is not None and (folder / "testnet.json").exists():
         return load_layout(folder)
     return make_layout(folder or TESTNETS / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S"), shape)
-
-
-@contextlib.contextmanager
-def _pid_file(layout: Layout) -> Iterator[None]:
-    """Lets `down` find us, and keeps a second `up` from the same folder. Raises ConfigError."""
-    path = layout.folder / PID_FILE
-    try:
-        file = path.open("a+", encoding="ascii")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
-    with file:
-        if not _lock(file):
-            raise ConfigError(f"a testnet already runs from {layout.folder}: stop it with `pofl testnet down`")
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _running(layout: Layout) -> int | None:
-    """The process that runs the testnet. A number that an ended one left behind may be anybody's by now: the lock tells."""
-    try:
-        with (layout.folder / PID_FILE).open(encoding="ascii") as file:
-            return None if _lock(file) else int(file.read())
-    except (OSError, ValueError):
-        return None
-
-
-def _lock(file: TextIO) -> bool:
-    """Take the file until it is closed or this process ends; whether nobody else has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _tell(report: Report, layout: Layout, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
@@ -9,12 +11,13 @@ from typing import Annotated, Final
 import typer
 
 from core.errors import (
+    ConfigError,
     CryptoError,
     DeadlineError,
     InputError,
     MalformedError,
     NotFoundError,
-    StorageError,
+    StorageFullError,
     UnavailableError,
     WrongChainError,
 )
@@ -40,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 async def write_all(connection: Connection, height: Height, folder: Path) -> list[Path]:
-    """Of every node that answers; one that does not is told of and passed over. Raises StorageError."""
+    """Of every node that answers; one that does not is told of and passed over. Raises ConfigError, StorageFullError."""
     written = []
     for target in connection.nodes:
         chain = ChainClient([(target, connection.channel(target, "node"))])
@@ -50,7 +53,7 @@ async def write_all(connection: Connection, height: Height, folder: Path) -> lis
                 name = f"{height}-{connection.name_of(view.validator)}-{view.purpose}-{number}.transcript"
                 written.append(_write(folder / name, data))
         except (UnavailableError, DeadlineError, NotFoundError) as error:
-            console.print(f"no transcripts of {target}: {error.message}")
+            sys.stderr.write(f"no transcripts of {target}: {error.message}\n")
     return written
 
 
@@ -59,7 +62,9 @@ def _write(path: Path, data: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+        if error.errno == errno.ENOSPC:
+            raise StorageFullError(f"no space left for {path}: free some") from None
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 
@@ -89,7 +94,9 @@ async def transcript(
         except CryptoError as error:
             raise CryptoError(f"{path}: {error.message}") from None
         except InputError as error:
-            raise MalformedError(f"{path}: {error.message}") from None
+            raise MalformedError(
+                f"{path} is no transcript of `pofl explain --transcripts`, or not all of one: {error.message}"
+            ) from None
         if layout is not None:
             _check_origin(path, record, layout.genesis)
         if as_json:

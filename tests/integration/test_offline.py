@@ -120,6 +120,12 @@ def test_a_file_grows(run: Run, data_dir: Path, tmp_path: Path) -> None:
         file.write_bytes(data[:size])
         code, _, err = run("export", file, "--append", "--data-dir", data_dir)
         assert (code, file.read_bytes() == data) == (0, True), err
+    code, out, _ = run("export", file, "--append", "--data-dir", data_dir)
+    assert (code, out) == (0, f"{file} has all blocks up to {TIP} already\n")
+    code, _, err = run("export", tmp_path / "none", "--append", "--data-dir", data_dir)
+    assert (code, "leave out --append for a new file" in err) == (2, True)
+    code, _, err = run("export", tmp_path / "none" / "file", "--data-dir", data_dir)
+    assert (code, "No such file or directory" in err) == (2, True)
     file.write_bytes(data[:20])
     code, _, err = run("export", file, "--append", "--data-dir", data_dir)
     assert code == 2

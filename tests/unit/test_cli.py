@@ -59,6 +59,9 @@ def pofl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (("keys", "show", "{tmp}/a.txt"), "can be read by others"),
         (("run", "minr"), "'minr' is no role: it must be one of node"),
         (("no-such-command",), "No such command"),
+        (("chain", "tip", "--node", "nonsense"), "--node is 'nonsense': it must be HOST:PORT"),
+        (("chain", "tip", "--node", "10.0.0.1:0"), "--node is '10.0.0.1:0': it must be HOST:PORT"),
+        (("chain", "tip", "--node", "10.0.0.1:9000"), "--node 10.0.0.1:9000 is another machine: give --tls DIR"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -82,6 +85,29 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def test_a_node_that_nobody_runs_is_exit_code_3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert pofl(monkeypatch, "chain", "tip", "--node", "127.0.0.1:1") == 3
     assert "127.0.0.1:1 cannot be reached" in capsys.readouterr().err
+
+
+def test_a_testnet_that_is_stopped_is_told_apart_from_a_node_that_is_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    net = tmp_path / "net"
+    assert pofl(monkeypatch, "testnet", "init", "--out", str(net), "--nodes", "1", "--pools", "1", "--miners", "1") == 0
+    assert pofl(monkeypatch, "chain", "tip", "--net", str(net)) == 3
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: no testnet runs from {net}: start it with `pofl testnet up --dir {net}`")
+    monkeypatch.setattr("services.cli.pid_file.running", lambda layout: 1)
+    assert pofl(monkeypatch, "chain", "tip", "--net", str(net)) == 3
+    assert "cannot be reached" in capsys.readouterr().err.partition("error: ")[2][:40]
+
+
+@pytest.mark.parametrize("group", ["chain", "testnet", "task"])
+def test_a_group_without_a_command_shows_its_help_and_no_empty_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str
+) -> None:
+    assert pofl(monkeypatch, group) == 2
+    printed = capsys.readouterr()
+    assert "Usage" in printed.out
+    assert not printed.err
 
 
 @pytest.mark.parametrize("command", [(), ("testnet",), ("task",), ("chain",), ("model",), ("keys",), ("config",)])

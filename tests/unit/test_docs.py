@@ -40,6 +40,10 @@ def test_the_tables_of_the_page_are_what_the_program_prints(capsys: pytest.Captu
 
 
 def test_json_holds_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["--nodes", "0"], ["--simulate", "-1"]):
+        with pytest.raises(SystemExit):
+            committee.main(wrong)
+        assert f"{wrong[0]} is {wrong[1]}" in capsys.readouterr().err
     committee.main(["--json", "--nodes", "300"])
     printed = json.loads(capsys.readouterr().out)
     assert {row["size"] for row in printed["tails"]} == {64, 128, 256}
