@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.chain.light import LightBlock, trust_genesis, advance
+from core.chain.light import LightBlock, advance, trust_genesis
 from core.errors import NotFoundError
 from core.ids import Height
 from node.archive import ArchiveReader, ArchiveWriter
