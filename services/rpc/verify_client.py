@@ -216,19 +216,21 @@ class _Line:
                 await self._stream(first, is_done, end)
             except DeadlineError as error:
                 raise DeadlineError(f"{self._who} did not answer within {timeout:g} s: {why}") from error
-            except (UnavailableError, AbortError) as error:
-                # The requester is not ready, is restarting, or wants us to queue again.
+            except NotFoundError:
+                if first == 0:
+                    raise
+                # She was started anew: with all that we sent she computes the same answers again.
+                first = 0
+            except PoflError as error:
+                if not _may_pass(error):
+                    raise
+                # The requester is not ready, is restarting, wants us to queue again, or fails at her own part.
                 why = error.message
                 delay = min(backoff(attempt), LONGEST_PAUSE)
                 attempt += 1
                 if time.monotonic() + delay >= end:
                     raise DeadlineError(f"{self._who} did not answer within {timeout:g} s: {why}") from error
                 await asyncio.sleep(delay)
-            except NotFoundError:
-                if first == 0:
-                    raise
-                # She was started anew: with all that we sent she computes the same answers again.
-                first = 0
         self._settled = len(self._outbox)
 
     @property
@@ -286,6 +288,15 @@ class _Line:
             _made(await _in_worker(self._machine.work_ahead))
         except _NoPlace:
             self.is_starved = True
+
+
+def _may_pass(error: PoflError) -> bool:
+    """Whether to try again. What she says of herself, an own failure or a full disk, is no fault of ours, whatever she calls
+    it: she has until the deadline to mend it."""
+    if isinstance(error, UnavailableError | AbortError):
+        return True
+    is_answer = isinstance(error, ProtocolError | InputError | AuthError | DeadlineError)
+    return "peer" in error.values and not is_answer
 
 
 class _NoPlace(Exception):  # noqa: N818  it never leaves this module

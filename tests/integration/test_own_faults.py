@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from core.crypto.signing import KeyPair
-from core.errors import BudgetError, InternalError, LimitError, TurnError
+from core.errors import BudgetError, InternalError, LimitError, PoflError, StorageFullError, TransactionError, TurnError
 from core.ids import Height
 from core.ports import SystemRng
 from core.verification.audit_evidence import read_record
@@ -23,6 +23,7 @@ from node.outside import Channels
 from node.transcripts import TranscriptStore
 from services.rpc import verify_client
 from services.rpc.convert_verify import envelope_to_proto
+from services.rpc.errors import STATUS
 from services.rpc.verify_client import audit, check_stored
 from services.runtime.cpu import run_cpu
 from services.storage import Memory
@@ -150,6 +151,25 @@ async def test_a_requester_who_says_that_fresh_attempts_are_used_up_is_at_fault(
     finding = await find(make_auditor(line))
     assert isinstance(finding, RequesterFault)
     assert "3 attempts are used up" in finding.reason
+
+
+@pytest.mark.parametrize("kind", [k for k in STATUS if k is not TransactionError], ids=lambda kind: kind.__name__)
+async def test_whatever_a_requester_calls_her_silence_is_her_fault(
+    line: Line, kind: type[PoflError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """She would else have an honest pool's claim skipped, and keep her bond: nodes took "internal error" and a dozen other
+    words of hers for failures of their own. Defence: verify_client._may_pass."""
+    monkeypatch.setattr(auditor_module, "PAUSE_SECONDS", 0.05)
+    line.requester.refuse = kind("she says")
+    assert isinstance(await find(make_auditor(line), timeout=0.4), RequesterFault)
+
+
+async def test_a_requester_who_mends_her_failure_in_time_is_audited(line: Line) -> None:
+    line.requester.refuse = StorageFullError("no room")
+    found = asyncio.create_task(find(make_auditor(line)))
+    await asyncio.sleep(0.3)
+    line.requester.refuse = None
+    assert isinstance(await found, Valid)
 
 
 async def test_an_audit_that_is_cut_short_leaves_its_transcript(line: Line) -> None:
