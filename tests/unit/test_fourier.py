@@ -8,7 +8,7 @@ import pytest
 from core.crypto.homomorphic import PARAMS, Residues, add, fourier, multiply_poly, multiply_poly_reference
 from core.crypto.homomorphic.fourier import MAX_TERMS, Product, small_spectra, spectra
 from core.crypto.homomorphic.params import Ints
-from core.errors import CryptoError, LimitError, MalformedError
+from core.errors import InternalError, LimitError, MalformedError
 
 SEED = 20260722
 
@@ -81,5 +81,5 @@ def test_an_inexact_transform_ends_in_an_error_and_not_in_a_number(monkeypatch: 
     residues: Residues = np.random.default_rng(SEED).integers(0, PRIMES, SHAPE).astype(np.uint64)
     exact = np.fft.ifft
     monkeypatch.setattr(np.fft, "ifft", lambda values: exact(values.astype(np.complex64)))
-    with pytest.raises(CryptoError, match="cannot be rounded exactly"):
+    with pytest.raises(InternalError, match="cannot be rounded exactly"):
         Product().add(spectra(residues), small_spectra(np.ones(PARAMS.degree, dtype=np.int64))).residues()
