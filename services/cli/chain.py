@@ -12,7 +12,7 @@ from core.chain.light import advance
 from core.chain.verify import check_body
 from core.errors import BlockError
 from core.ids import Height, short
-from services.cli import chain_store, transcripts, validators
+from services.cli import chain_store, tasks, transcripts, validators
 from services.cli.connection import NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, instant, table
@@ -164,4 +164,8 @@ async def explain(
         for path in written:
             console.print(f"wrote {path}")
         if found.block.header.kind is BlockKind.TRANSACTION:
-            console.print("a transaction block: nothing was decided here but the order of its transactions")
+            ended = [task async for task in tasks.all_tasks(connection) if task.ended_height == height]
+            for task in ended:
+                console.print(f"Task {task.spec.name!r} {short(task.task_id)} is over: {tasks.ending_in_words(task)}.")
+            if not ended:
+                console.print("a transaction block: nothing was decided here but the order of its transactions")

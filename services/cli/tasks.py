@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from services.cli.output import JsonOption, console, emit_json, instant, table
 from services.rpc.task_client import RequesterClient
 from services.rpc.views import TaskPhase, TaskView
 
-__all__ = ["app", "find_task", "leak_in_words", "parse_task_id"]
+__all__ = ["all_tasks", "app", "ending_in_words", "find_task", "leak_in_words", "parse_task_id"]
 
 app = typer.Typer(help="Publish learning tasks and follow them.", no_args_is_help=True)
 
@@ -50,19 +51,39 @@ async def find_task(connection: Connection, text: str) -> TaskView:
         raise ConfigError(
             f"{text!r} is no task id: 64 hex digits, or the first 8 or more of them as `pofl task list` prints them"
         )
-    found: list[TaskView] = []
-    after = b""
-    while True:
-        page = await connection.chain.tasks((), PAGE, after)
-        found += [task for task in page if task.task_id.hex().startswith(digits)]
-        if len(page) < PAGE:
-            break
-        after = page[-1].task_id
+    found = [task async for task in all_tasks(connection) if task.task_id.hex().startswith(digits)]
     if not found:
         raise NotFoundError(f"no task on this chain has an id that begins with {digits}: see `pofl task list`")
     if len(found) > 1:
         raise ConfigError(f"{len(found)} tasks have ids that begin with {digits}: give more digits")
     return found[0]
+
+
+async def all_tasks(connection: Connection) -> AsyncIterator[TaskView]:
+    """Every task on the chain, page by page."""
+    after = b""
+    while True:
+        page = await connection.chain.tasks((), PAGE, after)
+        for task in page:
+            yield task
+        if len(page) < PAGE:
+            return
+        after = page[-1].task_id
+
+
+def ending_in_words(task: TaskView) -> str:
+    """Why a task that is over ended as it did, as far as its own record says."""
+    if task.phase is TaskPhase.WON:
+        return f"won at height {task.ended_height}"
+    if not task.entries:
+        why = "no pool entered"
+    elif not any(entry.model_commitment for entry in task.entries):
+        why = "no pool that entered committed a model, their logs say why"
+    elif all(entry.correct is None for entry in task.entries):
+        why = "no pool that committed a model claimed an accuracy"
+    else:
+        why = f"no claim stood, `pofl explain {task.ended_height}` tells more"
+    return f"void at height {task.ended_height}, {why}"
 
 
 def leak_in_words(leak_bits: int, features: int) -> str:
@@ -166,6 +187,8 @@ async def show(
             closes = (found.entry_close_ms, found.commit_close_ms, found.claim_close_ms)
             console.print(f"  windows    from {instant(found.start_ms)} on")
             console.print(f"             entry, commits, claims until {', '.join(map(instant, closes))}")
+        if found.phase.is_ended:
+            console.print(f"  ended      {ending_in_words(found)}")
         rows = [
             (
                 connection.name_of(e.pool), e.bond, e.model_commitment.hex()[:8] if e.model_commitment else "-",

@@ -84,7 +84,7 @@ def report_table(report: Report) -> Table:
     for block in report.blocks:
         made.add_row(
             str(block.height), block.task_id[:8], block.pool, f"{block.correct}/{block.total}",
-            f"{block.model_correct}/{block.total}", f"{block.audit_ms:.0f} ms", f"{block.vm_bytes / 1000:.0f} kB",
-            str(block.reward), f"{block.seconds:.1f} s",
+            "-" if block.model_correct is None else f"{block.model_correct}/{block.total}",
+            f"{block.audit_ms:.0f} ms", f"{block.vm_bytes / 1000:.0f} kB", str(block.reward), f"{block.seconds:.1f} s",
         )  # fmt: skip
     return made

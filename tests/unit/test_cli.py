@@ -21,7 +21,8 @@ from core.verification.model_file import dump_model
 from core.verification.scored_model import ModelShape, ScoredModel
 from services.cli.connection import Connection
 from services.cli.main import app, main
-from services.cli.tasks import PAGE, find_task, leak_in_words
+from services.cli.tasks import PAGE, ending_in_words, find_task, leak_in_words
+from services.rpc.views import TaskPhase, TaskView
 
 
 def pofl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -213,6 +214,18 @@ async def test_a_task_is_found_by_the_digits_that_tables_print() -> None:
     for text in ("abc", "abcdefgh1", "abcdef0"):
         with pytest.raises(ConfigError, match="is no task id"):
             await find_task(connection, text)
+
+
+def test_the_end_of_a_task_is_said_in_words() -> None:
+    def said(phase: TaskPhase, *entries: tuple[object, object]) -> str:
+        views = tuple(SimpleNamespace(model_commitment=commit, correct=claim) for commit, claim in entries)
+        return ending_in_words(cast(TaskView, SimpleNamespace(phase=phase, entries=views, ended_height=88)))
+
+    assert said(TaskPhase.WON, (b"c", 5)) == "won at height 88"
+    assert said(TaskPhase.VOID) == "void at height 88, no pool entered"
+    assert "no pool that entered committed a model" in said(TaskPhase.VOID, (None, None))
+    assert "no pool that committed a model claimed" in said(TaskPhase.VOID, (b"c", None), (None, None))
+    assert "no claim stood, `pofl explain 88` tells more" in said(TaskPhase.VOID, (b"c", 5))
 
 
 def test_the_leak_is_said_in_words() -> None:
