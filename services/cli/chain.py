@@ -10,7 +10,7 @@ import typer
 from core.chain.block import BlockKind
 from core.chain.light import advance
 from core.chain.verify import check_body
-from core.errors import BlockError
+from core.errors import BlockError, InputError
 from core.ids import Height, short
 from services.cli import chain_store, tasks, transcripts, validators
 from services.cli.connection import NetOption, NodeOption, TlsOption, network
@@ -117,7 +117,11 @@ async def verify(
             trusted = advance(trusted, light)
             if light.header != block.block.header:
                 raise BlockError(f"block {height} is {short(block.block_hash)}, final is {short(trusted.block_hash)}")
-            check_body(block.header, block.block.decoded_body())
+            try:
+                body = block.block.decoded_body()
+            except InputError as error:
+                raise BlockError(f"block {height} cannot be read, {error.message}: is the node of another release?") from None
+            check_body(block.header, body)
             if before is not None and block.header.parent_state_root != before.state_root:
                 raise BlockError(f"block {height} was built on another state than the node shows after block {height - 1}")
             before = block

@@ -93,6 +93,8 @@ async def network(net: Path | None, node: list[str] | None, tls: Path | None) ->
         try:
             yield Connection(ChainClient(nodes), layout, files, stack, tuple(targets))
         except UnavailableError as error:
+            if layout is None and files is None:
+                raise UnavailableError(f"{error.message}; a node that speaks TLS takes no call without --tls DIR") from None
             if layout is None or pid_file.running(layout) is not None:
                 raise
             again = f"start it with `pofl testnet up --dir {layout.folder}`, or name another one with --net DIR"

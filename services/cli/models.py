@@ -16,7 +16,7 @@ from core.verification.scored_model import ScoredModel
 from services.cli.connection import NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json
-from services.cli.tasks import RequesterOption, parse_task_id
+from services.cli.tasks import RequesterOption, find_task_id
 from services.rpc.task_client import RequesterClient
 from services.runtime.npz import UNREADABLE, check_archive
 
@@ -32,7 +32,7 @@ app = typer.Typer(help="Fetch a winning model, and score it.", no_args_is_help=T
 @runs
 async def fetch(
     out: Annotated[Path, typer.Option("--out", help="File to write; not overwritten.")],
-    task: Annotated[str | None, typer.Option(help="Task id; default: the newest won one.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task id, or its first 8 or more hex digits; default: the newest won one.")] = None,
     requester: RequesterOption = None, net: NetOption = None, node: NodeOption = None, tls: TlsOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -45,7 +45,7 @@ async def fetch(
     async with network(net, node, tls) as connection:
         address = connection.address("requester", requester)
         client = RequesterClient(connection.channel(address, "requester"), address)
-        found = await client.fetch_model(parse_task_id(task) if task else None)
+        found = await client.fetch_model(await find_task_id(connection, task) if task else None)
     try:
         out.write_bytes(dump_model(found.model))
     except OSError as error:

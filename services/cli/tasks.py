@@ -17,7 +17,7 @@ from services.cli.output import JsonOption, console, emit_json, instant, table
 from services.rpc.task_client import RequesterClient
 from services.rpc.views import TaskPhase, TaskView
 
-__all__ = ["all_tasks", "app", "ending_in_words", "find_task", "leak_in_words", "parse_task_id"]
+__all__ = ["all_tasks", "app", "ending_in_words", "find_task", "find_task_id", "leak_in_words", "parse_task_id"]
 
 app = typer.Typer(help="Publish learning tasks and follow them.", no_args_is_help=True)
 
@@ -57,6 +57,11 @@ async def find_task(connection: Connection, text: str) -> TaskView:
     if len(found) > 1:
         raise ConfigError(f"{len(found)} tasks have ids that begin with {digits}: give more digits")
     return found[0]
+
+
+async def find_task_id(connection: Connection, text: str) -> TaskId:
+    """As find_task; a whole id is taken as it is, no node is asked for it."""
+    return parse_task_id(text) if len(_from_hex(text)) == 32 else (await find_task(connection, text)).task_id
 
 
 async def all_tasks(connection: Connection) -> AsyncIterator[TaskView]:
