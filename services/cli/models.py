@@ -32,7 +32,9 @@ app = typer.Typer(help="Fetch a winning model, and score it.", no_args_is_help=T
 @runs
 async def fetch(
     out: Annotated[Path, typer.Option("--out", help="File to write; not overwritten.")],
-    task: Annotated[str | None, typer.Option(help="Task id, or its first 8 or more hex digits; default: the newest won one.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task id, or its first 8 or more hex digits; default: the newest won one.")
+    ] = None,
     requester: RequesterOption = None, net: NetOption = None, node: NodeOption = None, tls: TlsOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
