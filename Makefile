@@ -34,8 +34,8 @@ check: setup ## style, types, import rules, and that the stubs are up to date
 	PYTHONPATH=.:proto $(BIN)/lint-imports
 	$(BIN)/python tools/generate_stubs.py --check
 
-test: setup ## every test; say ARGS='-k name' to choose
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## every test, on two workers; say ARGS='-k name' to choose, ARGS='-n 0' for one process
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 proto: setup ## write the stubs beside the contracts in proto/
 	$(BIN)/python tools/generate_stubs.py

@@ -14,6 +14,14 @@ def pytest_report_header() -> str:
     return f"seed: {os.environ.get('POFL_TEST_SEED', '20261122')} (set POFL_TEST_SEED to change it)"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, one of them runs whatever starts real processes, one test after another; the others do the rest."""
+    here = Path(__file__).resolve().parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in ("integration", "e2e"):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
 @pytest.fixture
 def seed() -> int:
     """The seed of every seeded test; printed at the top of a run."""
