@@ -47,14 +47,21 @@ class NodeProcess:
     config: Path
     log: Path
     process: asyncio.subprocess.Process | None = None
+    program: tuple[str, ...] = ("-m", "node")
+    """What Python runs, before ``--config``."""
+    before: tuple[str, ...] = ()
+    """What starts Python, as ``ip netns exec NAME``."""
+    options: tuple[str, ...] = ()
+    """After ``--config FILE``."""
 
     async def start(self) -> None:
         extra = {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
         environment = {**os.environ, **extra}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "node", "--config", str(self.config), stdout=log, stderr=log, env=environment, cwd=ROOT
-            )
+                *self.before, sys.executable, *self.program, "--config", str(self.config), *self.options,
+                stdout=log, stderr=log, env=environment, cwd=ROOT,
+            )  # fmt: skip
 
     async def kill(self) -> None:
         """As a power failure ends it."""
@@ -68,6 +75,11 @@ class NodeProcess:
         """As an operator ends it; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
+        return await self.ended(timeout)
+
+    async def ended(self, timeout: float) -> int:
+        """The exit code, once it has ended by itself."""
+        assert self.process is not None
         async with asyncio.timeout(timeout):
             code = await self.process.wait()
         self.process = None

@@ -201,3 +201,48 @@ async def fuzz_decoders(
             console.print(text, markup=False, highlight=False)
     if result["failures"]:
         raise typer.Exit(1)
+
+
+@app.command()
+@runs
+async def chaos(
+    kills: Annotated[int, typer.Option(help="How often a node is ended by SIGKILL.", min=1)] = 50,
+    seed: Annotated[int | None, typer.Option(help="Of instants, victims and partitions; drawn where left out.", min=0)] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="SCENARIO", help="This one only; may be repeated.")] = None,
+    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep logs and data there; must be new or empty.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Real nodes under kills, partitions, bad links, wrong clocks, full disks and floods, judged by the rules of consensus.
+
+    Scenarios: kills, outage, network, namespaces, clocks, disk, flood. Takes about ten minutes; a small disk and namespaces
+    take root and are passed over without it. Ends with exit code 1 if a rule is broken.
+
+    Example: pofl bench chaos --kills 50 --seed 1 --json
+
+    Example: pofl bench chaos --only kills --kills 5 --seed 1 --folder /tmp/chaos
+    """
+    try:
+        from bench.chaos import SCENARIOS
+        from bench.chaos import chaos as run_chaos
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
+            raise
+        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    unknown = [name for name in only or () if name not in SCENARIOS]
+    if unknown:
+        raise ConfigError(f"--only: no scenario {unknown[0]!r}, there are {', '.join(SCENARIOS)}")
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--folder: {folder} is not an empty folder")
+    chosen = secrets.randbits(32) if seed is None else seed
+    result = await run_chaos(kills, chosen, only or (), folder, lambda text: typer.echo(text, err=True))
+    if as_json:
+        emit_json(result)
+    else:
+        rows = [(n, k, v) for n, figures in result["scenarios"].items() for k, v in figures.items()]
+        console.print(table(f"{len(result['problems'])} rules broken, seed {chosen}", ["scenario", "", "found"], rows))
+        for text in result["problems"]:
+            console.print(text, markup=False, highlight=False)
+        if result["logs"]:
+            console.print(f"logs are in {result['logs']}", markup=False, highlight=False)
+    if result["problems"]:
+        raise typer.Exit(1)
