@@ -185,6 +185,14 @@ def _check_result(exported: ExportedTranscript, evidence: _Evidence, is_proved: 
             raise MalformedError(f"the result is {result!r}, and the requester scored no model in the transcript")
         if result.startswith("Valid:") and not result.startswith(f"Valid: {answer.correct} of "):
             raise MalformedError(f"the result is {result!r}, the requester's signed count is {answer.correct}")
+        if result.startswith(_SEEN_BY_ALL) and not _tells_another_count(result, answer.correct):
+            raise MalformedError(f"the result is {result!r}, and the requester's signed count is {answer.correct}")
+
+
+def _tells_another_count(result: str, correct: int) -> bool:
+    """Of "PoolFault: claimed X, the committed model scores N* of I": whether N* is what she signed and X is not."""
+    claimed, _, scored = result.removeprefix("PoolFault: claimed ").partition(", the committed model scores ")
+    return scored.startswith(f"{correct} of ") and claimed.isdecimal() and int(claimed) != correct
 
 
 def _has(exported: ExportedTranscript, message: Message) -> bool:

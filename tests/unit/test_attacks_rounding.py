@@ -22,11 +22,12 @@ from core.crypto.homomorphic.encryption import _phase
 from core.crypto.homomorphic.rounding import compose
 from core.errors import CheatingError
 from core.verification.evaluation_pool import EvaluationPool
-from core.verification.evaluation_requester import EvaluationRequester
+from core.verification.evaluation_requester import EvaluationRequester, foreseen_commitment
 from core.verification.field import T, pack_values, unpack_values
 from core.verification.messages import (
     BatchAccepted,
     KnowledgeChallenge,
+    KnowledgeCommitment,
     KnowledgeShares,
     MaskedModel,
     MaskedRows,
@@ -150,6 +151,45 @@ def test_a_malformed_test_set_ends_before_the_model_leaves() -> None:
         run.offline()
     assert not run.pool.is_prepared
     assert not hasattr(run.requester, "stolen")
+
+
+class Incurious(Thief):
+    """Asks about the extra rows alone: then she knows g, because h is H' itself, and learns nothing about H."""
+
+    has_e = False
+
+    def _decrypt(self, message: MaskedRows) -> Sequence[Message]:
+        reply, _ = super()._decrypt(message)
+        self._gamma = np.zeros((2, DIMS[1]), dtype=np.int64)
+        return (reply, KnowledgeChallenge(pack_values(self._gamma)))
+
+    def _foresee(self, message: Message) -> Sequence[Message]:
+        super()._foresee(message)
+        g = np.zeros((2, ROWS), dtype=np.int64)
+        for row in range(2):
+            for i in range(ROWS):
+                feature, shift = planted(i)
+                g[row, i] = -rounded(self._phases[DIMS[1] + row][i] - centred(int(self._h[row, feature])) * shift) % T
+        self._foreseen = pack_values(g)
+        return (KnowledgeCommitment(foreseen_commitment(self.transcript.head, self._salt, self._foreseen)),)
+
+    def _check_knowledge(self, message: KnowledgeShares) -> Sequence[Message]:
+        return EvaluationRequester._check_knowledge(self, message)
+
+    def _answer(self, message: MaskedModel) -> Sequence[Message]:
+        self.has_e = True
+        return EvaluationRequester._answer(self, message)
+
+
+def test_a_requester_who_asks_nothing_is_found_out_after_the_model_left() -> None:
+    """What the knowledge check does not promise (docs/threat-model.md): E leaves, H stays unknown to her, the bounds tell."""
+    run = make_evaluation(malformed_world(), MODEL, requester=Incurious)
+    run.offline()
+    assert run.pool.is_prepared
+    with pytest.raises(CheatingError, match="beyond every model's bound"):
+        run.online()
+    assert isinstance(run.requester, Incurious)
+    assert run.requester.has_e
 
 
 def test_an_honest_requester_of_a_malformed_test_set_refuses() -> None:

@@ -71,6 +71,14 @@ def test_a_passed_audit_is_proved_by_the_requesters_signatures() -> None:
     assert refuted.result.startswith("PoolFault: claimed")
 
 
+@pytest.mark.parametrize(("claimed", "scored"), [(TRUE_N, TRUE_N), (TRUE_N + 1, TRUE_N + 2), (TRUE_N + 1, TRUE_N - 1)])
+def test_a_pools_fault_has_to_follow_from_what_the_requester_signed(claimed: int, scored: int) -> None:
+    """A validator's own word under a passed check: else a transcript that proves N* would call it another."""
+    result = f"PoolFault: claimed {claimed}, the committed model scores {scored} of 20"
+    with pytest.raises(MalformedError, match="signed count"):
+        read_record(resigned(lambda exported: replace(exported, result=result)))
+
+
 def test_what_needed_no_help_has_an_empty_transcript() -> None:
     audit = make_audit(WORLD, replace(CLAIM, correct=Correct(21)))
     audit.node.start()
