@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from core.errors import ConfigError
-from services.cli.errors import runs
+from services.cli.errors import heeds_ctrl_c, runs
 from services.cli.output import JsonOption, console, emit_json, table
 
 __all__ = ["app"]
@@ -76,6 +76,7 @@ async def exactness(
         if error.name is None or error.name.partition(".")[0] != "bench":
             raise
         raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    heeds_ctrl_c()
     result = measure(cases, seed)
     if as_json:
         emit_json(result)
@@ -104,6 +105,7 @@ async def lies(
         if error.name is None or error.name.partition(".")[0] != "bench":
             raise
         raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    heeds_ctrl_c()
     result = measure(tries, protocol_tries, secrets.randbits(32) if seed is None else seed)
     if as_json:
         emit_json(result)
@@ -159,6 +161,7 @@ async def consensus_sim(
         if problem is not None:
             raise typer.Exit(1)
         return
+    heeds_ctrl_c()
     result = simulate(rounds, sizes, seed, jobs)
     if as_json:
         emit_json(result)
@@ -190,6 +193,7 @@ async def fuzz_decoders(
         if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
             raise
         raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    heeds_ctrl_c()
     result = fuzz(inputs, seed, only or (), jobs, number)
     if as_json:
         emit_json(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from core.errors import PoflError
 from services.runtime.lifecycle import exit_code
 
-__all__ = ["runs"]
+__all__ = ["heeds_ctrl_c", "runs"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,3 +32,8 @@ def runs(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
             raise SystemExit(130) from None
 
     return wrapper
+
+
+def heeds_ctrl_c() -> None:
+    """Before a command computes without awaiting anything: asyncio would let the first Ctrl-C wait for the next await."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from core.errors import ConfigError, NotFoundError
 from core.verification.model_file import dump_model
 from core.verification.scored_model import ModelShape, ScoredModel
 from services.cli.connection import Connection
+from services.cli.errors import heeds_ctrl_c, runs
 from services.cli.main import app, main
 from services.cli.tasks import PAGE, ending_in_words, find_task, leak_in_words
 from services.rpc.views import TaskPhase, TaskView
@@ -231,3 +233,19 @@ def test_the_end_of_a_task_is_said_in_words() -> None:
 def test_the_leak_is_said_in_words() -> None:
     assert "has 512: they can reconstruct the row" in leak_in_words(4224, 64)
     assert "has 2048: not enough to reconstruct the row" in leak_in_words(1000, 256)
+
+
+def test_ctrl_c_ends_a_command_that_only_computes(capsys: pytest.CaptureFixture[str]) -> None:
+    @runs
+    async def compute() -> None:
+        heeds_ctrl_c()
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            compute()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
