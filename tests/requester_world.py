@@ -110,6 +110,9 @@ class FakeChain(rpc.ChainServiceServicer):
         )  # fmt: skip
         return convert.tip_to_proto(tip)
 
+    async def GetLightBlock(self, request: Any, context: Any) -> pb.GetLightBlockResponse:  # noqa: N802
+        raise NotFoundError("no block yet: those who vote are the validators of the genesis document")
+
     async def GetAccount(self, request: Any, context: Any) -> pb.GetAccountResponse:  # noqa: N802
         return convert.account_to_proto(AccountView(Amount(10**9), self.nonce, 0, "", Height(self.height)))  # type: ignore[arg-type]
 

@@ -50,7 +50,9 @@ def test_a_stopped_measurement_leaves_no_process_behind(tmp_path: Path, number: 
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join([str(root), str(root / "proto")])
     env = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(COMMAND, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        COMMAND, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_listen
+    ) as process:
         assert process.stderr is not None
         said: list[str] = []
         for line in process.stderr:
@@ -70,6 +72,11 @@ def test_a_stopped_measurement_leaves_no_process_behind(tmp_path: Path, number: 
         assert process.returncode == 130
         assert "Traceback" not in rest
         assert not list(tmp_path.iterdir())
+
+
+def _listen() -> None:
+    """As on a terminal, also where these tests run in the background of a shell that has them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _started_by(pid: int) -> list[psutil.Process]:

@@ -170,6 +170,7 @@ async def test_a_killed_manager_goes_on_from_its_last_round(world: World) -> Non
     assert reports[-1].practice_correct > reports[0].practice_correct
 
 
+@pytest.mark.timeout(240)
 async def test_a_killed_guard_costs_a_round(world: World) -> None:
     reports: list[RoundReport] = []
 
@@ -179,7 +180,7 @@ async def test_a_killed_guard_costs_a_round(world: World) -> None:
             assert world.engine._guard is not None
             world.engine._guard.kill()
 
-    result = await world.engine.mine(world.job(90, max_rounds=5), world.keys, on_round)
+    result = await world.engine.mine(world.job(200, max_rounds=5), world.keys, on_round)
     assert result.rounds == 5
     assert set(reports[-1].accepted) <= {key.hex() for key in world.keys}
 

@@ -38,7 +38,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
-PARAMS = ChainParams(entry_ms=3_000, commit_ms=10_000, claim_ms=15_500)
+PARAMS = ChainParams(entry_ms=3_000, commit_ms=10_000, claim_ms=20_000)
+"""Between commits and claims a pool is killed, starts again and is evaluated, on a machine that runs other tests meanwhile."""
 """Short, but for the window in which the killed pool must start again and claim."""
 
 
