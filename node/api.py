@@ -44,6 +44,7 @@ from services.rpc.views import (
 __all__ = ["MAX_TRANSACTION_BYTES", "NodeApi"]
 
 MAX_TRANSACTION_BYTES: Final = MAX_TRANSACTION + 128
+MAX_HEADERS_BYTES: Final = 1024 * 1024
 
 
 class NodeApi:
@@ -105,6 +106,14 @@ class NodeApi:
 
     def raw_blocks(self, first: Height, count: int) -> Iterator[tuple[bytes, bytes]]:
         return self._store.raw_blocks(Height(max(first, 1)), count)
+
+    def headers(self, first: Height, count: int) -> tuple[list[bytes], bytes]:
+        """Signed headers from a height on, and the certificate of the last of them. Raises NotFoundError."""
+        found = list(self._store.headers(Height(max(first, 1)), count, MAX_HEADERS_BYTES))
+        last = Height(max(first, 1) + len(found) - 1)
+        if not found:
+            raise NotFoundError(f"no block at height {first} here, the last one is {self._store.state.height}", height=first)
+        return found, encode(self._store.certificate(last))
 
     def explain(self, height: Height) -> Explanation:
         """Raises NotFoundError."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from core.chain import build, rules, versions
-from core.chain import verify as checks
 from core.chain.block import Block, Certificate
 from core.chain.consensus import Consensus
 from core.chain.messages import (
@@ -47,12 +46,13 @@ from core.chain.transaction import Payload, SignedTransaction
 from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, Vote
 from core.codec import decode
 from core.crypto.signing import KeyPair
-from core.errors import BlockError, MalformedError, PoflError, StorageError, TransactionError
+from core.errors import MalformedError, PoflError, StorageError, TransactionError
 from core.ids import AccountId, Amount, Digest, Height, NodeId, TxId
 from core.params import PROTOCOL_VERSION
 from core.ports import Clock, SystemRng
 from core.verification.receipt import SignedAnswer
 from node.author import BlockAuthor
+from node.catch_up import catch_up, final_state
 from node.early import Early
 from node.history import TaskHistory
 from node.light import LightService
@@ -111,10 +111,9 @@ class WorkHooks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Fetched:
-    """A finalised block that a peer gave."""
+    """Finalised blocks that a peer gave, in order."""
 
-    block: Block
-    certificate: Certificate
+    blocks: tuple[tuple[Block, Certificate], ...]
 
 
 @dataclass(slots=True)
@@ -287,10 +286,11 @@ class Driver:
         """Queue an event; dropped if ``height`` is no longer being decided when its turn comes."""
         self._queue.put_nowait(_Item(event, height))
 
-    async def take_final(self, block: Block, certificate: Certificate) -> None:
-        """A finalised block from a peer. Raises ChainError, InputError if it is not the next one, or not final."""
+    async def take_final(self, blocks: Sequence[tuple[Block, Certificate]]) -> None:
+        """Finalised blocks from a peer, in order; what is here is passed over. Raises ChainError, InputError at the first that
+        is not the next one, or not final; those before it are kept."""
         done: asyncio.Future[Acceptance] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_Item(_Fetched(block, certificate), None, done))
+        self._queue.put_nowait(_Item(_Fetched(tuple(blocks)), None, done))
         await done
 
     async def run(self) -> None:
@@ -424,33 +424,45 @@ class Driver:
             self._report(found)
 
     async def _take_fetched(self, fetched: _Fetched) -> None:
-        state, certificate = self.state, fetched.certificate
-        if certificate.height <= state.height:
-            return
-        if certificate.height != state.height + 1 or certificate.block_hash != fetched.block.block_hash:
-            raise BlockError(f"a certificate of height {certificate.height} for a block after height {state.height}")
-        after = await asyncio.to_thread(_apply_final, state, fetched.block, certificate)
-        await self._commit(fetched.block, certificate, after, None)
+        blocks = [pair for pair in fetched.blocks if pair[1].height > self.height]
+        if len(blocks) == 1:
+            block, certificate = blocks[0]
+            after = await asyncio.to_thread(final_state, self.state, block, certificate)
+            await self._commit(block, certificate, after, None)
+        elif blocks:
+            before = self.state
+            states, failure = await asyncio.to_thread(catch_up, self._store, self.light, blocks)
+            if states:
+                log.info("blocks fetched", first=states[0].height, height=states[-1].height)
+                await self._advance(before, states, blocks[len(states) - 1][1].round)
+            if failure is not None:
+                raise failure
 
     async def _commit(self, block: Block, certificate: Certificate, state: State, record: WorkRecord | None) -> None:
         transactions = [decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
-        before = self.state.tip.timestamp_ms
-        _announce(self.state.upgrade, state.upgrade)
+        before = self.state
         if self.light is not None:
             await asyncio.to_thread(self.light.note, self.state)
         await asyncio.to_thread(self._store.commit, block, certificate, state, transactions, record)
         if self._entered:
             FINALISE.observe(time.monotonic() - self._entered)
-        HEIGHT.set(state.height)
-        ROUND.set(certificate.round)
-        INTERVAL.set((state.tip.timestamp_ms - before) / 1000)
-        BLOCKS.labels(state.tip.kind.name.lower()).inc()
         log.info(
             "block finalised", height=state.height, kind=state.tip.kind.name.lower(), hash=block.block_hash,
             transactions=len(transactions), round=certificate.round, author=state.tip.author,
         )  # fmt: skip
-        self.history.note(state)
-        await self.pending.advance(state)
+        await self._advance(before, [state], certificate.round)
+
+    async def _advance(self, before: State, states: Sequence[State], round_: int) -> None:
+        """Onto the last of ``states``, which are stored, one after another since ``before``."""
+        for state in states:
+            _announce(before.upgrade, state.upgrade)
+            INTERVAL.set((state.tip.timestamp_ms - before.tip.timestamp_ms) / 1000)
+            BLOCKS.labels(state.tip.kind.name.lower()).inc()
+            self.history.note(state)
+            before = state
+        HEIGHT.set(before.height)
+        ROUND.set(round_)
+        await self.pending.advance(before)
         MEMPOOL.set(len(self.pending))
         self._begin()
         self.finalised.notify()
@@ -534,9 +546,3 @@ def _height_of(message: Message) -> Height:
             return decode(Vote, message.vote, 512).height
         case SignedVerdict():
             return decode(Verdict, message.verdict, 1024).height
-
-
-def _apply_final(state: State, block: Block, certificate: Certificate) -> State:
-    """The state after a block that ``certificate`` makes final. Raises BlockError."""
-    checks.check_certificate(certificate, state.chain_id, state.validators)
-    return rules.apply_block(state, block)

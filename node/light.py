@@ -41,6 +41,10 @@ class LightService:
 
     def note(self, before: State) -> None:
         """``before``: the state that the next block to be stored was built on. Raises StorageError."""
+        self._kv.put_batch(self.rows(before), (), sync=False)
+
+    def rows(self, before: State) -> dict[bytes, bytes]:
+        """As ``note``, for who writes the rows together with the block."""
         proof = prove_set(before)
         height = Height(before.height + 1)
         known = self._set
@@ -49,8 +53,8 @@ class LightService:
             known = (Height(height + 1), proof.next_validators)
             puts[_SET + _at(known[0])] = encode(proof.next_validators)
         puts[_PROOF + _at(height)] = encode(_Row(known[0], proof.path))
-        self._kv.put_batch(puts, (), sync=False)
         self._before, self._set = before, known
+        return puts
 
     def block(self, height: Height) -> LightBlock:
         """Of a finalised height; 0: the last one. Raises NotFoundError."""

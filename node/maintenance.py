@@ -16,13 +16,13 @@ from core.chain import verify as checks
 from core.chain.block import Block, Certificate, SignedHeader
 from core.chain.messages import ConsensusRecord
 from core.chain.state import State, decode_state, genesis_state, state_root
-from core.chain.transaction import SignedTransaction
 from core.codec import decode, encode
 from core.errors import BlockError, ChainError, CorruptError, InputError, NotFoundError, StorageError, WrongChainError
 from core.ids import BlockHash, Height, StateRoot, TxId, short
 from core.params import Genesis
 from node import rows
 from node.archive import ArchiveReader, ArchiveWriter
+from node.catch_up import CatchUp, final_state, transaction_ids
 from node.light import LightService
 from node.rows import ADVICE, Pruning, Root, WorkRecord, at
 from node.store import ChainStore, read_snapshot
@@ -301,11 +301,21 @@ def import_chain(kv: KeyValueStore, store: ChainStore, reader: ArchiveReader, pr
             f"the file begins at height {reader.first}, this chain ends at {store.state.height}: import what is between first",
             first=reader.first, height=store.state.height,
         )  # fmt: skip
-    light = LightService(kv, store)
+    new = CatchUp(store, LightService(kv, store))
+    try:
+        added, known = _add_blocks(new, store, reader, progress)
+    finally:
+        new.write()
+    return Imported(store.state.height, added, known)
+
+
+def _add_blocks(new: CatchUp, store: ChainStore, reader: ArchiveReader, progress: Progress) -> tuple[int, int]:
+    """How many blocks were added, and how many were here already."""
     added = known = 0
+    here = store.state.height
     for found in reader.blocks():
         height = found.certificate.height
-        if height <= store.state.height:
+        if height <= here:
             mine = store.header(height).block_hash
             if mine != found.block.block_hash:
                 raise BlockError(
@@ -314,14 +324,10 @@ def import_chain(kv: KeyValueStore, store: ChainStore, reader: ArchiveReader, pr
                 )
             known += 1
         else:
-            block, certificate = found.block, found.certificate
-            after = _rule(height, functools.partial(final_state, store.state, block, certificate), _KEPT)
+            _rule(height, functools.partial(new.add, found.block, found.certificate), _KEPT)
             added += 1
-            light.note(store.state)
-            store.commit(block, certificate, after, transaction_ids(block), sync=added % SYNC_EVERY == 0)
         progress(height, 0)
-    store.sync()
-    return Imported(store.state.height, added, known)
+    return added, known
 
 
 # -- prune -------------------------------------------------------------------------------------------------------------
@@ -341,21 +347,6 @@ def prune_chain(store: ChainStore, genesis: Genesis, keep: int, progress: Progre
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------
-
-
-def final_state(state: State, block: Block, certificate: Certificate) -> State:
-    """The state after a block that ``certificate`` makes final. Raises BlockError, WrongChainError."""
-    if (certificate.height, certificate.block_hash) != (state.height + 1, block.block_hash):
-        raise BlockError(
-            f"a certificate of height {certificate.height} for block {short(certificate.block_hash)}, the block is "
-            f"{short(block.block_hash)} after height {state.height}"
-        )
-    checks.check_certificate(certificate, state.chain_id, state.validators)
-    return rules.apply_block(state, block)
-
-
-def transaction_ids(block: Block) -> list[TxId]:
-    return [decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
 
 
 _BROKEN: Final = (

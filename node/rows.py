@@ -116,7 +116,7 @@ def block_rows(
         CERTIFICATE + height: encode(certificate),
         ROOT + height: encode(Root(block.block_hash, root)),
         HASH + block.block_hash: encode(Place(state.height)),
-        SCALARS: scalars(state),
+        SCALARS: encode_scalars(state),
     }
     return rows | {TX + tx_id: encode(Place(state.height)) for tx_id in transactions}
 

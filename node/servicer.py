@@ -38,6 +38,7 @@ RULES: Final = {
     CHAIN: [auth.ANYONE],
     f"{PEER}/Gossip": ["node"],
     f"{PEER}/FetchBlocks": ["node"],
+    f"{PEER}/FetchHeaders": ["node"],
     f"{PEER}/OfferWork": ["pool"],
     f"{PEER}/WatchWork": ["pool", "requester"],
     CLAIM: ["node", "requester"],
@@ -195,6 +196,12 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
         count = min(request.count, MAX_BLOCKS)
         for block, certificate in self._api.raw_blocks(Height(request.from_height), count):
             yield peer.FetchBlocksResponse(block=block, certificate=certificate)
+
+    async def FetchHeaders(  # noqa: N802
+        self, request: peer.FetchHeadersRequest, context: Context
+    ) -> peer.FetchHeadersResponse:
+        found = await asyncio.to_thread(self._api.headers, Height(request.from_height), min(request.count, MAX_BLOCKS))
+        return peer.FetchHeadersResponse(headers=found[0], certificate=found[1])
 
     async def OfferWork(self, request: peer.OfferWorkRequest, context: Context) -> peer.OfferWorkResponse:  # noqa: N802
         block = convert_peer.block_from_bytes(request.block)

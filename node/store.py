@@ -10,7 +10,7 @@ execute the rest from (docs/adr/0069).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -27,7 +27,7 @@ from node.held import Held
 from node.rows import ADVICE, AuditTime, Place, Pruning, Root, WorkRecord, at
 from services.storage import KeyValueStore, StoreMeta
 
-__all__ = ["AuditTime", "ChainStore", "StoredBlock", "WorkRecord", "read_snapshot", "store_meta"]
+__all__ = ["AuditTime", "ChainStore", "FinalBlock", "StoredBlock", "WorkRecord", "read_snapshot", "store_meta"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,17 @@ class StoredBlock:
     certificate: Certificate
     state_root: StateRoot
     """After it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalBlock:
+    """A finalised block to be stored."""
+
+    block: Block
+    certificate: Certificate
+    state: State
+    """After it."""
+    transactions: Sequence[TxId]
 
 
 def store_meta(genesis: Genesis, node: bytes) -> StoreMeta:
@@ -93,6 +104,15 @@ class ChainStore:
         self._check_kept(first)
         return self._raw_blocks(first, count)
 
+    def headers(self, first: Height, count: int, size: int) -> Iterator[bytes]:
+        """Signed headers as they travel, from a height on, as far as there are any, ``size`` bytes in all at most."""
+        for height in range(first, min(first + count, self._state.height + 1)):
+            data = encode(self.header(Height(height)))
+            size -= len(data)
+            if size < 0:
+                return
+            yield data
+
     def header(self, height: Height) -> SignedHeader:
         """Also of a pruned block. Raises NotFoundError."""
         if height >= self._pruning.floor:
@@ -124,6 +144,16 @@ class ChainStore:
         data = self._kv.get(rows.TX + tx_id)
         return None if data is None else _read(Place, data, "an index of transactions").height
 
+    def commit_all(self, finals: Sequence[FinalBlock], extra: Mapping[bytes, bytes] | None = None) -> None:
+        """Add blocks that others have too, in one synced batch: all of them or none (docs/adr/0086); ``extra``: rows that go
+        with them. Raises StorageError; then the last of them are not here."""
+        begin = 0
+        for number, final in enumerate(finals, 1):
+            # Pruning looks at the state after every ``keep`` blocks.
+            if number == len(finals) or (self._keep and final.state.height % self._keep == 0):
+                self._add(finals[begin:number], dict(extra or {}) if begin == 0 else {}, True)
+                begin = number
+
     def commit(
         self,
         block: Block,
@@ -139,13 +169,18 @@ class ChainStore:
         Without ``sync`` it may be lost with those after it, until the next write that is synced: for blocks that somebody
         else has too.
         """
-        if state.height != self._state.height + 1 or state.tip.block_hash != block.block_hash:
-            raise StorageError(f"block {state.height} cannot follow the stored height {self._state.height}")
-        puts = rows.block_rows(block, certificate, state, state_root(state), list(transactions))
+        puts = {} if work is None else {rows.WORK + at(state.height): encode(work)}
+        self._add([FinalBlock(block, certificate, state, transactions)], puts, sync)
+
+    def _add(self, finals: Sequence[FinalBlock], puts: dict[bytes, bytes], sync: bool) -> None:
+        for height, final in enumerate(finals, self._state.height + 1):
+            block, state = final.block, final.state
+            if state.height != height or state.tip.block_hash != block.block_hash:
+                raise StorageError(f"block {state.height} cannot follow the stored height {height - 1}")
+            puts |= rows.block_rows(block, final.certificate, state, state_root(state), list(final.transactions))
         if not self._has_genesis:
             puts[rows.GENESIS] = encode(self._genesis)
-        if work is not None:
-            puts[rows.WORK + at(state.height)] = encode(work)
+        state = finals[-1].state
         deletes = self.held.decided(state.height)
         rows.changes(self._state, state, puts, deletes)
         self._kv.put_batch(puts, deletes, sync)

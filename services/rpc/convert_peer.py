@@ -11,7 +11,7 @@ from typing import Final
 
 from pofl.peer.v1 import peer_pb2 as pb
 
-from core.chain.block import MAX_BODY, MAX_HEADER, MAX_TRANSACTION, MAX_VALIDATORS, Block, Certificate
+from core.chain.block import MAX_BODY, MAX_HEADER, MAX_TRANSACTION, MAX_VALIDATORS, Block, Certificate, SignedHeader
 from core.chain.transaction import SignedTransaction
 from core.chain.vote import SignedProposal, SignedVerdict, SignedVote
 from core.codec import decode, encode
@@ -24,7 +24,7 @@ from services.rpc.views import WorkView
 
 __all__ = [
     "Gossip", "Hello", "Progress", "block_from_bytes", "certificate_from_bytes", "gossip_from_proto", "gossip_to_proto",
-    "MAX_BLOCK", "work_from_proto", "work_to_proto",
+    "header_from_bytes", "MAX_BLOCK", "work_from_proto", "work_to_proto",
 ]  # fmt: skip
 
 MAX_BLOCK: Final = MAX_HEADER + MAX_BODY + 128
@@ -116,6 +116,10 @@ def gossip_from_proto(message: pb.GossipMessage) -> Gossip:
 
 def block_from_bytes(data: bytes) -> Block:
     return decode(Block, data, MAX_BLOCK)
+
+
+def header_from_bytes(data: bytes) -> SignedHeader:
+    return decode(SignedHeader, data, MAX_HEADER + 128)
 
 
 def certificate_from_bytes(data: bytes) -> Certificate:

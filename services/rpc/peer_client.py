@@ -13,7 +13,7 @@ from grpc import aio
 from pofl.peer.v1 import peer_pb2 as pb
 from pofl.peer.v1 import peer_pb2_grpc as rpc
 
-from core.chain.block import MAX_VM_BODY, Block, Certificate
+from core.chain.block import MAX_VM_BODY, Block, Certificate, SignedHeader
 from core.codec import encode
 from core.errors import LimitError, MalformedError
 from core.ids import Height, ModelCommitment
@@ -25,7 +25,10 @@ from services.rpc.errors import translate
 from services.rpc.limits import CHUNK
 from services.rpc.views import WorkView
 
-__all__ = ["MAX_OPENING", "fetch_blocks", "fetch_opening", "fetch_vm", "fetch_work", "gossip", "offer_work", "watch_work"]
+__all__ = [
+    "MAX_OPENING", "fetch_blocks", "fetch_headers", "fetch_opening", "fetch_vm", "fetch_work", "gossip", "offer_work",
+    "watch_work",
+]  # fmt: skip
 
 LINK_SECONDS: Final = 6 * 3600.0
 """A gossip stream is opened anew after this long: every call has a deadline."""
@@ -60,6 +63,18 @@ async def fetch_blocks(
                 yield convert.block_from_bytes(response.block), convert.certificate_from_bytes(response.certificate)
     finally:
         stream.cancel()
+
+
+async def fetch_headers(
+    channel: aio.Channel, first: Height, count: int, timeout: float, *, peer: str = ""
+) -> tuple[tuple[SignedHeader, ...], Certificate]:
+    """Headers from a height on, at most 512, and the certificate of the last of them, unchecked. Raises NotFoundError."""
+    request = pb.FetchHeadersRequest(from_height=first, count=count)
+    response = await call(rpc.PeerServiceStub(channel).FetchHeaders, request, timeout, peer=peer, idempotent=True)
+    if not 0 < len(response.headers) <= count:
+        raise MalformedError(f"{len(response.headers)} headers, 1 to {count} were asked for", field="headers")
+    headers = tuple(convert.header_from_bytes(data) for data in response.headers)
+    return headers, convert.certificate_from_bytes(response.certificate)
 
 
 async def offer_work(channel: aio.Channel, block: Block, timeout: float, *, peer: str = "") -> bool:

@@ -129,7 +129,7 @@ async def test_the_node_stops_with_a_sentence_before_that_height_and_votes_nothi
     driver = Driver(store, key("v0"), Pending(_Clock(), 100), _Clock())
     driver.connect(cast(Links, _Quiet()), _Quiet(), lambda _node, _progress: None)
     running = asyncio.create_task(driver.run())
-    await driver.take_final(chain.blocks[-1], make_certificate(states[-1], chain.clock, chain.names))
+    await driver.take_final([(chain.blocks[-1], make_certificate(states[-1], chain.clock, chain.names))])
     async with asyncio.timeout(5):
         with pytest.raises(WrongChainError, match="It has stopped at height 5"):
             await running

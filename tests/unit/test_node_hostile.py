@@ -2,78 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from core.chain.block import Block, Certificate
 from core.chain.consensus import Consensus
 from core.chain.messages import BlockAvailable, Event
 from core.chain.state import State
 from core.errors import BlockError
-from core.ids import BlockHash, Height, NodeId
-from node import sync as sync_module
+from core.ids import Height, NodeId
 from node.held import Held
 from node.keeping import Keeping
-from node.sync import Sync
 from node.task_sets import TaskSets
 from node.work import WorkHeights
 from services.rpc.blob_store import BlobStore
-from services.rpc.channel import Connection
-from services.rpc.convert_peer import Progress
 from services.runtime.cpu import CpuPool
 from services.storage import Memory
 from tests.chainkit import Chain, key
-
-LIAR, HONEST = NodeId(b"l" * 32), NodeId(b"h" * 32)
-
-
-class Wire:
-    def __init__(self, target: str) -> None:
-        self.channel, self.target = target, target
-
-
-class Target:
-    def __init__(self) -> None:
-        self.height = Height(0)
-        self.is_there = asyncio.Event()
-
-    async def take_final(self, block: Block, certificate: Certificate) -> None:
-        self.height = certificate.height
-        if self.height == 20:
-            self.is_there.set()
-
-
-async def test_a_peer_that_lies_about_its_height_does_not_keep_us_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(sync_module, "GRACE_SECONDS", 0.0)
-
-    async def fetch(channel: str, first: Height, count: int, timeout: float, *, peer: str) -> AsyncIterator[Any]:
-        asked.append(channel)
-        # All the time it says how far it is.
-        sync.progress(LIAR, Progress(Height(10**9), 0, BlockHash(bytes(32))))
-        if channel == "honest":
-            yield None, Certificate(first, 0, BlockHash(bytes(32)), ())
-        else:
-            await asyncio.sleep(0.001)
-
-    monkeypatch.setattr(sync_module, "fetch_blocks", fetch)
-    target = Target()
-    wires = {LIAR: Wire("liar"), HONEST: Wire("honest")}
-    sync = Sync(target, lambda node: cast(Connection, wires[node]))
-    running = asyncio.create_task(sync.run())
-    sync.progress(HONEST, Progress(Height(21), 0, BlockHash(bytes(32))))
-    sync.progress(LIAR, Progress(Height(10**9), 0, BlockHash(bytes(32))))
-    try:
-        async with asyncio.timeout(2):
-            await target.is_there.wait()
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-    assert asked.count("liar") <= 2
 
 
 class FakeDriver:

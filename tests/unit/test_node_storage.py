@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from core.chain.block import MAX_VM_BODY, Block, Certificate
+from core.chain.block import MAX_VM_BODY
 from core.chain.state import State
 from core.errors import ConfigError, LimitError, PrunedError
-from core.ids import BlockHash, Height, Milliseconds, ModelCommitment, NodeId
-from node import sync as sync_module
+from core.ids import Height, Milliseconds, ModelCommitment
 from node.blob_room import spare_blobs
 from node.config import NodeConfig
 from node.driver import Driver
 from node.held import Held, WorkPart
 from node.pending import Pending
 from node.store import ChainStore
-from node.sync import Sync
 from services.rpc.blob_store import BlobStore
-from services.rpc.channel import Connection
-from services.rpc.convert_peer import Progress
 from services.runtime import config
 from services.storage import Memory
 from tests.chainkit import Chain, key
 from tests.stored_chain import GENESIS, Step, commit, fill, steps
 
 TIP = len(steps())
-OLD, FULL = NodeId(b"o" * 32), NodeId(b"f" * 32)
 
 
 def test_a_pruned_block_is_refused_with_what_is_kept_and_its_header_is_still_there() -> None:
@@ -59,44 +51,6 @@ def test_pruning_that_begins_late_catches_up() -> None:
     assert (store.pruning.base, store.pruning.floor) == (TIP - 2, TIP - 1)
     # One whole state for the blocks that are kept, one for the next time.
     assert len({k[:9] for k, _ in memory.iterate(b"B")}) == 2
-
-
-async def test_a_node_that_is_behind_asks_another_peer_than_a_pruned_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    async def fetch(channel: object, first: int, *_: object, peer: str) -> AsyncIterator[tuple[Block, Certificate]]:
-        asked.append(peer)
-        if peer == "old":
-            raise PrunedError(f"block {first} was pruned here", peer=peer)
-        for step in steps()[first - 1 :]:
-            yield step.block, step.certificate
-
-    class Target:
-        def __init__(self) -> None:
-            self.height = Height(0)
-            self.arrived = asyncio.Event()
-
-        async def take_final(self, block: Block, certificate: Certificate) -> None:
-            self.height = certificate.height
-            if self.height == TIP:
-                self.arrived.set()
-
-    def connection(node: NodeId) -> Connection:
-        return cast(Connection, SimpleNamespace(channel=None, target="old" if node == OLD else "full"))
-
-    monkeypatch.setattr(sync_module, "fetch_blocks", fetch)
-    monkeypatch.setattr(sync_module, "GRACE_SECONDS", 0.0)
-    target = Target()
-    sync = Sync(target, connection)
-    running = asyncio.create_task(sync.run())
-    # The pruned one says that it is further.
-    sync.progress(OLD, Progress(Height(TIP + 5), 0, BlockHash(bytes(32))))
-    sync.progress(FULL, Progress(Height(TIP + 1), 0, BlockHash(bytes(32))))
-    async with asyncio.timeout(5):
-        await target.arrived.wait()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    assert asked[:2] == ["old", "full"]
 
 
 def test_held_parts_are_bounded_and_the_oldest_go_first() -> None:

@@ -211,6 +211,54 @@ class FetchBlocksResponse(_message.Message):
 Global___FetchBlocksResponse: _TypeAlias = FetchBlocksResponse  # noqa: Y015
 
 @_typing.final
+class FetchHeadersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_HEIGHT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    from_height: _builtins.int
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        from_height: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "from_height", b"from_height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchHeadersRequest: _TypeAlias = FetchHeadersRequest  # noqa: Y015
+
+@_typing.final
+class FetchHeadersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADERS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """of the last of them"""
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SignedHeader"""
+
+    def __init__(
+        self,
+        *,
+        headers: _abc.Iterable[_builtins.bytes] | None = ...,
+        certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "headers", b"headers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchHeadersResponse: _TypeAlias = FetchHeadersResponse  # noqa: Y015
+
+@_typing.final
 class FetchWorkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

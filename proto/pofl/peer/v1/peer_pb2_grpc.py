@@ -44,6 +44,11 @@ class PeerServiceStub:
                 request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksRequest.SerializeToString,
                 response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksResponse.FromString,
                 _registered_method=True)
+        self.FetchHeaders = channel.unary_unary(
+                '/pofl.peer.v1.PeerService/FetchHeaders',
+                request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchHeadersRequest.SerializeToString,
+                response_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchHeadersResponse.FromString,
+                _registered_method=True)
         self.OfferWork = channel.unary_unary(
                 '/pofl.peer.v1.PeerService/OfferWork',
                 request_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.OfferWorkRequest.SerializeToString,
@@ -69,6 +74,14 @@ class PeerServiceServicer:
 
     def FetchBlocks(self, request, context):
         """A node that is behind: finalised blocks with their certificates from a height on, at most 512 a call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchHeaders(self, request, context):
+        """A node that is far behind: headers from a height on, at most 512 and 1 MiB a call, and the certificate of the last one.
+        Also of pruned blocks. NOT_FOUND above this node's height.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +114,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.FetchBlocks,
                     request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksRequest.FromString,
                     response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksResponse.SerializeToString,
+            ),
+            'FetchHeaders': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchHeaders,
+                    request_deserializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchHeadersRequest.FromString,
+                    response_serializer=pofl_dot_peer_dot_v1_dot_peer__pb2.FetchHeadersResponse.SerializeToString,
             ),
             'OfferWork': grpc.unary_unary_rpc_method_handler(
                     servicer.OfferWork,
@@ -167,6 +185,33 @@ class PeerService:
             '/pofl.peer.v1.PeerService/FetchBlocks',
             pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksRequest.SerializeToString,
             pofl_dot_peer_dot_v1_dot_peer__pb2.FetchBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchHeaders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.peer.v1.PeerService/FetchHeaders',
+            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchHeadersRequest.SerializeToString,
+            pofl_dot_peer_dot_v1_dot_peer__pb2.FetchHeadersResponse.FromString,
             options,
             channel_credentials,
             insecure,

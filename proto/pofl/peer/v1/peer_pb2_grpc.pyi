@@ -23,6 +23,10 @@ class PeerServiceStub:
     """
     FetchBlocks: _aio.UnaryStreamMultiCallable[_peer_pb2.FetchBlocksRequest, _peer_pb2.FetchBlocksResponse]
     """A node that is behind: finalised blocks with their certificates from a height on, at most 512 a call."""
+    FetchHeaders: _aio.UnaryUnaryMultiCallable[_peer_pb2.FetchHeadersRequest, _peer_pb2.FetchHeadersResponse]
+    """A node that is far behind: headers from a height on, at most 512 and 1 MiB a call, and the certificate of the last one.
+    Also of pruned blocks. NOT_FOUND above this node's height.
+    """
     OfferWork: _aio.UnaryUnaryMultiCallable[_peer_pb2.OfferWorkRequest, _peer_pb2.OfferWorkResponse]
     """A pool: its work block on the finalised parent, for its own claim. INVALID_ARGUMENT names the broken rule;
     FAILED_PRECONDITION when this node is not at that parent.
@@ -48,6 +52,16 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_peer_pb2.FetchBlocksRequest, _abc.AsyncIterator[_peer_pb2.FetchBlocksResponse]],
     ) -> _abc.AsyncIterator[_peer_pb2.FetchBlocksResponse]:
         """A node that is behind: finalised blocks with their certificates from a height on, at most 512 a call."""
+
+    @_abc_1.abstractmethod
+    def FetchHeaders(
+        self,
+        request: _peer_pb2.FetchHeadersRequest,
+        context: _aio.ServicerContext[_peer_pb2.FetchHeadersRequest, _abc.Awaitable[_peer_pb2.FetchHeadersResponse]],
+    ) -> _abc.Awaitable[_peer_pb2.FetchHeadersResponse]:
+        """A node that is far behind: headers from a height on, at most 512 and 1 MiB a call, and the certificate of the last one.
+        Also of pruned blocks. NOT_FOUND above this node's height.
+        """
 
     @_abc_1.abstractmethod
     def OfferWork(
