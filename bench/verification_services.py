@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import psutil
 from pofl.chain.v1 import chain_pb2
 from pofl.task.v1 import task_pb2, task_pb2_grpc
 
@@ -101,7 +102,7 @@ def _room(samples: int, features: int, nodes: int) -> tuple[int, str]:
         return 0, "left out; measured for a single size, or with --nodes"
     batches = -(-samples // PARAMS.degree)
     each = NODE_BYTES + 16 * batches * features * PARAMS.limbs * PARAMS.degree
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = psutil.virtual_memory().available  # what the system caches of files is given back when it is wanted
     if (nodes + 2) * each > MEMORY_SHARE * free:
         return 0, f"{nodes} nodes of {each >> 20} MiB do not fit {free >> 20} MiB of free memory"
     return nodes, ""
