@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from core.errors import PoflError
-from tests.chaos_world import OPENED, World, world
+from tests.chaos_world import OPENED, QUIET, World, world
 from tests.namespaces import Namespaces, why_not
 from tests.node_network import FAST, Network
 from tests.witness import compare, complaints
@@ -195,7 +195,7 @@ def move_in(spaces: Namespaces) -> Callable[[Network], None]:
         for i, node in enumerate(network.nodes):
             peers = ",".join(f"{spaces.peer_host(j)}:{port}" for j, port in enumerate(ports) if j != i)
             node.before = spaces.run_in(i)
-            node.options = ("--set", f"peers.nodes={peers}", "--set", f"listen=0.0.0.0:{ports[i]}")
+            node.options = (*QUIET, "--set", f"peers.nodes={peers}", "--set", f"listen=0.0.0.0:{ports[i]}")
             node.address = f"{spaces.watch_host(i)}:{ports[i]}"
 
     return prepare

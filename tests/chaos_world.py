@@ -25,10 +25,11 @@ from tests.witness import Witness
 
 __all__ = ["World", "until", "world"]
 
-PAUSE: Final = 0.25
+PAUSE: Final = 0.5
 """Seconds between two transfers."""
 ANSWER_SECONDS: Final = 8.0
 START_SECONDS: Final = 180.0
+QUIET: Final = ("--set", "log.level=info")
 OPENED: Final = "node is at"
 
 
@@ -134,7 +135,7 @@ async def world(
     wires = Wires({i: node.address for i, node in enumerate(network.nodes)}, seed)
     await wires.start()
     for i, (node, shift) in enumerate(zip(network.nodes, shifts, strict=True)):
-        node.options = ("--set", "peers.nodes=" + ",".join(wires.address(i, j) for j in range(len(shifts)) if j != i))
+        node.options = (*QUIET, "--set", "peers.nodes=" + ",".join(wires.address(i, j) for j in range(len(shifts)) if j != i))
         if shift:
             node.program = ("-m", "tests.shifted_node", str(shift))
     prepare(network)

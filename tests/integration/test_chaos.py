@@ -29,6 +29,12 @@ def report(seed: int, tmp_path: Path) -> Iterator[Print]:
         print(f"--- {log.parent.name}\n{log.read_text(errors='replace')[-3000:]}")
 
 
+def skip_if(reason: str) -> None:
+    """When the test runs: what is looked at is the machine's, and other tests use it too."""
+    if reason:
+        pytest.skip(reason)
+
+
 async def test_kills_at_random_instants_and_of_more_than_a_third(seed: int, tmp_path: Path, report: Print) -> None:
     assert any(kind == "start" for kind, *_ in chaos.plan_kills(3, seed))
     async with world(tmp_path, seed) as it:
@@ -46,8 +52,8 @@ async def test_partitions_bad_links_and_slow_peers(seed: int, tmp_path: Path, re
         report(await chaos.judge(it))
 
 
-@pytest.mark.skipif(bool(namespaces.why_not()), reason=namespaces.why_not() or "there are namespaces")
 async def test_a_partition_in_network_namespaces(seed: int, tmp_path: Path, report: Print) -> None:
+    skip_if(namespaces.why_not())
     with Namespaces(4) as spaces:
         async with world(tmp_path, seed, prepare=chaos.move_in(spaces)) as it:
             report(await chaos.partition(it, ((1, 2), (0, 3)), 1.0, spaces=spaces))
@@ -61,8 +67,8 @@ async def test_clocks_that_differ_by_seconds_and_a_peer_that_floods(seed: int, t
         report(await chaos.judge(it, but=[CUT_OFF]))
 
 
-@pytest.mark.skipif(bool(chaos.why_no_disk()), reason=chaos.why_no_disk() or "there is a small disk")
 async def test_a_full_disk_stops_a_node_that_goes_on_when_there_is_room(seed: int, tmp_path: Path, report: Print) -> None:
+    skip_if(chaos.why_no_disk())
     with contextlib.ExitStack() as stack:
         disks: list[Path] = []
         async with world(tmp_path, seed, prepare=lambda n: disks.append(stack.enter_context(chaos.small_disk(n, 0)))) as it:
