@@ -52,7 +52,7 @@ class Pending:
         if tx_id in self._ids:
             return False
         try:
-            self._take(mempool.add(self._pool, state, signed, self._clock.now_ms(), self._limit))
+            self._take(mempool.add(self._pool, state, signed, self._clock.now_ms(), self._limit), tx_id)
         except TransactionError as error:
             if note:
                 self._note(tx_id, error.message)
@@ -71,7 +71,7 @@ class Pending:
 
     def drop(self, tx_id: TxId, reason: str) -> None:
         """One that did not apply in a block, and will not."""
-        kept = {place: w for place, w in self._pool.waiting.items() if w.signed.tx_id != tx_id}
+        kept = {place: w for place, w in self._pool.waiting.items() if w.tx_id != tx_id}
         self._take(Mempool(kept, sum(w.size for w in kept.values())))
         self._note(tx_id, reason)
 
@@ -90,10 +90,14 @@ class Pending:
             except (TransactionError, LimitError) as error:
                 self._note(signed.tx_id, error.message)
 
-    def _take(self, pool: Mempool) -> None:
-        if pool is not self._pool:
-            self._pool = pool
-            self._ids = {w.signed.tx_id for w in pool.waiting.values()}
+    def _take(self, pool: Mempool, added: TxId | None = None) -> None:
+        if pool is self._pool:
+            return
+        if added is not None and len(pool) == len(self._pool) + 1:
+            self._ids.add(added)
+        else:
+            self._ids = {w.tx_id for w in pool.waiting.values()}
+        self._pool = pool
 
     def _note(self, tx_id: TxId, reason: str) -> None:
         self._refused[tx_id] = reason

@@ -194,8 +194,16 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
         self, request: peer.FetchBlocksRequest, context: Context
     ) -> AsyncIterator[peer.FetchBlocksResponse]:
         count = min(request.count, MAX_BLOCKS)
+        waiting: list[peer.FinalBlock] = []
+        size = 0
         for block, certificate in self._api.raw_blocks(Height(request.from_height), count):
-            yield peer.FetchBlocksResponse(block=block, certificate=certificate)
+            if waiting and size + len(block) + len(certificate) > CHUNK:
+                yield peer.FetchBlocksResponse(blocks=waiting)
+                waiting, size = [], 0
+            waiting.append(peer.FinalBlock(block=block, certificate=certificate))
+            size += len(block) + len(certificate)
+        if waiting:
+            yield peer.FetchBlocksResponse(blocks=waiting)
 
     async def FetchHeaders(  # noqa: N802
         self, request: peer.FetchHeadersRequest, context: Context

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from core.chain.block import Block, Certificate
 from core.chain.headers import check_headers, is_within_reach
 from core.chain.state import State
-from core.errors import BlockError, ChainError, DeadlineError, InputError, PoflError, PrunedError, StorageError
+from core.errors import BlockError, ChainError, DeadlineError, InputError, LimitError, PoflError, PrunedError, StorageError
 from core.ids import BlockHash, Height, NodeId
 from services.rpc.channel import Connection
 from services.rpc.convert_peer import Progress
@@ -246,7 +246,13 @@ class Sync:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 stream = fetch_blocks(connection.channel, first, count, TIMEOUT_SECONDS, peer=connection.target)
-                return [pair async for pair in stream]
+                blocks: list[Pair] = []
+                async with contextlib.aclosing(stream):
+                    async for pair in stream:
+                        blocks.append(pair)
+                        if len(blocks) > count:
+                            raise LimitError(f"more than the {count} blocks that were asked for")
+                return blocks
         except TimeoutError:
             raise DeadlineError(f"{count} blocks from {first} on did not come within {TIMEOUT_SECONDS:g} s") from None
 

@@ -34,6 +34,7 @@ class Waiting:
     transaction: Transaction
     since_ms: Milliseconds
     """On this node's clock."""
+    tx_id: TxId
 
     @property
     def size(self) -> int:
@@ -57,15 +58,13 @@ class Mempool:
         return len(self.waiting)
 
     def __contains__(self, tx_id: object) -> bool:
-        return any(w.signed.tx_id == tx_id for w in self.waiting.values())
+        return any(w.tx_id == tx_id for w in self.waiting.values())
 
     def get(self, tx_id: TxId) -> SignedTransaction | None:
-        return next((w.signed for w in self.waiting.values() if w.signed.tx_id == tx_id), None)
+        return next((w.signed for w in self.waiting.values() if w.tx_id == tx_id), None)
 
 
-def add(
-    pool: Mempool, state: State, signed: SignedTransaction, now_ms: Milliseconds, limit: int = MAX_WAITING
-) -> Mempool:
+def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Milliseconds, limit: int = MAX_WAITING) -> Mempool:
     """The pool with this transaction; the same pool if it is in there already.
 
     A full pool gives up what pays least for what pays more, and for a validator's duties, which pay nothing.
@@ -92,15 +91,21 @@ def add(
                 f"nonce {tx.nonce} of {short(tx.sender)} waits with fee {known.transaction.fee}: pay {least} to replace it",
                 Refusal.FEE_TOO_LOW, fee=tx.fee, waiting=known.transaction.fee, least=least,
             )  # fmt: skip
-    elif sum(sender == tx.sender for sender, _ in pool.waiting) >= MAX_PER_SENDER:
+    elif _count(pool, state, tx.sender) >= MAX_PER_SENDER:
         raise TransactionError(f"{MAX_PER_SENDER} transactions of {short(tx.sender)} wait already", Refusal.LIMIT)
     waiting, size = dict(pool.waiting), pool.size + len(signed.transaction)
     if known is not None:
         size -= waiting.pop(place).size
     while len(waiting) >= min(limit, MAX_WAITING) or size > MAX_BYTES:
         size -= waiting.pop(_to_give_up(waiting, state, tx, len(signed.transaction))).size
-    waiting[place] = Waiting(signed, tx, now_ms)
+    waiting[place] = Waiting(signed, tx, now_ms, signed.tx_id)
     return replace(pool, waiting=waiting, size=size)
+
+
+def _count(pool: Mempool, state: State, sender: AccountId) -> int:
+    """How many of a sender wait: all of them are within so many nonces of the account's."""
+    nonce = state.account(sender).nonce
+    return sum((sender, nonce + ahead) in pool.waiting for ahead in range(rules.MAX_NONCE_AHEAD))
 
 
 def _rate(tx: Transaction, size: int) -> int:
@@ -132,13 +137,13 @@ def after_block(pool: Mempool, state: State, now_ms: Milliseconds) -> tuple[Memp
         if place[1] < state.account(place[0]).nonce:
             continue
         if now_ms > waiting.since_ms + EXPIRY_MS:
-            dropped.append((waiting.signed.tx_id, f"waited longer than {EXPIRY_MS // 1000} s"))
+            dropped.append((waiting.tx_id, f"waited longer than {EXPIRY_MS // 1000} s"))
             continue
         try:
             rules.check_transaction(state, waiting.signed)
         except TransactionError as error:
             if error.reason not in _LATER:
-                dropped.append((waiting.signed.tx_id, error.message))
+                dropped.append((waiting.tx_id, error.message))
                 continue
         kept[place] = waiting
     return Mempool(kept, sum(w.size for w in kept.values())), tuple(dropped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final
@@ -43,6 +44,8 @@ DOMAIN_CHUNK_RECEIPT: Final = b"pofl/chunk-receipt/1"
 DOMAIN_TASK: Final = b"pofl/task/1"
 DOMAIN_APPROVAL: Final = b"pofl/approval/1"
 
+MAX_SMALL: Final = 2048
+"""Bytes of a transaction that is remembered."""
 ENDPOINT = Text(255)
 """host:port, no scheme."""
 
@@ -326,7 +329,14 @@ class SignedTransaction:
 
     def decoded(self) -> Transaction:
         """The checked transaction. Raises MalformedError or LimitError."""
-        return decode(Transaction, self.transaction, MAX_TRANSACTION)
+        data = self.transaction
+        return _small(data) if len(data) <= MAX_SMALL else decode(Transaction, data, MAX_TRANSACTION)
+
+
+@functools.lru_cache(maxsize=8192)
+def _small(data: bytes) -> Transaction:
+    """A transaction is looked at for the mempool, each block built and each block applied: it is decoded once."""
+    return decode(Transaction, data, MAX_TRANSACTION)
 
 
 def task_id(chain_id: Digest, requester: AccountId, task_nonce: bytes) -> TaskId:

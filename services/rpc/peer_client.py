@@ -54,13 +54,14 @@ async def gossip(connection: Connection, outgoing: AsyncIterator[Gossip]) -> Asy
 
 async def fetch_blocks(
     channel: aio.Channel, first: Height, count: int, timeout: float, *, peer: str = ""
-) -> AsyncIterator[tuple[Block, Certificate]]:
+) -> AsyncGenerator[tuple[Block, Certificate], None]:
     """Finalised blocks from a height on with the certificates that finalised them, unchecked; at most 512."""
     stream = rpc.PeerServiceStub(channel).FetchBlocks(pb.FetchBlocksRequest(from_height=first, count=count), timeout=timeout)
     try:
         with translate(peer):
             async for response in stream:
-                yield convert.block_from_bytes(response.block), convert.certificate_from_bytes(response.certificate)
+                for final in response.blocks:
+                    yield convert.block_from_bytes(final.block), convert.certificate_from_bytes(final.certificate)
     finally:
         stream.cancel()
 

@@ -188,7 +188,7 @@ class FetchBlocksRequest(_message.Message):
 Global___FetchBlocksRequest: _TypeAlias = FetchBlocksRequest  # noqa: Y015
 
 @_typing.final
-class FetchBlocksResponse(_message.Message):
+class FinalBlock(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BLOCK_FIELD_NUMBER: _builtins.int
@@ -205,6 +205,28 @@ class FetchBlocksResponse(_message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinalBlock: _TypeAlias = FinalBlock  # noqa: Y015
+
+@_typing.final
+class FetchBlocksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinalBlock]:
+        """several small ones, or one"""
+
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[Global___FinalBlock] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
