@@ -117,6 +117,35 @@ async def lies(
         raise typer.Exit(1)
 
 
+@app.command()
+@runs
+async def consensus(
+    blocks: Annotated[int, typer.Option(help="Length of the chain that a new node fetches.", min=64)] = 1_000,
+    transactions: Annotated[int, typer.Option(help="Handed in at once, to all nodes.", min=1)] = 2_000,
+    heights: Annotated[int, typer.Option(help="Blocks decided one after another while memory is watched.", min=8)] = 1_000,
+    rounds: Annotated[int, typer.Option("--runs", help="Transactions whose way to a final block is timed.", min=1)] = 25,
+    validators: Annotated[int, typer.Option(help="Nodes that vote.", min=1, max=16)] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Real nodes on loopback: time to a final block, transactions a second, catching up, growth of memory.
+
+    Takes some minutes; standard error says what is being measured.
+
+    Example: pofl bench consensus --json
+    """
+    try:
+        from bench.consensus import measure, tables
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
+            raise
+        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
+    result = await measure(blocks, transactions, heights, rounds, validators)
+    if as_json:
+        emit_json(result)
+    else:
+        console.print(table(f"{validators} validators", ["", "measured"], tables(result)))
+
+
 @app.command(name="consensus-sim")
 @runs
 async def consensus_sim(
