@@ -9,10 +9,10 @@ from tests.consensus_scenarios import cheap_signatures, draw, play
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", range(16))
+@pytest.mark.parametrize("batch", range(32))
 def test_networks_of_four_with_faults_and_liars(batch: int) -> None:
     with cheap_signatures():
-        for seed in range(batch * 30, batch * 30 + 30):
+        for seed in range(batch * 15, batch * 15 + 15):
             play(seed, 4)
 
 
