@@ -74,7 +74,7 @@ async def kills(it: World, count: int, seed: int) -> Figures:
         if kind == "start":
             # In the middle of what a start does: imports, opening the store, links, fetching blocks.
             victim = victims[0]
-            await it.nodes[victim].stop()
+            await it.nodes[victim].stop(30.0)
             await asyncio.sleep(2.0 * down)
             mark = it.nodes[victim].log.stat().st_size
             await it.start(victim)
@@ -376,7 +376,7 @@ async def chaos(count: int, seed: int, only: Sequence[str], folder: Path | None,
         try:
             figures = await SCENARIOS[name](home / name, seed, count)
         except (AssertionError, PoflError, OSError, TimeoutError) as error:
-            problems.append(f"{name} with seed {seed}: {error}")
+            problems.append(f"{name} with seed {seed}: {type(error).__name__}: {error}")
             figures = {}
         found[name] = {**figures, "seconds": round(time.monotonic() - began, 1)}
     if folder is None and not problems:

@@ -26,5 +26,5 @@ class Shifted:
 
 
 if __name__ == "__main__":
-    clock = Shifted(int(sys.argv[1]))
-    sys.exit(role_main(NodeConfig, partial(main, clock=clock), sys.argv[2:]))
+    clock = Shifted(int(sys.argv.pop(1)))
+    sys.exit(role_main(NodeConfig, partial(main, clock=clock)))

@@ -24,7 +24,7 @@ from services.rpc.server import RpcServer
 from services.rpc.tls import TlsFiles, identity_of
 from services.runtime import config, logging
 from services.runtime.config import CommonConfig
-from services.runtime.lifecycle import Lifecycle, exit_code, run
+from services.runtime.lifecycle import Lifecycle, end_process, exit_code, run
 from services.runtime.metrics import Exporter
 from services.runtime.startup import end_with_parent
 
@@ -130,10 +130,11 @@ async def wait_for_chain(role: Role[C], chain: ChainClient) -> None:
         return
 
 
-def role_main(
-    cls: type[C], main: Callable[[Role[C], Lifecycle], Awaitable[None]], argv: Sequence[str] | None = None
-) -> int:
-    """``python -m <role> --config FILE [--set KEY=VALUE ...] [--print-config]``; the exit code (see runtime.lifecycle)."""
+def role_main(cls: type[C], main: Callable[[Role[C], Lifecycle], Awaitable[None]], argv: Sequence[str] | None = None) -> int:
+    """``python -m <role> --config FILE [--set KEY=VALUE ...] [--print-config]``; the exit code (see runtime.lifecycle).
+
+    With the arguments of the process itself (``argv`` None) a role that ran does not return: the process ends here.
+    """
     parser = argparse.ArgumentParser(
         prog=f"pofl-{cls.ROLE}",
         description=f"Runs a PoFL {cls.ROLE} until it is told to stop.",
@@ -160,7 +161,10 @@ def role_main(
     async def start(life: Lifecycle) -> None:
         await main(role, life)
 
-    return run(start)
+    code = run(start)
+    if argv is None:
+        end_process(code)
+    return code
 
 
 def tls_files(cfg: CommonConfig) -> TlsFiles | None:

@@ -26,6 +26,7 @@ Exit codes::
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
 import os
 import signal
@@ -33,14 +34,14 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 from core import errors
 from services.runtime.clock import SystemClock
 from services.runtime.cpu import CpuPool, close_all, run_cpu
 from services.runtime.logging import logger
 
-__all__ = ["CpuPool", "Lifecycle", "SystemClock", "exit_code", "run", "run_cpu"]
+__all__ = ["CpuPool", "Lifecycle", "SystemClock", "end_process", "exit_code", "run", "run_cpu"]
 
 log = logger(__name__)
 
@@ -208,7 +209,16 @@ class _Supervisor:
         _end_now(1)
 
 
-def _end_now(code: int) -> None:
+def end_process(code: int) -> NoReturn:
+    """End without taking the interpreter apart; what is registered with atexit runs.
+
+    Where links come up at the moment of the end, gRPC's objects wait there for one another, for ever and deaf to signals.
+    """
+    atexit._run_exitfuncs()
+    _end_now(code)
+
+
+def _end_now(code: int) -> NoReturn:
     """Without the interpreter's own clean-up, which may wait."""
     sys.stdout.flush()
     sys.stderr.flush()

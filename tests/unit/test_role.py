@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +17,8 @@ from core.ids import Milliseconds, NodeId
 from core.params import Genesis, GenesisValidator
 from services.rpc.role import Role, RoleConfig, read_key, role_main
 from services.runtime.lifecycle import Lifecycle
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,27 @@ def run(folder: Path, *flags: str) -> int:
 def test_a_role_starts_and_ends(folder: Path) -> None:
     assert run(folder) == 0
     assert (folder / "data").is_dir()
+
+
+STUCK = """
+import sys, time
+from services.rpc.role import role_main
+from tests.unit.test_role import SampleConfig, end_at_once
+
+class Stuck:
+    def __del__(self) -> None:
+        time.sleep(100)
+
+stuck = Stuck()
+sys.exit(role_main(SampleConfig, end_at_once))
+"""
+
+
+def test_what_waits_when_the_interpreter_is_taken_apart_does_not_hold_the_process(folder: Path) -> None:
+    """gRPC's objects did, for ever, in a node that was told to stop while its links came up."""
+    words = [sys.executable, "-c", STUCK, "--config", str(folder / "role.toml")]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
+    assert subprocess.run(words, cwd=ROOT, env=environment, timeout=60, check=False).returncode == 0
 
 
 def test_a_data_folder_is_its_owners_only(folder: Path) -> None:
