@@ -60,7 +60,7 @@ from node.links import Acceptance, Links
 from node.pending import Pending
 from node.signal import Signal
 from node.store import AuditTime, ChainStore, WorkRecord
-from services.rpc.convert_peer import Gossip, Hello, Progress
+from services.rpc.convert_peer import Gossip, Hello, Progress, Transactions
 from services.rpc.views import TransactionStatus, TxStatus
 from services.runtime.logging import logger
 from services.runtime.metrics import counter, gauge, histogram
@@ -195,7 +195,8 @@ class Driver:
                 return await self._take_message(node, message)
             case SignedAnswer():
                 return self._take_answer(message)
-            case Hello():
+            case Hello() | Transactions():
+                # The links have taken them apart.
                 return Acceptance.DROP
 
     def share(self, answer: SignedAnswer) -> None:

@@ -18,13 +18,14 @@ from enum import Enum, auto
 from time import monotonic
 from typing import Final, Protocol
 
+from core.chain.block import MAX_TRANSACTION
 from core.chain.transaction import SignedTransaction
 from core.chain.vote import SignedProposal
 from core.codec import encode
 from core.errors import AuthError, LimitError, PoflError, SequenceError, UnavailableError, WrongChainError
 from core.ids import NodeId, short
 from services.rpc.channel import Connection, backoff, dial_forever
-from services.rpc.convert_peer import Gossip, Hello, Progress
+from services.rpc.convert_peer import MAX_TOGETHER, Gossip, Hello, Progress, Transactions
 from services.rpc.handshake import LocalIdentity
 from services.rpc.tls import TlsFiles
 from services.runtime.logging import logger
@@ -123,7 +124,7 @@ class Link:
         self.pace = _Pace() if pace is None else pace
         self.failure: PoflError | None = None
         self._votes: deque[Gossip] = deque()
-        self._transactions: deque[Gossip] = deque()
+        self._transactions: deque[SignedTransaction] = deque()
         self._progress: Progress | None = None
         self._wake = asyncio.Event()
         self._closed = False
@@ -172,7 +173,16 @@ class Link:
         if self._progress is not None:
             progress, self._progress = self._progress, None
             return progress
-        return self._transactions.popleft() if self._transactions else None
+        return self._several() if self._transactions else None
+
+    def _several(self) -> Gossip:
+        """What waits now, in one message: nothing is held back for it."""
+        first = self._transactions.popleft()
+        chosen, room = [first], MAX_TRANSACTION - _size(first)
+        while self._transactions and len(chosen) < MAX_TOGETHER and _size(self._transactions[0]) <= room:
+            chosen.append(self._transactions.popleft())
+            room -= _size(chosen[-1])
+        return first if len(chosen) == 1 else Transactions(tuple(chosen))
 
 
 class Links:
@@ -351,11 +361,12 @@ class Links:
         """Hand every message on. Ends the link when the peer does, or sends what no honest node sends."""
         failure: PoflError | None = None
         try:
-            async for message in incoming:
-                wait = link.pace.take(_size(message))
-                if wait > 0:
-                    await asyncio.sleep(wait)
-                await self._receive(link, message)
+            async for together in incoming:
+                for message in together.signed if isinstance(together, Transactions) else (together,):
+                    wait = link.pace.take(_size(message))
+                    if wait > 0:
+                        await asyncio.sleep(wait)
+                    await self._receive(link, message)
         except PoflError as error:
             # What the peer refuses carries its address; what we could not decode or refuse ourselves does not.
             if "peer" in error.values or isinstance(error, UnavailableError):
@@ -400,7 +411,7 @@ class Links:
 
 def _key(message: Gossip) -> bytes | None:
     """What two copies of a message have in common; None for what is never relayed."""
-    if isinstance(message, Hello | Progress):
+    if isinstance(message, Hello | Progress | Transactions):
         return None
     return hashlib.sha256(encode(message)).digest()
 
@@ -409,4 +420,5 @@ def _size(message: Gossip) -> int:
     """About as many bytes as a message has."""
     if isinstance(message, SignedProposal):
         return len(message.block) + 512 * (1 + len(message.verdicts))
-    return len(message.transaction) if isinstance(message, SignedTransaction) else 512
+    # With its signature and lengths.
+    return len(message.transaction) + 128 if isinstance(message, SignedTransaction) else 512

@@ -89,7 +89,8 @@ class Consensus:
         self._has_transactions = False
         self._asked: set[object] = set()
         self._scheduled: set[Timer] = set()
-        self._wake_at: int | None = None
+        self._wakes: set[int] = set()
+        """Instants to look again at; a timer runs for the first."""
         self._now = Milliseconds(0)
         self._out: list[Action] = []
         self._dirty = False
@@ -171,7 +172,8 @@ class Consensus:
                 else:
                     self._give([action])
         elif kind is TimerKind.DUE:
-            self._wake_at = None
+            self._wakes = {at for at in self._wakes if at > self._now}
+            self._set_wake()
 
     def _on_vote(self, signed: SignedVote) -> None:
         vote = self._peek(signed)
@@ -470,9 +472,14 @@ class Consensus:
 
     def _wake(self, at: int) -> None:
         """Looks again at the instant ``at``, or before."""
-        if self._wake_at is None or at < self._wake_at:
-            self._wake_at = at
-            self._out.append(msg.SetTimer(Timer(TimerKind.DUE, 0), at - self._now))
+        if at not in self._wakes:
+            self._wakes.add(at)
+            if at == min(self._wakes):
+                self._set_wake()
+
+    def _set_wake(self) -> None:
+        if self._wakes:
+            self._out.append(msg.SetTimer(Timer(TimerKind.DUE, 0), min(self._wakes) - self._now))
 
     # -- for the node --------------------------------------------------------------------------------------------------
 

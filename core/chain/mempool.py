@@ -1,7 +1,8 @@
 """Transactions that wait for a block. A value: every change gives a new mempool (design: consensus, "Node").
 
-Per sender they wait in order of their nonces. A transaction that is only too early stays; one that cannot become good is
-refused with its reason. The same account and nonce again replaces, if it pays a tenth more.
+Per sender they wait in order of their nonces, at most rules.MAX_NONCE_AHEAD of them. A transaction that is only too early
+stays; one that cannot become good is refused with its reason. The same account and nonce again replaces, if it pays a tenth
+more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ __all__ = ["Mempool", "Waiting", "add", "after_block", "candidates", "has_candid
 
 MAX_WAITING: Final = 4096
 MAX_BYTES: Final = 32 * 1024 * 1024
-MAX_PER_SENDER: Final = rules.MAX_NONCE_AHEAD
 EXPIRY_MS: Final = 10 * 60 * 1000
 BUMP_PERCENT: Final = 10
 """Each replacement is sent to every node: it must pay that much more."""
@@ -91,8 +91,6 @@ def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Millisec
                 f"nonce {tx.nonce} of {short(tx.sender)} waits with fee {known.transaction.fee}: pay {least} to replace it",
                 Refusal.FEE_TOO_LOW, fee=tx.fee, waiting=known.transaction.fee, least=least,
             )  # fmt: skip
-    elif _count(pool, state, tx.sender) >= MAX_PER_SENDER:
-        raise TransactionError(f"{MAX_PER_SENDER} transactions of {short(tx.sender)} wait already", Refusal.LIMIT)
     waiting, size = dict(pool.waiting), pool.size + len(signed.transaction)
     if known is not None:
         size -= waiting.pop(place).size
@@ -100,12 +98,6 @@ def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Millisec
         size -= waiting.pop(_to_give_up(waiting, state, tx, len(signed.transaction))).size
     waiting[place] = Waiting(signed, tx, now_ms, signed.tx_id)
     return replace(pool, waiting=waiting, size=size)
-
-
-def _count(pool: Mempool, state: State, sender: AccountId) -> int:
-    """How many of a sender wait: all of them are within so many nonces of the account's."""
-    nonce = state.account(sender).nonce
-    return sum((sender, nonce + ahead) in pool.waiting for ahead in range(rules.MAX_NONCE_AHEAD))
 
 
 def _rate(tx: Transaction, size: int) -> int:

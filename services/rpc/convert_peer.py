@@ -24,11 +24,12 @@ from services.rpc.views import WorkView
 
 __all__ = [
     "Gossip", "Hello", "Progress", "block_from_bytes", "certificate_from_bytes", "gossip_from_proto", "gossip_to_proto",
-    "header_from_bytes", "MAX_BLOCK", "work_from_proto", "work_to_proto",
+    "header_from_bytes", "MAX_BLOCK", "MAX_TOGETHER", "Transactions", "work_from_proto", "work_to_proto",
 ]  # fmt: skip
 
 MAX_BLOCK: Final = MAX_HEADER + MAX_BODY + 128
 MAX_CERTIFICATE: Final = 256 + MAX_VALIDATORS * 104
+MAX_TOGETHER: Final = 64
 MAX_VOTE: Final = 1024
 MAX_VERDICT: Final = 2048
 MAX_SOFTWARE: Final = 64
@@ -55,7 +56,14 @@ class Progress:
     tip_hash: BlockHash
 
 
-Gossip = Hello | Progress | SignedTransaction | SignedVote | SignedProposal | SignedVerdict | SignedAnswer
+@dataclass(frozen=True, slots=True)
+class Transactions:
+    """Several at once: a message costs more than what a small transaction takes."""
+
+    signed: tuple[SignedTransaction, ...]
+
+
+Gossip = Hello | Progress | SignedTransaction | Transactions | SignedVote | SignedProposal | SignedVerdict | SignedAnswer
 
 
 def gossip_to_proto(message: Gossip) -> pb.GossipMessage:
@@ -73,6 +81,8 @@ def gossip_to_proto(message: Gossip) -> pb.GossipMessage:
             )
         case SignedTransaction():
             return pb.GossipMessage(transaction=encode(message))
+        case Transactions():
+            return pb.GossipMessage(transactions=pb.Transactions(transactions=[encode(s) for s in message.signed]))
         case SignedVote():
             return pb.GossipMessage(vote=encode(message))
         case SignedProposal():
@@ -103,6 +113,12 @@ def gossip_from_proto(message: pb.GossipMessage) -> Gossip:
         )
     if kind == "transaction":
         return decode(SignedTransaction, message.transaction, MAX_TRANSACTION + 128)
+    if kind == "transactions":
+        several = message.transactions.transactions
+        size = sum(len(data) for data in several)
+        if not 0 < len(several) <= MAX_TOGETHER or size > MAX_TRANSACTION + 128:
+            raise LimitError(f"{len(several)} transactions of {size} bytes, at most {MAX_TOGETHER} of {MAX_TRANSACTION + 128}")
+        return Transactions(tuple(decode(SignedTransaction, data, MAX_TRANSACTION + 128) for data in several))
     if kind == "vote":
         return decode(SignedVote, message.vote, MAX_VOTE)
     if kind == "proposal":

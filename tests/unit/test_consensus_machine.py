@@ -510,3 +510,22 @@ def test_evidence_of_two_answers_is_a_verdict_only_before_the_own_one() -> None:
     bench.do(AuditDone(commitment, VerdictKind.VALID, Correct(950), "", some("z")))
     assert bench.do(guilty) == []
     assert bench.machine.work.own_kinds(commitment) == {VerdictKind.VALID}
+
+
+def test_of_two_instants_to_look_again_at_neither_is_lost() -> None:
+    chain = Chain()
+    chain.to_work_height(pool0=900)
+    machine = Consensus(chain.state, chain.certificate(), key("v0"))
+    now = chain.clock
+    machine._now = Milliseconds(now)
+    machine._wake(now + 500)
+    machine._wake(now + 200)
+    machine._wake(now + 500)
+    due = Timer(TimerKind.DUE, 0)
+
+    def timers(at: int) -> list[int]:
+        return [a.delay_ms for a in machine.step(Timeout(due), Milliseconds(at)) if isinstance(a, SetTimer) and a.timer == due]
+
+    assert timers(now)[:2] == [500, 200]
+    assert timers(now + 200)[-1:] == [300]
+    assert timers(now + 500) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from pofl.peer.v1 import peer_pb2 as pb
 
@@ -10,7 +12,7 @@ from core.chain.vote import SignedProposal, SignedVerdict, SignedVote
 from core.errors import LimitError, MalformedError
 from core.ids import BlockHash, Digest, Height, ModelCommitment, NodeId, Signature, TaskId
 from services.rpc import convert_peer as convert
-from services.rpc.convert_peer import Gossip, Hello, Progress
+from services.rpc.convert_peer import Gossip, Hello, Progress, Transactions, gossip_from_proto, gossip_to_proto
 from services.rpc.views import WorkView
 
 SIGNATURE = Signature(b"s" * 64)
@@ -61,3 +63,16 @@ def test_a_work_view_survives_the_wire(view: WorkView) -> None:
 def test_a_work_view_with_oversized_verdicts_is_refused() -> None:
     with pytest.raises(LimitError, match="more or longer verdicts"):
         convert.work_from_proto(pb.WatchWorkResponse(verdicts=[bytes(5000)]))
+
+
+def test_several_transactions_travel_together_within_limits() -> None:
+    signed = SignedTransaction(b"t" * 100, Signature(bytes(64)))
+    together = Transactions((signed,) * 3)
+    assert gossip_from_proto(gossip_to_proto(together)) == together
+    for wrong in (
+        Transactions(()),
+        Transactions((signed,) * 65),
+        Transactions((replace(signed, transaction=bytes(60_000)),) * 2),
+    ):
+        with pytest.raises(LimitError, match="transactions of"):
+            gossip_from_proto(gossip_to_proto(wrong))

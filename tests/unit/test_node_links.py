@@ -13,7 +13,7 @@ from core.errors import AuthError, LimitError, SequenceError, VoteError, WrongCh
 from core.ids import BlockHash, Digest, Height, NodeId, Signature
 from node import links as links_module
 from node.links import Acceptance, Link, Links
-from services.rpc.convert_peer import Gossip, Hello, Progress
+from services.rpc.convert_peer import Gossip, Hello, Progress, Transactions
 from services.rpc.handshake import ChainIdentity, LocalIdentity
 from services.rpc.peer_client import gossip
 from tests.node_world import keys
@@ -191,10 +191,11 @@ async def test_a_slow_peer_costs_bounded_memory_and_transactions_go_first(monkey
         link.put(SignedTransaction(bytes([number]), Signature(bytes(64))))
         link.put(Progress(Height(number), 0, BlockHash(bytes(32))))
     outgoing = link.outgoing()
-    got = [await anext(outgoing) for _ in range(6)]
+    got = [await anext(outgoing) for _ in range(5)]
     assert got[:3] == [vote(2), vote(3), vote(4)]
     assert got[3] == Progress(Height(4), 0, BlockHash(bytes(32)))
-    assert [m.transaction for m in got[4:] if isinstance(m, SignedTransaction)] == [b"\x03", b"\x04"]
+    assert isinstance(got[4], Transactions)
+    assert [m.transaction for m in got[4].signed] == [b"\x03", b"\x04"]
     link.close()
     with pytest.raises(StopAsyncIteration):
         await anext(outgoing)
@@ -217,3 +218,18 @@ def test_a_link_is_read_no_faster_than_its_pace(monkeypatch: pytest.MonkeyPatch)
     assert pace.take(int(links_module.BYTE_BURST)) > 0
     monkeypatch.setattr(links_module, "monotonic", lambda: 7.0 + 60)
     assert pace.take(1000) == 0
+
+
+async def test_what_waits_for_a_peer_goes_together_within_limits() -> None:
+    link = Link(NodeId(bytes(32)), None)
+    small = [SignedTransaction(b"%d" % i, Signature(bytes(64))) for i in range(100)]
+    large = SignedTransaction(bytes(64_000), Signature(bytes(64)))
+    for message in (*small, large, small[0]):
+        link.put(message)
+    sent = [message async for message in _first(link.outgoing(), 3)]
+    assert sent == [Transactions(tuple(small[:64])), Transactions(tuple(small[64:])), Transactions((large, small[0]))]
+
+
+async def _first(messages: AsyncIterator[Gossip], count: int) -> AsyncIterator[Gossip]:
+    for _ in range(count):
+        yield await anext(messages)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pofl/peer/v1/peer.proto\x12\x0cpofl.peer.v1\"f\n\x05Hello\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x0f\n\x07node_id\x18\x03 \x01(\x0c\x12\x0e\n\x06height\x18\x04 \x01(\x04\x12\x10\n\x08software\x18\x05 \x01(\t\"\xc9\x01\n\rGossipMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.pofl.peer.v1.HelloH\x00\x12\x15\n\x0btransaction\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04vote\x18\x03 \x01(\x0cH\x00\x12\x12\n\x08proposal\x18\x04 \x01(\x0cH\x00\x12\x11\n\x07verdict\x18\x05 \x01(\x0cH\x00\x12*\n\x08progress\x18\x06 \x01(\x0b\x32\x16.pofl.peer.v1.ProgressH\x00\x12\x10\n\x06\x61nswer\x18\x07 \x01(\x0cH\x00\x42\x06\n\x04kind\";\n\x08Progress\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08tip_hash\x18\x03 \x01(\x0c\"=\n\rGossipRequest\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.pofl.peer.v1.GossipMessage\">\n\x0eGossipResponse\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.pofl.peer.v1.GossipMessage\"8\n\x12\x46\x65tchBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"0\n\nFinalBlock\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"K\n\x13\x46\x65tchBlocksResponse\x12(\n\x06\x62locks\x18\x03 \x03(\x0b\x32\x18.pofl.peer.v1.FinalBlockJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"9\n\x13\x46\x65tchHeadersRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"<\n\x14\x46\x65tchHeadersResponse\x12\x0f\n\x07headers\x18\x01 \x03(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"<\n\x10\x46\x65tchWorkRequest\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x18\n\x10model_commitment\x18\x02 \x01(\x0c\"\"\n\x11\x46\x65tchWorkResponse\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"*\n\x0e\x46\x65tchVmRequest\x12\x18\n\x10model_commitment\x18\x01 \x01(\x0c\"5\n\x0f\x46\x65tchVmResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\"I\n\x13\x46\x65tchOpeningRequest\x12\x18\n\x10model_commitment\x18\x01 \x01(\x0c\x12\x18\n\x10malformed_answer\x18\x02 \x01(\x0c\":\n\x14\x46\x65tchOpeningResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\"!\n\x10OfferWorkRequest\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"*\n\x11OfferWorkResponse\x12\x15\n\rtop_remaining\x18\x01 \x01(\x08\"\x12\n\x10WatchWorkRequest\"r\n\x11WatchWorkResponse\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x13\n\x0bwork_height\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\x0c\x12\x15\n\rtop_remaining\x18\x04 \x01(\x0c\x12\x10\n\x08verdicts\x18\x05 \x03(\x0c\x32\xa1\x03\n\x0bPeerService\x12G\n\x06Gossip\x12\x1b.pofl.peer.v1.GossipRequest\x1a\x1c.pofl.peer.v1.GossipResponse(\x01\x30\x01\x12T\n\x0b\x46\x65tchBlocks\x12 .pofl.peer.v1.FetchBlocksRequest\x1a!.pofl.peer.v1.FetchBlocksResponse0\x01\x12U\n\x0c\x46\x65tchHeaders\x12!.pofl.peer.v1.FetchHeadersRequest\x1a\".pofl.peer.v1.FetchHeadersResponse\x12L\n\tOfferWork\x12\x1e.pofl.peer.v1.OfferWorkRequest\x1a\x1f.pofl.peer.v1.OfferWorkResponse\x12N\n\tWatchWork\x12\x1e.pofl.peer.v1.WatchWorkRequest\x1a\x1f.pofl.peer.v1.WatchWorkResponse0\x01\x32\xff\x01\n\x0c\x43laimService\x12L\n\tFetchWork\x12\x1e.pofl.peer.v1.FetchWorkRequest\x1a\x1f.pofl.peer.v1.FetchWorkResponse\x12H\n\x07\x46\x65tchVm\x12\x1c.pofl.peer.v1.FetchVmRequest\x1a\x1d.pofl.peer.v1.FetchVmResponse0\x01\x12W\n\x0c\x46\x65tchOpening\x12!.pofl.peer.v1.FetchOpeningRequest\x1a\".pofl.peer.v1.FetchOpeningResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pofl/peer/v1/peer.proto\x12\x0cpofl.peer.v1\"f\n\x05Hello\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x0f\n\x07node_id\x18\x03 \x01(\x0c\x12\x0e\n\x06height\x18\x04 \x01(\x04\x12\x10\n\x08software\x18\x05 \x01(\t\"\xfd\x01\n\rGossipMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.pofl.peer.v1.HelloH\x00\x12\x15\n\x0btransaction\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04vote\x18\x03 \x01(\x0cH\x00\x12\x12\n\x08proposal\x18\x04 \x01(\x0cH\x00\x12\x11\n\x07verdict\x18\x05 \x01(\x0cH\x00\x12*\n\x08progress\x18\x06 \x01(\x0b\x32\x16.pofl.peer.v1.ProgressH\x00\x12\x10\n\x06\x61nswer\x18\x07 \x01(\x0cH\x00\x12\x32\n\x0ctransactions\x18\x08 \x01(\x0b\x32\x1a.pofl.peer.v1.TransactionsH\x00\x42\x06\n\x04kind\"$\n\x0cTransactions\x12\x14\n\x0ctransactions\x18\x01 \x03(\x0c\";\n\x08Progress\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08tip_hash\x18\x03 \x01(\x0c\"=\n\rGossipRequest\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.pofl.peer.v1.GossipMessage\">\n\x0eGossipResponse\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.pofl.peer.v1.GossipMessage\"8\n\x12\x46\x65tchBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"0\n\nFinalBlock\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"K\n\x13\x46\x65tchBlocksResponse\x12(\n\x06\x62locks\x18\x03 \x03(\x0b\x32\x18.pofl.peer.v1.FinalBlockJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"9\n\x13\x46\x65tchHeadersRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"<\n\x14\x46\x65tchHeadersResponse\x12\x0f\n\x07headers\x18\x01 \x03(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"<\n\x10\x46\x65tchWorkRequest\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x18\n\x10model_commitment\x18\x02 \x01(\x0c\"\"\n\x11\x46\x65tchWorkResponse\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"*\n\x0e\x46\x65tchVmRequest\x12\x18\n\x10model_commitment\x18\x01 \x01(\x0c\"5\n\x0f\x46\x65tchVmResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\"I\n\x13\x46\x65tchOpeningRequest\x12\x18\n\x10model_commitment\x18\x01 \x01(\x0c\x12\x18\n\x10malformed_answer\x18\x02 \x01(\x0c\":\n\x14\x46\x65tchOpeningResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\"!\n\x10OfferWorkRequest\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"*\n\x11OfferWorkResponse\x12\x15\n\rtop_remaining\x18\x01 \x01(\x08\"\x12\n\x10WatchWorkRequest\"r\n\x11WatchWorkResponse\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x13\n\x0bwork_height\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\x0c\x12\x15\n\rtop_remaining\x18\x04 \x01(\x0c\x12\x10\n\x08verdicts\x18\x05 \x03(\x0c\x32\xa1\x03\n\x0bPeerService\x12G\n\x06Gossip\x12\x1b.pofl.peer.v1.GossipRequest\x1a\x1c.pofl.peer.v1.GossipResponse(\x01\x30\x01\x12T\n\x0b\x46\x65tchBlocks\x12 .pofl.peer.v1.FetchBlocksRequest\x1a!.pofl.peer.v1.FetchBlocksResponse0\x01\x12U\n\x0c\x46\x65tchHeaders\x12!.pofl.peer.v1.FetchHeadersRequest\x1a\".pofl.peer.v1.FetchHeadersResponse\x12L\n\tOfferWork\x12\x1e.pofl.peer.v1.OfferWorkRequest\x1a\x1f.pofl.peer.v1.OfferWorkResponse\x12N\n\tWatchWork\x12\x1e.pofl.peer.v1.WatchWorkRequest\x1a\x1f.pofl.peer.v1.WatchWorkResponse0\x01\x32\xff\x01\n\x0c\x43laimService\x12L\n\tFetchWork\x12\x1e.pofl.peer.v1.FetchWorkRequest\x1a\x1f.pofl.peer.v1.FetchWorkResponse\x12H\n\x07\x46\x65tchVm\x12\x1c.pofl.peer.v1.FetchVmRequest\x1a\x1d.pofl.peer.v1.FetchVmResponse0\x01\x12W\n\x0c\x46\x65tchOpening\x12!.pofl.peer.v1.FetchOpeningRequest\x1a\".pofl.peer.v1.FetchOpeningResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,45 +34,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=41
   _globals['_HELLO']._serialized_end=143
   _globals['_GOSSIPMESSAGE']._serialized_start=146
-  _globals['_GOSSIPMESSAGE']._serialized_end=347
-  _globals['_PROGRESS']._serialized_start=349
-  _globals['_PROGRESS']._serialized_end=408
-  _globals['_GOSSIPREQUEST']._serialized_start=410
-  _globals['_GOSSIPREQUEST']._serialized_end=471
-  _globals['_GOSSIPRESPONSE']._serialized_start=473
-  _globals['_GOSSIPRESPONSE']._serialized_end=535
-  _globals['_FETCHBLOCKSREQUEST']._serialized_start=537
-  _globals['_FETCHBLOCKSREQUEST']._serialized_end=593
-  _globals['_FINALBLOCK']._serialized_start=595
-  _globals['_FINALBLOCK']._serialized_end=643
-  _globals['_FETCHBLOCKSRESPONSE']._serialized_start=645
-  _globals['_FETCHBLOCKSRESPONSE']._serialized_end=720
-  _globals['_FETCHHEADERSREQUEST']._serialized_start=722
-  _globals['_FETCHHEADERSREQUEST']._serialized_end=779
-  _globals['_FETCHHEADERSRESPONSE']._serialized_start=781
-  _globals['_FETCHHEADERSRESPONSE']._serialized_end=841
-  _globals['_FETCHWORKREQUEST']._serialized_start=843
-  _globals['_FETCHWORKREQUEST']._serialized_end=903
-  _globals['_FETCHWORKRESPONSE']._serialized_start=905
-  _globals['_FETCHWORKRESPONSE']._serialized_end=939
-  _globals['_FETCHVMREQUEST']._serialized_start=941
-  _globals['_FETCHVMREQUEST']._serialized_end=983
-  _globals['_FETCHVMRESPONSE']._serialized_start=985
-  _globals['_FETCHVMRESPONSE']._serialized_end=1038
-  _globals['_FETCHOPENINGREQUEST']._serialized_start=1040
-  _globals['_FETCHOPENINGREQUEST']._serialized_end=1113
-  _globals['_FETCHOPENINGRESPONSE']._serialized_start=1115
-  _globals['_FETCHOPENINGRESPONSE']._serialized_end=1173
-  _globals['_OFFERWORKREQUEST']._serialized_start=1175
-  _globals['_OFFERWORKREQUEST']._serialized_end=1208
-  _globals['_OFFERWORKRESPONSE']._serialized_start=1210
-  _globals['_OFFERWORKRESPONSE']._serialized_end=1252
-  _globals['_WATCHWORKREQUEST']._serialized_start=1254
-  _globals['_WATCHWORKREQUEST']._serialized_end=1272
-  _globals['_WATCHWORKRESPONSE']._serialized_start=1274
-  _globals['_WATCHWORKRESPONSE']._serialized_end=1388
-  _globals['_PEERSERVICE']._serialized_start=1391
-  _globals['_PEERSERVICE']._serialized_end=1808
-  _globals['_CLAIMSERVICE']._serialized_start=1811
-  _globals['_CLAIMSERVICE']._serialized_end=2066
+  _globals['_GOSSIPMESSAGE']._serialized_end=399
+  _globals['_TRANSACTIONS']._serialized_start=401
+  _globals['_TRANSACTIONS']._serialized_end=437
+  _globals['_PROGRESS']._serialized_start=439
+  _globals['_PROGRESS']._serialized_end=498
+  _globals['_GOSSIPREQUEST']._serialized_start=500
+  _globals['_GOSSIPREQUEST']._serialized_end=561
+  _globals['_GOSSIPRESPONSE']._serialized_start=563
+  _globals['_GOSSIPRESPONSE']._serialized_end=625
+  _globals['_FETCHBLOCKSREQUEST']._serialized_start=627
+  _globals['_FETCHBLOCKSREQUEST']._serialized_end=683
+  _globals['_FINALBLOCK']._serialized_start=685
+  _globals['_FINALBLOCK']._serialized_end=733
+  _globals['_FETCHBLOCKSRESPONSE']._serialized_start=735
+  _globals['_FETCHBLOCKSRESPONSE']._serialized_end=810
+  _globals['_FETCHHEADERSREQUEST']._serialized_start=812
+  _globals['_FETCHHEADERSREQUEST']._serialized_end=869
+  _globals['_FETCHHEADERSRESPONSE']._serialized_start=871
+  _globals['_FETCHHEADERSRESPONSE']._serialized_end=931
+  _globals['_FETCHWORKREQUEST']._serialized_start=933
+  _globals['_FETCHWORKREQUEST']._serialized_end=993
+  _globals['_FETCHWORKRESPONSE']._serialized_start=995
+  _globals['_FETCHWORKRESPONSE']._serialized_end=1029
+  _globals['_FETCHVMREQUEST']._serialized_start=1031
+  _globals['_FETCHVMREQUEST']._serialized_end=1073
+  _globals['_FETCHVMRESPONSE']._serialized_start=1075
+  _globals['_FETCHVMRESPONSE']._serialized_end=1128
+  _globals['_FETCHOPENINGREQUEST']._serialized_start=1130
+  _globals['_FETCHOPENINGREQUEST']._serialized_end=1203
+  _globals['_FETCHOPENINGRESPONSE']._serialized_start=1205
+  _globals['_FETCHOPENINGRESPONSE']._serialized_end=1263
+  _globals['_OFFERWORKREQUEST']._serialized_start=1265
+  _globals['_OFFERWORKREQUEST']._serialized_end=1298
+  _globals['_OFFERWORKRESPONSE']._serialized_start=1300
+  _globals['_OFFERWORKRESPONSE']._serialized_end=1342
+  _globals['_WATCHWORKREQUEST']._serialized_start=1344
+  _globals['_WATCHWORKREQUEST']._serialized_end=1362
+  _globals['_WATCHWORKRESPONSE']._serialized_start=1364
+  _globals['_WATCHWORKRESPONSE']._serialized_end=1478
+  _globals['_PEERSERVICE']._serialized_start=1481
+  _globals['_PEERSERVICE']._serialized_end=1898
+  _globals['_CLAIMSERVICE']._serialized_start=1901
+  _globals['_CLAIMSERVICE']._serialized_end=2156
 # @@protoc_insertion_point(module_scope)

@@ -63,6 +63,7 @@ class GossipMessage(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
     transaction: _builtins.bytes
     """SignedTransaction"""
     vote: _builtins.bytes
@@ -77,6 +78,10 @@ class GossipMessage(_message.Message):
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def progress(self) -> Global___Progress: ...
+    @_builtins.property
+    def transactions(self) -> Global___Transactions:
+        """what waited for this peer"""
+
     def __init__(
         self,
         *,
@@ -87,16 +92,41 @@ class GossipMessage(_message.Message):
         verdict: _builtins.bytes = ...,
         progress: Global___Progress | None = ...,
         answer: _builtins.bytes = ...,
+        transactions: Global___Transactions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "hello", b"hello", "kind", b"kind", "progress", b"progress", "proposal", b"proposal", "transaction", b"transaction", "verdict", b"verdict", "vote", b"vote"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "hello", b"hello", "kind", b"kind", "progress", b"progress", "proposal", b"proposal", "transaction", b"transaction", "transactions", b"transactions", "verdict", b"verdict", "vote", b"vote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "hello", b"hello", "kind", b"kind", "progress", b"progress", "proposal", b"proposal", "transaction", b"transaction", "verdict", b"verdict", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "hello", b"hello", "kind", b"kind", "progress", b"progress", "proposal", b"proposal", "transaction", b"transaction", "transactions", b"transactions", "verdict", b"verdict", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "transaction", "vote", "proposal", "verdict", "progress", "answer"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "transaction", "vote", "proposal", "verdict", "progress", "answer", "transactions"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___GossipMessage: _TypeAlias = GossipMessage  # noqa: Y015
+
+@_typing.final
+class Transactions(_message.Message):
+    """At most 64, and together not larger than one of the largest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transactions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SignedTransaction"""
+
+    def __init__(
+        self,
+        *,
+        transactions: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transactions: _TypeAlias = Transactions  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
