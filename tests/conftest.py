@@ -14,6 +14,7 @@ def pytest_report_header() -> str:
     return f"seed: {os.environ.get('POFL_TEST_SEED', '20261122')} (set POFL_TEST_SEED to change it)"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers, one of them runs whatever starts real processes, one test after another; the others do the rest."""
     here = Path(__file__).resolve().parent
