@@ -24,7 +24,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from core.errors import PoflError, UnavailableError
+from core.errors import AuthError, PoflError, UnavailableError
 from pool.flower import blobs
 from pool.flower.hold import HoldInterceptor
 
@@ -81,7 +81,7 @@ class PoolGrid(HttpGrid):
         try:
             return {node.node_id for node in self._runtime_client.GetNodes(GetNodesRequest()).nodes}
         except httpx.HTTPError as error:
-            raise UnavailableError(f"the guard does not answer: {error}") from None
+            raise _refusal("the guard does not answer", error) from None
 
     def instruct(self, blob: bytes, node_ids: list[int], round_number: int, ttl_s: float) -> dict[str, int]:
         """Send one instruction to each node: instruction id -> node id."""
@@ -90,7 +90,7 @@ class PoolGrid(HttpGrid):
         try:
             ids = list(self.push_messages(messages))
         except httpx.HTTPError as error:
-            raise UnavailableError(f"the guard does not take instructions: {error}") from None
+            raise _refusal("the guard does not take instructions", error) from None
         return {message_id: node_id for message_id, node_id in zip(ids, node_ids, strict=False) if message_id}
 
     def collect(self, instruction_ids: set[str], hold_s: float) -> list[Collected]:
@@ -117,7 +117,7 @@ class PoolGrid(HttpGrid):
                         done.append(Collected(reply_to, error=error.message))
             done += self._advance()
         except httpx.HTTPError as error:
-            raise UnavailableError(f"the guard does not answer: {error}") from None
+            raise _refusal("the guard does not answer", error) from None
         return done
 
     def forget(self, instruction_id: str) -> None:
@@ -154,6 +154,14 @@ class PoolGrid(HttpGrid):
             return Collected(partial.instruction_id, blobs.unpack(blobs.inflate(message_id, partial.contents).content))
         except (PoflError, ValueError) as error:
             return Collected(partial.instruction_id, error=f"malformed answer: {error}")
+
+
+def _refusal(what: str, error: httpx.HTTPError) -> PoflError:
+    """UnavailableError where trying again may help. AuthError where it cannot: a guard that was started anew does not know this
+    run, and the manager has to end, so that the pool starts one with a run of its own from the last round."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+        return AuthError(f"{what}: it does not know this run any more ({error.response.status_code})")
+    return UnavailableError(f"{what}: {error}")
 
 
 def _reason(error: Error) -> str:

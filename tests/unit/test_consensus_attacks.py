@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from core.chain.block import NIL
 from core.chain.claims import ClaimStatus
 from core.chain.messages import (
@@ -23,13 +21,11 @@ from core.chain.messages import (
     TimerKind,
 )
 from core.chain.state import Entry
-from core.chain.transaction import Refusal
 from core.chain.vote import SignedVerdict, Step, Verdict, VerdictKind
 from core.chain.work_height import commitment_of
 from core.codec import decode
-from core.errors import TransactionError
 from core.ids import Correct, ModelCommitment, NodeId
-from tests.chainkit import Chain, account, key, make_verdict, signed_verdict, some
+from tests.chainkit import account, key, make_verdict, signed_verdict, some
 from tests.unit.test_consensus_machine import Bench, at_work, follower, of, own_votes
 
 
@@ -121,17 +117,6 @@ def test_a_liar_who_precommits_three_ways_cannot_hide_a_decision() -> None:
     for who in (*others, liar):
         bench.do(bench.vote(who, 0, Step.PRECOMMIT, block.block_hash))
     assert of(bench.actions, Finalise)[0].block == block
-
-def test_two_claims_of_one_model_are_refused() -> None:
-    """A requester may sign a receipt for a copy of another pool's commitment. Verdicts and work blocks of two claims under
-    one commitment would be taken for one another's."""
-    chain = Chain()
-    task = chain.publish()
-    chain.enter(task, "pool0", "pool1")
-    chain.commit(task, pool0="one model", pool1="one model")
-    with pytest.raises(TransactionError) as caught:
-        chain.claim(task, {"pool0": "one model", "pool1": "one model"}, pool0=900, pool1=800)
-    assert caught.value.reason == Refusal.DUPLICATE
 
 def test_a_proposal_whose_verdicts_were_stripped_on_its_way_does_no_harm() -> None:
     name = next(n for n in ("v0", "v1", "v2", "v3") if at_work(n)[0].at(0) != n)

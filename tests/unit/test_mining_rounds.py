@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import httpx
 import numpy as np
 import pytest
 
 from core.codec import decode, encode
-from core.errors import UnavailableError
+from core.errors import AuthError, PoflError, UnavailableError
+from pool.flower.grid import _refusal
 from pool.flower.rounds import LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
 from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, initial_weights
@@ -256,3 +258,14 @@ def test_receipts_of_a_round_come_with_the_next() -> None:
         (key(2), 1, 10, ""),
         (key(7), 1, 0, "gone"),
     }
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, AuthError), (403, AuthError), (503, UnavailableError), (500, UnavailableError)]
+)
+def test_a_guard_that_does_not_know_the_run_ends_its_manager(status: int, kind: type[PoflError]) -> None:
+    """A guard that was killed knows no run of its former life. A manager that went on asking would lose the task's time."""
+    request = httpx.Request("POST", "http://127.0.0.1:1/v1/runtime/get-nodes")
+    error = httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
+    assert type(_refusal("the guard does not answer", error)) is kind
+    assert type(_refusal("the guard does not answer", httpx.ConnectError("refused"))) is UnavailableError
