@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.crypto.homomorphic import PARAMS, Residues, add, combine
-from core.crypto.homomorphic.combine import multiply_ntt
+from core.crypto.homomorphic.combine import multiply_ntt, reverse
 from core.crypto.homomorphic.fourier import MAX_TERMS, Product, Spectra, small_spectra
 from core.crypto.homomorphic.modular import centre, mul_const, mul_mod, primes_column
 from core.crypto.homomorphic.ntt import from_ntt, reduce, to_ntt
@@ -85,7 +85,7 @@ def chosen_number(c0: Residues, c1_spectra: Callable[[int], Spectra], weights: I
     tail = np.zeros((1, PARAMS.limbs, PARAMS.degree), dtype=np.uint64)
     for first in range(0, len(weights), MAX_TERMS):
         product = Product()
-        for i, row in enumerate(_reversed(weights[first : first + MAX_TERMS]), start=first):
+        for i, row in enumerate(reverse(weights[first : first + MAX_TERMS]), start=first):
             product.add(c1_spectra(i), small_spectra(row))
         tail = add(tail, product.residues()[None])
     return Number(np.array(head, dtype=np.uint64), to_ntt(tail, PARAMS)[0])
@@ -96,15 +96,7 @@ def transform_of(weights: Ints) -> Ints:
 
     Weights are centred modulo t.
     """
-    return to_ntt(_reversed(weights), PARAMS)
-
-
-def _reversed(weights: Ints) -> Ints:
-    """``w(X^-1)``, because ``X^-n = -X^(N-n)``."""
-    turned = np.empty_like(weights)
-    turned[:, 0] = weights[:, 0]
-    np.negative(weights[:, :0:-1], out=turned[:, 1:])
-    return turned
+    return to_ntt(reverse(weights), PARAMS)
 
 
 def _reduce(tail: Ints) -> None:

@@ -23,11 +23,14 @@ __all__ = [
     "linear_forms",
     "multiply_poly",
     "multiply_poly_reference",
+    "reverse",
+    "split_scalars",
 ]
 
 Floats = NDArray[np.float64]
-_SCALAR_BITS, _LIMB_BITS = 17, 25
-_ROWS = 2048
+SCALAR_BITS, LIMB_BITS = 17, 25
+MAX_SUM = 2048
+"""Products of a scalar's half and a residue's limb that one float64 sum holds exactly."""
 _COLUMNS = 512
 _UNREDUCED = 4
 """Products of up to p/2 + 1 each that are added up before a reduction."""
@@ -42,13 +45,11 @@ def combine(matrix: Ints, residues: Residues, params: HeParams = PARAMS) -> Resi
         MalformedError: the shapes do not match.
     """
     _check_shapes(matrix, residues, params)
-    scalars = centre(matrix, params.plain_modulus)
-    low = ((scalars + (1 << (_SCALAR_BITS - 1))) & ((1 << _SCALAR_BITS) - 1)) - (1 << (_SCALAR_BITS - 1))
-    weights = np.concatenate([(scalars - low) >> _SCALAR_BITS, low]).astype(np.float64)
+    weights = split_scalars(matrix, params)
     count, terms = matrix.shape
     out = np.zeros((count, params.limbs, params.degree), dtype=np.int64)
-    for top in range(0, terms, _ROWS):
-        rows = slice(top, min(top + _ROWS, terms))
+    for top in range(0, terms, MAX_SUM):
+        rows = slice(top, min(top + MAX_SUM, terms))
         part = np.ascontiguousarray(weights[:, rows])
         limbs = np.empty((part.shape[1], 2 * min(_COLUMNS, params.degree)), dtype=np.float64)
         for limb, prime in enumerate(params.primes):
@@ -64,16 +65,23 @@ def combine(matrix: Ints, residues: Residues, params: HeParams = PARAMS) -> Resi
 def _block(weights: Floats, block: Residues, limbs: Floats, prime: int) -> Ints:
     """One product of (2K, M) with (M, width), modulo p in (-p, p)."""
     width = block.shape[1]
-    np.copyto(limbs[:, :width], block >> np.uint64(_LIMB_BITS), casting="unsafe")
-    np.copyto(limbs[:, width : 2 * width], block & np.uint64((1 << _LIMB_BITS) - 1), casting="unsafe")
+    np.copyto(limbs[:, :width], block >> np.uint64(LIMB_BITS), casting="unsafe")
+    np.copyto(limbs[:, width : 2 * width], block & np.uint64((1 << LIMB_BITS) - 1), casting="unsafe")
     product = (weights @ limbs[:, : 2 * width]).astype(np.int64)
     count = weights.shape[0] // 2
     high, low = product[:count], product[count:]
-    total = mul_const(high[:, :width], 1 << _LIMB_BITS, prime) + high[:, width:]
-    total = mul_const(total, 1 << _SCALAR_BITS, prime) + low[:, width:]
-    total += mul_const(low[:, :width], 1 << _LIMB_BITS, prime)
+    total = mul_const(high[:, :width], 1 << LIMB_BITS, prime) + high[:, width:]
+    total = mul_const(total, 1 << SCALAR_BITS, prime) + low[:, width:]
+    total += mul_const(low[:, :width], 1 << LIMB_BITS, prime)
     reduce(total, prime)
     return total
+
+
+def split_scalars(scalars: Ints, params: HeParams) -> Floats:
+    """(K, n) of any integers, centred modulo t, to halves (2K, n): all high ones, then all low ones."""
+    signed = centre(scalars, params.plain_modulus)
+    low = ((signed + (1 << (SCALAR_BITS - 1))) & ((1 << SCALAR_BITS) - 1)) - (1 << (SCALAR_BITS - 1))
+    return np.concatenate([(signed - low) >> SCALAR_BITS, low]).astype(np.float64)
 
 
 def combine_reference(matrix: Ints, residues: Residues, params: HeParams = PARAMS) -> Residues:
@@ -101,7 +109,7 @@ def dot_weights(weights: Ints, params: HeParams = PARAMS) -> Ints:
 
     Coefficient 0 of ``m * dot_weights(w)`` is ``sum_n w_n m_n``.
     """
-    out: Ints = np.remainder(_reverse(np.remainder(weights, params.plain_modulus)), params.plain_modulus)
+    out: Ints = np.remainder(reverse(np.remainder(weights, params.plain_modulus)), params.plain_modulus)
     return out
 
 
@@ -150,7 +158,7 @@ def linear_forms(c0: Residues, c1: Residues, weights: Ints, params: HeParams = P
             for limb, prime in enumerate(params.primes):
                 products = mul_mod(c0[i, limb].view(np.int64), centred, prime)
                 heads[run, limb] = (int(heads[run, limb]) + int(products.sum())) % prime
-            poly = to_ntt(_reverse(centred)[None], params)
+            poly = to_ntt(reverse(centred)[None], params)
             total[run] += multiply_ntt(transformed, poly, params)[0]
         if i % _UNREDUCED == _UNREDUCED - 1:
             _reduce_limbs(total, params)
@@ -158,7 +166,7 @@ def linear_forms(c0: Residues, c1: Residues, weights: Ints, params: HeParams = P
     return heads.view(np.uint64), from_ntt(total, params)
 
 
-def _reverse(weights: Ints) -> Ints:
+def reverse(weights: Ints) -> Ints:
     """``w(X^-1)``, because ``X^-n = -X^(N-n)``."""
     out = np.empty_like(weights)
     out[..., 0] = weights[..., 0]

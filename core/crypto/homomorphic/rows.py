@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.crypto.homomorphic.modular import canonical, centre
+from core.crypto.homomorphic.combine import LIMB_BITS, MAX_SUM, SCALAR_BITS, split_scalars
+from core.crypto.homomorphic.modular import canonical
 from core.crypto.homomorphic.ntt import reduce
 from core.crypto.homomorphic.params import PARAMS, HeParams, Ints, Residues
 from core.errors import LimitError, MalformedError
@@ -22,8 +23,6 @@ from core.errors import LimitError, MalformedError
 __all__ = ["Rows", "RowsBuilder"]
 
 Floats = NDArray[np.float64]
-_SCALAR_BITS, _LIMB_BITS = 17, 25
-_TERMS = 2048
 _WIDTH = 256
 """Columns of a block: with 256 rows half a megabyte of float64."""
 
@@ -42,7 +41,7 @@ class Rows:
 
     def residues(self) -> Residues:
         """The polynomials again, (M, L, N): a copy."""
-        whole = (self.blocks[:, :, 0].astype(np.int64) << _LIMB_BITS) + self.blocks[:, :, 1]
+        whole = (self.blocks[:, :, 0].astype(np.int64) << LIMB_BITS) + self.blocks[:, :, 1]
         return np.ascontiguousarray(whole.transpose(2, 0, 1, 3)).reshape(self.count, self.params.limbs, -1).view(np.uint64)
 
     def combine(self, matrix: Ints) -> Residues:
@@ -54,7 +53,7 @@ class Rows:
         params = self.params
         if matrix.ndim != 2 or matrix.shape[1] != self.count or matrix.dtype != np.int64:
             raise MalformedError(f"a matrix of {matrix.shape} ({matrix.dtype}) does not go with {self.count} rows")
-        weights, count, width = _split(matrix, params), len(matrix), self.blocks.shape[-1]
+        weights, count, width = split_scalars(matrix, params), len(matrix), self.blocks.shape[-1]
         buffer = np.empty((self.count, width), dtype=np.float64)
         products = np.empty((2, 2 * count, params.degree), dtype=np.float64)
         out = np.empty((count, params.limbs, params.degree), dtype=np.int64)
@@ -79,10 +78,10 @@ class Rows:
         if vectors.ndim != 2 or vectors.shape[1] != params.degree or vectors.dtype != np.int64:
             raise MalformedError(f"vectors of {vectors.shape} ({vectors.dtype}), expected (K, {params.degree}) of int64")
         count, width = len(vectors), self.blocks.shape[-1]
-        weights = np.ascontiguousarray(_split(vectors, params).T).reshape(-1, width, 2 * count)
+        weights = np.ascontiguousarray(split_scalars(vectors, params).T).reshape(-1, width, 2 * count)
         buffer = np.empty((self.count, width), dtype=np.float64)
         out = np.zeros((params.limbs, self.count, count), dtype=np.int64)
-        group = _TERMS // width
+        group = MAX_SUM // width
         for limb, prime in enumerate(params.primes):
             for first in range(0, len(weights), group):
                 sums = np.zeros((2, self.count, 2 * count), dtype=np.float64)
@@ -102,8 +101,8 @@ class RowsBuilder:
 
     def __init__(self, count: int, params: HeParams = PARAMS) -> None:
         """Raises LimitError: more than 2048, the most that one exact sum takes."""
-        if not 1 <= count <= _TERMS:
-            raise LimitError(f"{count} rows, from 1 to {_TERMS}")
+        if not 1 <= count <= MAX_SUM:
+            raise LimitError(f"{count} rows, from 1 to {MAX_SUM}")
         width = min(_WIDTH, params.degree)
         self._params, self._filled = params, 0
         self._blocks = np.empty((params.limbs, params.degree // width, 2, count, width), dtype=np.int32)
@@ -111,8 +110,8 @@ class RowsBuilder:
     def add(self, polynomial: Residues) -> None:
         """One polynomial (L, N), whose residues have been checked."""
         cut = polynomial.view(np.int64).reshape(self._params.limbs, -1, self._blocks.shape[-1])
-        self._blocks[:, :, 0, self._filled] = cut >> _LIMB_BITS
-        self._blocks[:, :, 1, self._filled] = cut & ((1 << _LIMB_BITS) - 1)
+        self._blocks[:, :, 0, self._filled] = cut >> LIMB_BITS
+        self._blocks[:, :, 1, self._filled] = cut & ((1 << LIMB_BITS) - 1)
         self._filled += 1
 
     def rows(self) -> Rows:
@@ -122,28 +121,21 @@ class RowsBuilder:
         return Rows(self._blocks, self._params)
 
 
-def _split(scalars: Ints, params: HeParams) -> Floats:
-    """(K, n) of any integers to centred halves (2K, n): all high ones, then all low ones."""
-    signed = centre(scalars, params.plain_modulus)
-    low = ((signed + (1 << (_SCALAR_BITS - 1))) & ((1 << _SCALAR_BITS) - 1)) - (1 << (_SCALAR_BITS - 1))
-    return np.concatenate([(signed - low) >> _SCALAR_BITS, low]).astype(np.float64)
-
-
 def _join(high_high: Floats, high_low: Floats, low_high: Floats, low_low: Floats, prime: int) -> Ints:
     """``2^42 hh + 2^17 hl + 2^25 lh + ll`` modulo p in (-p, p), for exact integers below 2^53 (scalar's half, residue's half).
 
     The quotient by p is below 2^46 and its float64 estimate off by less than 1/2 + 2^-6, so the true remainder is below p and
     arithmetic modulo 2^64 finds it.
     """
-    quotient = high_high * (2.0 ** (_SCALAR_BITS + _LIMB_BITS) / prime)
-    quotient += high_low * (2.0**_SCALAR_BITS / prime)
-    quotient += low_high * (2.0**_LIMB_BITS / prime)
+    quotient = high_high * (2.0 ** (SCALAR_BITS + LIMB_BITS) / prime)
+    quotient += high_low * (2.0**SCALAR_BITS / prime)
+    quotient += low_high * (2.0**LIMB_BITS / prime)
     quotient += low_low * (1.0 / prime)
     np.rint(quotient, out=quotient)
-    total = high_high.astype(np.int64) << _SCALAR_BITS
+    total = high_high.astype(np.int64) << SCALAR_BITS
     total += low_high.astype(np.int64)
-    total <<= _LIMB_BITS
-    total += high_low.astype(np.int64) << _SCALAR_BITS
+    total <<= LIMB_BITS
+    total += high_low.astype(np.int64) << SCALAR_BITS
     total += low_low.astype(np.int64)
     total -= quotient.astype(np.int64) * prime
     return total
