@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,17 @@ from services.cli.output import JsonOption, console, emit_json, table
 __all__ = ["app"]
 
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+
+
+@contextmanager
+def source_tree() -> Iterator[None]:
+    """Around the import of a measurement: raises ConfigError where the source tree is not there to import from."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
+            raise
+        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
 
 
 @app.callback()
@@ -43,12 +56,8 @@ async def verification(
 
     Example: pofl bench verification --samples 100,1000,10000,50000 --plot figures
     """
-    try:
+    with source_tree():
         from bench.verification_report import report, tables
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "bench":
-            raise
-        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
     result = await report(samples, layers, rounds, nodes, plot)
     if as_json:
         emit_json(result)
@@ -70,12 +79,8 @@ async def exactness(
 
     Example: pofl bench exactness --cases 1000 --json
     """
-    try:
+    with source_tree():
         from bench.exactness import measure
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "bench":
-            raise
-        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
     heeds_ctrl_c()
     result = measure(cases, seed)
     if as_json:
@@ -99,12 +104,8 @@ async def lies(
 
     Example: pofl bench lies --tries 10000 --protocol-tries 20 --json
     """
-    try:
+    with source_tree():
         from bench.lies import measure
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "bench":
-            raise
-        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
     heeds_ctrl_c()
     result = measure(tries, protocol_tries, secrets.randbits(32) if seed is None else seed)
     if as_json:
@@ -133,12 +134,8 @@ async def consensus(
 
     Example: pofl bench consensus --json
     """
-    try:
+    with source_tree():
         from bench.consensus import measure, tables
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
-            raise
-        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
     result = await measure(blocks, transactions, heights, rounds, validators)
     if as_json:
         emit_json(result)
@@ -166,12 +163,8 @@ async def consensus_sim(
 
     Example: pofl bench consensus-sim --replay 17 --validators 4
     """
-    try:
+    with source_tree():
         from bench.consensus_sim import replay, simulate
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
-            raise
-        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
     try:
         sizes = [int(word) for word in validators.split(",")]
     except ValueError:
@@ -216,12 +209,8 @@ async def fuzz_decoders(
 
     Example: pofl bench fuzz --inputs 1000000 --seed 1 --json
     """
-    try:
+    with source_tree():
         from bench.fuzz import fuzz
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
-            raise
-        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
     heeds_ctrl_c()
     result = fuzz(inputs, seed, only or (), jobs, number)
     if as_json:
@@ -254,13 +243,9 @@ async def chaos(
 
     Example: pofl bench chaos --only kills --kills 5 --seed 1 --folder /tmp/chaos
     """
-    try:
+    with source_tree():
         from bench.chaos import SCENARIOS
         from bench.chaos import chaos as run_chaos
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("bench", "tests"):
-            raise
-        raise ConfigError("the measurements are not installed: run `pofl bench` in the source tree of PoFL") from None
     unknown = [name for name in only or () if name not in SCENARIOS]
     if unknown:
         raise ConfigError(f"--only: no scenario {unknown[0]!r}, there are {', '.join(SCENARIOS)}")
