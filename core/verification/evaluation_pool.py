@@ -25,7 +25,6 @@ from core.ports import Rng
 from core.verification.evaluation_requester import (
     EVALUATION_CHECKS,
     EVALUATION_RUNS,
-    EXTRA_ROWS,
     evaluation_limit,
     foreseen_commitment,
     keys_digest,
@@ -33,6 +32,7 @@ from core.verification.evaluation_requester import (
 from core.verification.field import T, centred, matmul, pack_values, random_values, unpack_values
 from core.verification.forms import Number, evaluation_forms, evaluation_products, label_number
 from core.verification.messages import (
+    EXTRA_ROWS,
     BaseTransfer,
     BatchAccepted,
     Envelope,

@@ -24,6 +24,7 @@ from core.ids import AccountId, Digest, ModelCommitment
 from core.ports import Rng
 from core.verification.field import T, matmul, matmul_small, pack_values, random_values, unpack_values
 from core.verification.messages import (
+    EXTRA_ROWS,
     BaseTransfer,
     BatchAccepted,
     EvaluationOpen,
@@ -48,14 +49,12 @@ from core.verification.test_set import TestSet
 from core.verification.transcript import Purpose, Side
 
 __all__ = [
-    "BATCHES", "DOMAIN_KEYS", "EVALUATION_CHECKS", "EVALUATION_RUNS", "EXTRA_ROWS", "EvaluationRequester", "PoolStanding",
-    "evaluation_limit", "foreseen_commitment", "keys_digest",
+    "BATCHES", "DOMAIN_KEYS", "EVALUATION_CHECKS", "EVALUATION_RUNS", "EvaluationRequester", "PoolStanding", "evaluation_limit",
+    "foreseen_commitment", "keys_digest",
 ]  # fmt: skip
 
 BATCHES: Final = 2
 """Offline batches of one pool: one, and one spare."""
-EXTRA_ROWS: Final = 2
-"""Rows of the knowledge check: a lie passes with t^-2."""
 EVALUATION_RUNS: Final = 2
 EVALUATION_CHECKS: Final = 3
 """One zero check, and two more where she found a run unequal: it may have been chance."""

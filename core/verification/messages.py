@@ -22,7 +22,7 @@ __all__ = [
     "EvaluationOpen", "GarbledLabels", "Hints", "KnowledgeChallenge", "KnowledgeCommitment", "KnowledgeOpening",
     "KnowledgeShares", "LayerValues", "MaskedModel", "MaskedProducts", "MaskedRows", "Message", "ModelBody", "OutputKeys",
     "Part", "RunSeeds", "StoredOpen", "StoredOpened", "TransferRequest", "ZeroCommitments", "ZeroNumbers", "ZeroOpenings",
-    "ZeroQueries", "MAX_HIGHER", "MAX_LOGICAL", "MESSAGE", "PART_BYTES", "SESSION_BYTES",
+    "ZeroQueries", "EXTRA_ROWS", "MAX_HIGHER", "MAX_LOGICAL", "MESSAGE", "PART_BYTES", "SESSION_BYTES",
 ]  # fmt: skip
 
 PART_BYTES: Final = 1 << 20
@@ -30,6 +30,8 @@ MAX_PARTS: Final = 1024
 MAX_LOGICAL: Final = 512 << 20
 """No message of any task is longer. What a session accepts follows from its task and is far less."""
 SESSION_BYTES: Final = 32
+EXTRA_ROWS: Final = 2
+"""Rows of the knowledge check: a lie passes with t^-2."""
 MAX_HIGHER: Final = MAX_CLAIMS * MAX_VALIDATORS // 8
 """Verdicts in one opening. More claims than that are never refuted: those of two thirds of the validators are enough each."""
 _BIG = Var(MAX_LOGICAL)

@@ -19,6 +19,7 @@ from math import isqrt
 from core.crypto.homomorphic.params import ERROR_BOUND, PARAMS, HeParams
 from core.crypto.zero_check import MARGIN_BITS
 from core.errors import LimitError
+from core.verification.messages import EXTRA_ROWS
 
 __all__ = ["ROUNDING_CHANCE_BITS", "StepNoise", "check_noise", "noise_of_steps"]
 
@@ -26,8 +27,6 @@ ROUNDING_CHANCE_BITS = 32
 """A share of a masked decryption may be off by one in a whole evaluation with a chance of 2^-32 at most. It ends the batch."""
 _TAIL = 90
 """ln(2^129), rounded up."""
-_EXTRA_ROWS = 2
-"""Of the knowledge check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def check_noise(dims: tuple[int, ...], parameters: int, samples: int, params: He
                 step=step.step,
             )  # fmt: skip
     # A share is off where a mask lies within t noise / q of a rounding boundary: 2 t noise / q for each coefficient.
-    coefficients = (dims[1] + _EXTRA_ROWS) * samples
+    coefficients = (dims[1] + EXTRA_ROWS) * samples
     noise = params.noise_after_products(params.noise_fresh, dims[0]) + params.noise_rerandomise
     if (2 * params.plain_modulus * noise * coefficients) << ROUNDING_CHANCE_BITS > params.modulus:
         raise LimitError(

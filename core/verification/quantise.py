@@ -35,7 +35,7 @@ from core.verification.scored_model import (
 )
 
 __all__ = [
-    "FloatLayer", "Floats", "HiddenLayers", "QuantisationReport", "check_layers", "float_forward", "quantise",
+    "FloatLayer", "Floats", "HiddenLayers", "QuantisationReport", "check_layers", "float_forward", "largest", "quantise",
     "quantise_features", "quantise_hidden", "report_of",
 ]  # fmt: skip
 
@@ -135,7 +135,7 @@ def quantise(
     family = ModelFamily((floats[0][0].shape[0], *(w.shape[1] for w, _ in floats)), activation, weight_bits)
     made = quantise_hidden(floats[:-1], activation, feature_scale, family.weight_bound, x)
     w, b = floats[-1]
-    unit = min(family.weight_bound / _largest(w), _BIAS_ROOM / (made.scale * _largest(b)))
+    unit = min(family.weight_bound / largest(w), _BIAS_ROOM / (made.scale * largest(b)))
     made.add(w, b, unit, family.weight_bound)
     shape = ModelShape(family.dims, activation, weight_bits, tuple(made.shifts))
     model = ScoredModel(shape, tuple(made.weights), tuple(made.biases))
@@ -149,12 +149,12 @@ def quantise_hidden(
     """All layers that an activation follows; ``bound`` is the largest weight. The caller has checked the layers."""
     made = HiddenLayers(quantise_features(calibration, feature_scale).astype(np.int64), feature_scale)
     for w, b in layers:
-        unit, shift = bound / _largest(w), 0
+        unit, shift = bound / largest(w), 0
         if activation is Activation.SIGMOID:
             shift = int(np.clip(np.floor(np.log2(made.scale * unit / SIGMOID_INDEX_UNIT)), 0, MAX_SHIFT))
             unit = SIGMOID_INDEX_UNIT * 2.0**shift / made.scale
         else:
-            unit = min(unit, _BIAS_ROOM / (made.scale * _largest(b)))
+            unit = min(unit, _BIAS_ROOM / (made.scale * largest(b)))
         z = made.add(w, b, unit, bound)
         if activation is not Activation.SIGMOID:
             reach = int(np.abs(z).max())
@@ -182,7 +182,8 @@ def report_of(
     )
 
 
-def _largest(values: Floats) -> float:
+def largest(values: Floats) -> float:
+    """The largest magnitude, and never 0: scales are divided by it."""
     return max(float(np.abs(values).max()), 1e-12)
 
 

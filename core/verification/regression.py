@@ -28,6 +28,7 @@ from core.verification.quantise import (
     QuantisationReport,
     check_layers,
     float_forward,
+    largest,
     quantise_features,
     quantise_hidden,
     report_of,
@@ -124,8 +125,8 @@ def quantise_regression(
         )  # fmt: skip
     made = quantise_hidden(floats[:-1], activation, feature_scale, family.weight_bound, x)
     w_int, unit = _rounded(w[:, 0], made, room)
-    largest = largest_output(activation) if made.shifts else FEATURE_BOUND
-    reach = largest * int(np.abs(w_int).sum())
+    ceiling = largest_output(activation) if made.shifts else FEATURE_BOUND
+    reach = ceiling * int(np.abs(w_int).sum())
     # A cut that no output reaches may as well be just beyond reach: it keeps the biases within their bound.
     scaled = np.clip(np.floor((cuts - b[0]) * unit * made.scale), -reach - 1, reach).astype(np.int64)
     weights, biases = bucket_columns(w_int, scaled)
@@ -142,11 +143,10 @@ def quantise_regression(
 
 def _rounded(w: Floats, made: HiddenLayers, room: int) -> tuple[Ints, float]:
     """``round(w · unit)`` within ``room``, and the unit: the one whose outputs on the calibration rows are nearest."""
-    largest = max(float(np.abs(w).max()), 1e-12)
-    wanted = made.x @ w
+    wanted, reach = made.x @ w, largest(w)
     best: tuple[float, Ints, float] | None = None
     for part in np.linspace(1.0, _SMALLEST_SCALE, _SCALES):
-        unit = part * (room + 0.499) / largest
+        unit = part * (room + 0.499) / reach
         rounded = np.rint(w * unit).astype(np.int64)
         error = float(np.square(made.x @ rounded / unit - wanted).sum())
         if best is None or error < best[0]:

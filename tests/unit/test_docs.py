@@ -92,7 +92,7 @@ def test_parameters_are_the_codes() -> None:
     assert all(str(prime) in PROTOCOL for prime in PARAMS.primes)
     for name, value in {
         "EVALUATION_RUNS": (evaluation_requester.EVALUATION_RUNS, 2), "AUDIT_RUNS": (audit_requester.AUDIT_RUNS, 3),
-        "EVALUATION_CHECKS": (evaluation_requester.EVALUATION_CHECKS, 3), "EXTRA_ROWS": (evaluation_requester.EXTRA_ROWS, 2),
+        "EVALUATION_CHECKS": (evaluation_requester.EVALUATION_CHECKS, 3), "EXTRA_ROWS": (messages.EXTRA_ROWS, 2),
         "BATCHES": (evaluation_requester.BATCHES, 2), "ATTEMPTS": (audit_requester.ATTEMPTS, 3),
     }.items():  # fmt: skip
         assert value[0] == value[1], f"{name} has changed: protocol.md has its value in bounds and tables"

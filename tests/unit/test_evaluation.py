@@ -28,9 +28,10 @@ from core.ids import AccountId, Correct, Digest, TaskId
 from core.ports import Rng
 from core.verification import evaluation_pool
 from core.verification.evaluation_pool import EvaluationPool
-from core.verification.evaluation_requester import EVALUATION_CHECKS, EVALUATION_RUNS, EXTRA_ROWS, EvaluationRequester
+from core.verification.evaluation_requester import EVALUATION_CHECKS, EVALUATION_RUNS, EvaluationRequester
 from core.verification.field import T, pack_values, unpack_values
 from core.verification.messages import (
+    EXTRA_ROWS,
     MESSAGE,
     BaseTransfer,
     BatchAccepted,
