@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ from pool.flower.jobs import (
     score_from_json,
     score_to_json,
 )
-from pool.flower.rounds import LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
+from pool.flower.rounds import Fleet, LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
 from pool.flower.wire import Answer, Instruction, Update, context, open_update
-from pool.learning.datasets import load_npz
+from pool.learning.datasets import Dataset, load_npz
 from pool.learning.model_spec import initial_weights, score
 
-__all__ = ["main"]
+__all__ = ["load_state", "main", "report_of", "round_loop", "save_state", "stop_when", "template_of"]
 
 STATE_MODELS = ("weights", "best")
 
@@ -97,7 +97,29 @@ def template_of(job: MiningJob) -> Instruction:
     )  # fmt: skip
 
 
-def _state(job: MiningJob, path: Path, registered: dict[bytes, int]) -> LoopState:
+def round_loop(
+    job: MiningJob, practice: Dataset, fleet: Fleet, state: LoopState, members: Callable[[], set[bytes]], deadline: float
+) -> RoundLoop:
+    """The loop of a job over any fleet. ``deadline``: on the clock of time.monotonic."""
+    return RoundLoop(
+        job.spec,
+        Rules(template_of(job), job.round_timeout_s, job.quorum),
+        fleet,
+        state,
+        members=members,
+        evaluate=lambda weights: score(job.spec, weights, practice.x, practice.y),
+        aggregate=lambda number, updates: aggregate(job.algorithm, number, updates),
+        now=time.monotonic,
+        pause=time.sleep,
+        deadline=deadline,
+    )
+
+
+def stop_when(job: MiningJob) -> StopWhen:
+    return StopWhen(job.target_correct, job.patience, job.max_rounds)
+
+
+def load_state(job: MiningJob, path: Path, registered: dict[bytes, int]) -> LoopState:
     if not path.exists():
         first = initial_weights(job.spec, job.seed)
         return LoopState(0, first, first, registered=registered)
@@ -108,7 +130,7 @@ def _state(job: MiningJob, path: Path, registered: dict[bytes, int]) -> LoopStat
     )  # fmt: skip
 
 
-def _save(path: Path, state: LoopState) -> None:
+def save_state(path: Path, state: LoopState) -> None:
     meta = {
         "round": state.round,
         "best_score": score_to_json(state.best_score),
@@ -145,31 +167,21 @@ def _mine(settings: Mapping[str, Any]) -> None:
     path = Path(settings["state"])
     roster = Roster(settings["members"], settings["registered"])
     practice = load_npz(job.practice, features=job.features, classes=job.classes)
-    state = _state(job, path, roster.registered)
+    state = load_state(job, path, roster.registered)
     threading.Thread(target=_watch_pipe, args=(roster,), name="pipe", daemon=True).start()
     size_limit = 4 * job.spec.parameters + (1 << 20)
     grid = PoolGrid(settings["address"], settings["token"], settings["run_id"], size_limit=size_limit)
     beat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     beat.start()
     left = job.deadline_ms / 1000 - time.time() - settings["margin_s"]
-    loop = RoundLoop(
-        job.spec,
-        Rules(template_of(job), job.round_timeout_s, job.quorum),
-        FlowerFleet(grid, roster, bytes.fromhex(settings["hpke_private_key"])),
-        state,
-        members=lambda: set(roster.node_of),
-        evaluate=lambda weights: score(job.spec, weights, practice.x, practice.y),
-        aggregate=lambda number, updates: aggregate(job.algorithm, number, updates),
-        now=time.monotonic,
-        pause=time.sleep,
-        deadline=time.monotonic() + left,
-    )
+    fleet = FlowerFleet(grid, roster, bytes.fromhex(settings["hpke_private_key"]))
+    loop = round_loop(job, practice, fleet, state, lambda: set(roster.node_of), time.monotonic() + left)
 
     def on_round(log: RoundLog) -> None:
-        _save(path, state)
+        save_state(path, state)
         _say({"event": "round", "report": asdict(report_of(log))})
 
-    loop.run(StopWhen(job.target_correct, job.patience, job.max_rounds), on_round)
+    loop.run(stop_when(job), on_round)
     grid.close()
 
 
