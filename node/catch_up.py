@@ -9,14 +9,13 @@ from core.chain import rules
 from core.chain import verify as checks
 from core.chain.block import Block, Certificate
 from core.chain.state import State
-from core.chain.transaction import SignedTransaction
-from core.codec import decode
 from core.errors import BlockError, PoflError, StorageError
-from core.ids import TxId, short
+from core.ids import short
 from node.light import LightService
+from node.rows import transaction_ids
 from node.store import ChainStore, FinalBlock
 
-__all__ = ["CatchUp", "catch_up", "final_state", "transaction_ids"]
+__all__ = ["CatchUp", "catch_up", "final_state"]
 
 MAX_BLOCKS: Final = 64
 MAX_BYTES: Final = 4 * 1024 * 1024
@@ -82,7 +81,3 @@ def final_state(state: State, block: Block, certificate: Certificate) -> State:
         )
     checks.check_certificate(certificate, state.chain_id, state.validators)
     return rules.apply_block(state, block)
-
-
-def transaction_ids(block: Block) -> list[TxId]:
-    return [decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]

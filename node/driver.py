@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from core.chain import build, rules, versions
+from core.chain import rules, versions
 from core.chain.block import Block, Certificate
 from core.chain.consensus import Consensus
 from core.chain.messages import (
@@ -30,7 +29,6 @@ from core.chain.messages import (
     Persist,
     ReceivedProposal,
     ReceivedVerdict,
-    ReceivedVote,
     Relay,
     RequestBlock,
     RequestWork,
@@ -41,27 +39,29 @@ from core.chain.messages import (
     TransactionsWaiting,
 )
 from core.chain.records import Upgrade
-from core.chain.state import Entry, State
+from core.chain.state import State
 from core.chain.transaction import Payload, SignedTransaction
-from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, Vote
-from core.codec import decode
+from core.chain.vote import SignedProposal, SignedVerdict, SignedVote
 from core.crypto.signing import KeyPair
 from core.errors import MalformedError, PoflError, StorageError, TransactionError
-from core.ids import AccountId, Amount, Digest, Height, NodeId, TxId
+from core.ids import Digest, Height, NodeId, TxId
 from core.params import PROTOCOL_VERSION
 from core.ports import Clock, SystemRng
 from core.verification.receipt import SignedAnswer
 from node.author import BlockAuthor
 from node.catch_up import catch_up, final_state
 from node.early import Early
+from node.events import FROM_PEERS, Fetched, Item, WorkHooks, height_of, received
 from node.history import TaskHistory
 from node.light import LightService
 from node.links import Acceptance, Links
 from node.pending import Pending
+from node.rows import transaction_ids
 from node.signal import Signal
-from node.store import AuditTime, ChainStore, WorkRecord
+from node.store import ChainStore, WorkRecord
+from node.submissions import MEMPOOL, Submissions
 from services.rpc.convert_peer import Gossip, Hello, Progress, Transactions
-from services.rpc.views import TransactionStatus, TxStatus
+from services.rpc.views import TransactionStatus
 from services.runtime.logging import logger
 from services.runtime.metrics import counter, gauge, histogram
 
@@ -71,11 +71,9 @@ log = logger(__name__)
 
 HEIGHT = gauge("node_height", "Height of the last finalised block.")
 ROUND = gauge("node_round", "Round of the last finalised block.")
-MEMPOOL = gauge("node_mempool", "Transactions that wait.")
 INTERVAL = gauge("node_block_interval_seconds", "Block time between the last two blocks.")
 FINALISE = histogram("node_finalise_seconds", "From the start of a height here to its finalised block on disk.")
 BLOCKS = counter("node_blocks", "Finalised blocks, by kind.", ("kind",))
-REFUSED = counter("node_transactions_refused", "Transactions refused, by reason.", ("reason",))
 
 SOFTWARE: Final = "pofl"
 HEARTBEAT_SECONDS: Final = 2.0
@@ -83,45 +81,6 @@ SEND_AGAIN_SECONDS: Final = 1.0
 """Least time between two sendings of all that is kept to one peer at one height: what it asks with is 50 bytes."""
 MAX_KEPT: Final = 8_192
 """Messages of this height that are kept for peers that come later."""
-
-
-_PEERS: Final = (ReceivedProposal, ReceivedVote, ReceivedVerdict)
-
-
-class WorkHooks(Protocol):
-    """What the driver asks of who handles work heights."""
-
-    def enter(self, state: State) -> None:
-        """A new height begins."""
-
-    def examine(self, index: int, claim: Entry) -> None:
-        """Fetch and audit a claim; results come back as events."""
-
-    def need_block(self, claim: Entry) -> None: ...
-
-    def noted(self) -> None:
-        """A verdict came in."""
-
-    def hear(self, signed: SignedAnswer) -> Acceptance:
-        """An answer of the requester that a node passes on. Raises WrongChainError, CryptoError."""
-
-    def audits(self) -> tuple[tuple[AuditTime, ...], dict[bytes, Digest]]:
-        """How long own audits of this height took, and the z_digests they gave, by commitment."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Fetched:
-    """Finalised blocks that a peer gave, in order."""
-
-    blocks: tuple[tuple[Block, Certificate], ...]
-
-
-@dataclass(slots=True)
-class _Item:
-    what: Event | _Fetched
-    height: Height | None
-    """The height that it is about; None for whichever is being decided."""
-    done: asyncio.Future[Acceptance] | None = None
 
 
 class Driver:
@@ -136,7 +95,7 @@ class Driver:
         self._observer = KeyPair.generate(SystemRng())
         self._clock = clock
         self._node = NodeId(key.public_key)
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._queue: asyncio.Queue[Item] = asyncio.Queue()
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
         self._early = Early()
         self._caught_up: dict[NodeId, tuple[Height, float]] = {}
@@ -150,6 +109,7 @@ class Driver:
         self._work: WorkHooks | None = None
         self._progressed: Callable[[NodeId, Progress], None] | None = None
         self.pending = pending
+        self._submissions = Submissions(self, key, pending, self._broadcast, self._transactions_wait)
         self.author = BlockAuthor(store, key, pending)
         self.finalised = Signal()
         self.history = TaskHistory(store.state)
@@ -190,7 +150,7 @@ class Driver:
                 self._note_progress(node, message)
                 return Acceptance.DROP
             case SignedTransaction():
-                return self._take_transaction(message)
+                return self._submissions.take(message)
             case SignedVote() | SignedProposal() | SignedVerdict():
                 return await self._take_message(node, message)
             case SignedAnswer():
@@ -224,7 +184,7 @@ class Driver:
         self._progressed(node, progress)
 
     async def _take_message(self, node: NodeId, message: Message) -> Acceptance:
-        height = _height_of(message)
+        height = height_of(message)
         if height > self.height + 1:
             if height == self.height + 2:
                 self._early.put(node, message)
@@ -232,66 +192,42 @@ class Driver:
         if height <= self.height:
             return Acceptance.DROP
         done: asyncio.Future[Acceptance] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_Item(_received(message), height, done))
+        self._queue.put_nowait(Item(received(message), height, done))
         return await done
 
     # Transactions
 
     def pending_status(self, tx_id: TxId) -> TransactionStatus:
-        if tx_id in self.pending:
-            return TransactionStatus(TxStatus.PENDING)
-        reason = self.pending.refusal(tx_id)
-        if reason is not None:
-            return TransactionStatus(TxStatus.REFUSED, None, reason)
-        return TransactionStatus(TxStatus.UNKNOWN)
+        return self._submissions.status(tx_id)
 
     def submit(self, transaction: SignedTransaction) -> None:
         """Into the mempool and to every peer. Raises TransactionError."""
-        if self._add(transaction) and self._links is not None:
-            self._links.broadcast(transaction)
+        self._submissions.submit(transaction)
 
     def submit_own(self, payload: Payload) -> TxId:
         """A transaction of this node's account. Raises TransactionError."""
-        account = AccountId(self._key.public_key)
-        nonce = self.pending.next_nonce(self.state, account)
-        free = build.make_transaction(self._key, self.state.chain_id, nonce, Amount(0), payload)
-        fee = self.state.params.least_fee(len(free.transaction))
-        is_free = rules.is_fee_free(payload)
-        transaction = free if is_free else build.make_transaction(self._key, self.state.chain_id, nonce, fee, payload)
-        self.submit(transaction)
-        return transaction.tx_id
+        return self._submissions.submit_own(payload)
 
-    def _take_transaction(self, transaction: SignedTransaction) -> Acceptance:
-        try:
-            is_new = self._add(transaction, note=False)
-        except TransactionError:
-            # Another node may be further, or less far: what it took may be refused here, and is not refused for good.
-            return Acceptance.DROP
-        return Acceptance.RELAY if is_new else Acceptance.DROP
+    def _broadcast(self, message: Gossip) -> None:
+        if self._links is not None:
+            self._links.broadcast(message)
 
-    def _add(self, transaction: SignedTransaction, note: bool = True) -> bool:
-        try:
-            is_new = self.pending.add(self.state, transaction, note)
-        except TransactionError as error:
-            REFUSED.labels(error.reason).inc()
-            raise
-        MEMPOOL.set(len(self.pending))
+    def _transactions_wait(self) -> None:
         if not self._waiting and self.pending.is_due(self.state):
             self._waiting = True
             self.tell(TransactionsWaiting(True))
-        return is_new
 
     # The queue
 
     def tell(self, event: Event, height: Height | None = None) -> None:
         """Queue an event; dropped if ``height`` is no longer being decided when its turn comes."""
-        self._queue.put_nowait(_Item(event, height))
+        self._queue.put_nowait(Item(event, height))
 
     async def take_final(self, blocks: Sequence[tuple[Block, Certificate]]) -> None:
         """Finalised blocks from a peer, in order; what is here is passed over. Raises ChainError, InputError at the first that
         is not the next one, or not final; those before it are kept."""
         done: asyncio.Future[Acceptance] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_Item(_Fetched(tuple(blocks)), None, done))
+        self._queue.put_nowait(Item(Fetched(tuple(blocks)), None, done))
         await done
 
     async def run(self) -> None:
@@ -307,14 +243,14 @@ class Driver:
             heartbeat.cancel()
             self._cancel_timers()
 
-    async def _handle(self, item: _Item) -> None:
+    async def _handle(self, item: Item) -> None:
         accepted, failure = Acceptance.DROP, None
         try:
-            if isinstance(item.what, _Fetched):
+            if isinstance(item.what, Fetched):
                 await self._take_fetched(item.what)
             elif item.height is None or item.height == self.height + 1:
                 await self._step(item.what)
-                if isinstance(item.what, _PEERS) and item.what.signed not in self._kept:
+                if isinstance(item.what, FROM_PEERS) and item.what.signed not in self._kept:
                     # The machine had no place for it: the links must not take it for done with.
                     accepted = Acceptance.LATER
         except StorageError:
@@ -340,7 +276,7 @@ class Driver:
         except PoflError:
             raise
         except Exception as error:
-            if not isinstance(event, (*_PEERS, BlockAvailable)):
+            if not isinstance(event, (*FROM_PEERS, BlockAvailable)):
                 raise
             # A fault of ours that a peer has found. It must not be one message that ends every node of the network.
             log.exception("a message could not be handled", event=type(event).__name__, height=self.height + 1)
@@ -424,7 +360,7 @@ class Driver:
             # Whoever proposes the next block may not have audited this one.
             self._report(found)
 
-    async def _take_fetched(self, fetched: _Fetched) -> None:
+    async def _take_fetched(self, fetched: Fetched) -> None:
         blocks = [pair for pair in fetched.blocks if pair[1].height > self.height]
         if len(blocks) == 1:
             block, certificate = blocks[0]
@@ -440,7 +376,7 @@ class Driver:
                 raise failure
 
     async def _commit(self, block: Block, certificate: Certificate, state: State, record: WorkRecord | None) -> None:
-        transactions = [decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
+        transactions = transaction_ids(block)
         before = self.state
         if self.light is not None:
             await asyncio.to_thread(self.light.note, self.state)
@@ -485,9 +421,9 @@ class Driver:
         self.tell(Start(), height)
         self.tell(TransactionsWaiting(self._waiting), height)
         for node, message in self._early.take():
-            if _height_of(message) == height:
-                self.tell(_received(message), height)
-            elif _height_of(message) == height + 1:
+            if height_of(message) == height:
+                self.tell(received(message), height)
+            elif height_of(message) == height + 1:
                 self._early.put(node, message)
         self._links.broadcast(self._progress())
 
@@ -526,24 +462,3 @@ def _announce(old: Upgrade | None, new: Upgrade | None) -> None:
             "a new protocol version is agreed that this software does not know: this node stops before its first height; "
             "install a release that knows it", version=new.version, first_height=new.height,
         )  # fmt: skip
-
-
-def _received(message: Message) -> Event:
-    match message:
-        case SignedProposal():
-            return ReceivedProposal(message)
-        case SignedVote():
-            return ReceivedVote(message)
-        case SignedVerdict():
-            return ReceivedVerdict(message)
-
-
-def _height_of(message: Message) -> Height:
-    """Raises MalformedError, LimitError."""
-    match message:
-        case SignedProposal():
-            return decode(Proposal, message.proposal, 512).height
-        case SignedVote():
-            return decode(Vote, message.vote, 512).height
-        case SignedVerdict():
-            return decode(Verdict, message.verdict, 1024).height

@@ -22,9 +22,9 @@ from core.ids import BlockHash, Height, StateRoot, TxId, short
 from core.params import Genesis
 from node import rows
 from node.archive import ArchiveReader, ArchiveWriter
-from node.catch_up import CatchUp, final_state, transaction_ids
+from node.catch_up import CatchUp, final_state
 from node.light import LightService
-from node.rows import ADVICE, Pruning, Root, WorkRecord, at
+from node.rows import ADVICE, Pruning, Root, WorkRecord, at, transaction_ids
 from node.store import ChainStore, read_snapshot
 from services.storage import KeyValueStore
 

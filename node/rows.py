@@ -24,11 +24,15 @@ from typing import Annotated, Any, Final, get_args, get_type_hints
 from core.chain.block import MAX_CLAIMS, MAX_VALIDATORS, Block, Certificate
 from core.chain.state import State, Validator, encode_scalars
 from core.chain.table import Table
+from core.chain.transaction import SignedTransaction
 from core.chain.vote import SignedVerdict
-from core.codec import DIGEST, U32, U64, Record, Seq, encode
+from core.codec import DIGEST, U32, U64, Record, Seq, decode, encode
 from core.ids import BlockHash, Digest, Height, ModelCommitment, StateRoot, TxId
 
-__all__ = ["ADVICE", "AuditTime", "Place", "Pruning", "Root", "WorkRecord", "at", "block_rows", "changes", "row", "tables"]
+__all__ = [
+    "ADVICE", "AuditTime", "Place", "Pruning", "Root", "WorkRecord", "at", "block_rows", "changes", "row", "tables",
+    "transaction_ids",
+]  # fmt: skip
 
 BLOCK, CERTIFICATE, ROOT, HASH, TX, WORK, ROW, OTHER, HEADER, SNAPSHOT = (
     b"b", b"c", b"r", b"h", b"t", b"w", b"s", b"o", b"p", b"B"
@@ -119,6 +123,11 @@ def block_rows(
         SCALARS: encode_scalars(state),
     }
     return rows | {TX + tx_id: encode(Place(state.height)) for tx_id in transactions}
+
+
+def transaction_ids(block: Block) -> list[TxId]:
+    """Of the block's transactions, in order. Raises MalformedError, LimitError."""
+    return [decode(SignedTransaction, data).tx_id for data in block.decoded_body().transactions]
 
 
 def changes(old: State, new: State, puts: dict[bytes, bytes], deletes: list[bytes]) -> None:

@@ -17,7 +17,6 @@ from typing import Any, Final, TypeVar
 from core.chain.block import Block, Certificate, SignedHeader
 from core.chain.state import State, decode_state, encode_state, genesis_state, state_root
 from core.chain.table import Table
-from core.chain.transaction import SignedTransaction
 from core.codec import decode, encode
 from core.errors import CorruptError, InputError, NotFoundError, PrunedError, StorageError
 from core.ids import BlockHash, Height, StateRoot, TxId, short
@@ -241,7 +240,7 @@ class ChainStore:
             block = self.block(Height(height)).block
             puts[rows.HEADER + at(height)] = encode(block.header)
             deletes += [rows.BLOCK + at(height), rows.WORK + at(height)]
-            deletes += [rows.TX + decode(SignedTransaction, t).tx_id for t in block.decoded_body().transactions]
+            deletes += [rows.TX + tx_id for tx_id in rows.transaction_ids(block)]
         return puts, deletes
 
     # Own things

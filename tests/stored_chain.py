@@ -15,8 +15,7 @@ from core.codec import encode
 from core.ids import Digest, Height, ModelCommitment, Signature, TxId
 from core.params import Genesis
 from node.held import WorkPart
-from node.maintenance import transaction_ids
-from node.rows import AuditTime
+from node.rows import AuditTime, transaction_ids
 from node.store import ChainStore, WorkRecord
 from services.storage import KeyValueStore
 from tests.chainkit import Chain, key, make_certificate, make_genesis, make_verdict, signed_verdict
