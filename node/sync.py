@@ -16,8 +16,9 @@ from time import monotonic
 from typing import Final, Protocol
 
 from core.chain.block import Block, Certificate
-from core.chain.headers import check_headers, is_within_reach
+from core.chain.headers import check_headers
 from core.chain.state import State
+from core.chain.verify import is_within_reach
 from core.errors import BlockError, ChainError, DeadlineError, InputError, LimitError, PoflError, PrunedError, StorageError
 from core.ids import BlockHash, Height, NodeId
 from services.rpc.channel import Connection
@@ -175,7 +176,7 @@ class Sync:
             if state.height + 1 != first:
                 # Our own voting was faster.
                 return _Span(first, ())
-            if len(headers) > 1 and not is_within_reach(state, certificate):
+            if len(headers) > 1 and not is_within_reach(certificate, state.validators):
                 count = len(headers) // 2
                 continue
             return _Span(first, await asyncio.to_thread(check_headers, state, headers, certificate))

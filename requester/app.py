@@ -8,7 +8,7 @@ from pofl.blob.v1 import blob_pb2_grpc
 from pofl.task.v1 import task_pb2_grpc
 from pofl.verify.v1 import verify_pb2_grpc
 
-from core.chain.state import Validator
+from core.chain.state import genesis_validators
 from core.errors import PoflError
 from core.ids import Amount
 from core.ports import SystemRng
@@ -48,7 +48,7 @@ async def main(role: Role[RequesterConfig], life: Lifecycle) -> None:
     store, secrets = RequesterStore(database), TaskSecrets(cfg.data_dir / "secrets")
     blob_store = blobs.BlobStore(cfg.data_dir / "blobs", BLOB_QUOTA)
     chain = open_chain(role, life)
-    validators = tuple(Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators)
+    validators = genesis_validators(genesis)
     follower = Follower(chain, genesis.chain_id, validators, Agreement(_each_node(role, life), len(validators)))
     books = TaskBooks(genesis.chain_id, role.key, store, secrets)
     sessions = Sessions(books, follower, store, role.key, rng, session_limits(role))

@@ -11,19 +11,11 @@ from collections.abc import Sequence
 
 from core.chain.block import Certificate, SignedHeader
 from core.chain.state import State
-from core.chain.verify import check_certificate, is_quorum, powers
+from core.chain.verify import check_later_certificate
 from core.errors import BlockError, InputError, WrongChainError
 from core.ids import BlockHash, short
 
-__all__ = ["check_headers", "is_within_reach"]
-
-
-def is_within_reach(state: State, certificate: Certificate) -> bool:
-    """Whether 2/3 of the validators that ``state`` knows are named in a later certificate; ``check_headers`` checks what they
-    signed. Where it is not, they have changed in between: ask for fewer headers. The next one is always within reach."""
-    known = powers(state.validators)
-    signers = {s.validator for s in certificate.signatures}
-    return is_quorum(sum(known[s] for s in signers if s in known), state.total_power)
+__all__ = ["check_headers"]
 
 
 def check_headers(state: State, headers: Sequence[SignedHeader], certificate: Certificate) -> tuple[BlockHash, ...]:
@@ -54,9 +46,5 @@ def check_headers(state: State, headers: Sequence[SignedHeader], certificate: Ce
         hashes.append(before)
     if not headers or (certificate.height, certificate.block_hash) != (state.height + len(headers), before):
         raise BlockError(f"a certificate of height {certificate.height}, not that of the last of {len(headers)} headers")
-    known = powers(state.validators)
-    # Who joined since is not known here; who is must be 2/3 without them.
-    kept = tuple(s for s in certificate.signatures if s.validator in known)
-    own = Certificate(certificate.height, certificate.round, certificate.block_hash, kept)
-    check_certificate(own, state.chain_id, state.validators)
+    check_later_certificate(certificate, state.chain_id, state.validators)
     return tuple(hashes)

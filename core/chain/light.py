@@ -13,13 +13,13 @@ from typing import Final
 
 from core.chain.block import Certificate, Header, SignedHeader
 from core.chain.proofs import SetProof, check_set
-from core.chain.state import Validator
-from core.chain.verify import check_certificate, check_header_signature, is_quorum, powers
+from core.chain.state import Validator, genesis_validators
+from core.chain.verify import check_certificate, check_header_signature, check_later_certificate, is_within_reach
 from core.errors import BlockError, CryptoError, WrongChainError
-from core.ids import Amount, BlockHash, Digest, Height, Milliseconds, short
+from core.ids import BlockHash, Digest, Height, Milliseconds, short
 from core.params import Genesis
 
-__all__ = ["MAX_LIGHT", "LightBlock", "Trusted", "advance", "follow", "is_reachable", "trust_genesis", "trust_hash"]
+__all__ = ["MAX_LIGHT", "LightBlock", "Trusted", "advance", "follow", "trust_genesis", "trust_hash"]
 
 MAX_LIGHT: Final = 256 * 1024
 
@@ -52,8 +52,7 @@ def trust_genesis(genesis: Genesis) -> Trusted:
     """The beginning of every chain. Raises ConfigError if the document is not usable."""
     genesis.check()
     chain_id = genesis.chain_id
-    validators = tuple(Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators)
-    return Trusted(chain_id, Height(0), BlockHash(chain_id), genesis.time_ms, None, validators)
+    return Trusted(chain_id, Height(0), BlockHash(chain_id), genesis.time_ms, None, genesis_validators(genesis))
 
 
 def trust_hash(chain_id: Digest, height: Height, block_hash: BlockHash, light: LightBlock) -> Trusted:
@@ -82,20 +81,9 @@ def advance(trusted: Trusted, light: LightBlock) -> Trusted:
     certificate = light.certificate
     if (certificate.height, certificate.block_hash) != (header.height, light.header.block_hash):
         raise BlockError(f"block {header.height}: its certificate is for another block")
-    if header.height > trusted.height + 1:
-        known = powers(trusted.validators)
-        # Who joined since is not known here; who is must be 2/3 without them.
-        kept = tuple(s for s in certificate.signatures if s.validator in known)
-        certificate = Certificate(certificate.height, certificate.round, certificate.block_hash, kept)
-    check_certificate(certificate, trusted.chain_id, trusted.validators)
+    check = check_certificate if header.height == trusted.height + 1 else check_later_certificate
+    check(certificate, trusted.chain_id, trusted.validators)
     return _trusted(light, header)
-
-
-def is_reachable(trusted: Trusted, light: LightBlock) -> bool:
-    """Whether 2/3 of the trusted power are named in the certificate; ``advance`` checks what they signed."""
-    known = powers(trusted.validators)
-    signers = {s.validator for s in light.certificate.signatures}
-    return is_quorum(sum(known[s] for s in signers if s in known), sum(known.values()))
 
 
 def follow(trusted: Trusted, target: Height) -> Generator[Height, LightBlock, Trusted]:
@@ -110,7 +98,7 @@ def follow(trusted: Trusted, target: Height) -> Generator[Height, LightBlock, Tr
         height = light.certificate.height
         if not waiting and height != target:
             raise BlockError(f"asked for block {target}, got one of height {height}")
-        if height == trusted.height + 1 or is_reachable(trusted, light):
+        if height == trusted.height + 1 or is_within_reach(light.certificate, trusted.validators):
             trusted = advance(trusted, light)
             waiting = waiting[:-1]
             continue

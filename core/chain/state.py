@@ -62,7 +62,8 @@ __all__ = [
     "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Membership", "Pot", "Provider",
     "Reputation", "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator",
     "ValidatorSet", "Windows", "DOMAIN_STATE", "TABLES", "decode_state", "encode_state", "encode_scalars",
-    "entry_key", "genesis_state", "height_key", "state_leaves", "state_root", "state_tree", "total_supply", "Upgrade",
+    "entry_key", "genesis_state", "genesis_validators", "height_key", "state_leaves", "state_root", "state_tree",
+    "total_supply", "Upgrade",
 ]  # fmt: skip
 
 DOMAIN_TIE: Final = b"pofl/claim-tie/1"
@@ -233,13 +234,16 @@ def entry_key(task_id: bytes, pool: bytes) -> bytes:
     return task_id + pool
 
 
+def genesis_validators(genesis: Genesis) -> tuple[Validator, ...]:
+    """Who votes at height 1, by node id."""
+    return tuple(sorted((Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators), key=lambda v: v.node_id))
+
+
 def genesis_state(genesis: Genesis) -> State:
     """The state before block 1. Raises ConfigError if the document is not usable."""
     genesis.check()
     chain_id = genesis.chain_id
-    validators = tuple(
-        sorted((Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators), key=lambda v: v.node_id)
-    )
+    validators = genesis_validators(genesis)
     return State(
         genesis=genesis,
         chain_id=chain_id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from core.chain import merkle
@@ -41,8 +42,9 @@ from core.errors import BlockError, CryptoError, InputError, VoteError, WrongCha
 from core.ids import Digest, Height, Milliseconds, NodeId, short
 
 __all__ = [
-    "PowerOf", "block_time", "body_root", "check_certificate", "check_header_signature", "check_proposal",
-    "check_verdict", "check_vote", "is_quorum", "is_third", "median_time", "powers", "proposed_block",
+    "PowerOf", "block_time", "body_root", "check_certificate", "check_header_signature", "check_later_certificate",
+    "check_proposal", "check_verdict", "check_vote", "is_quorum", "is_third", "is_within_reach", "median_time", "powers",
+    "proposed_block",
 ]  # fmt: skip
 
 MAX_BLOCK: Final = MAX_HEADER + MAX_BODY + 128
@@ -120,6 +122,27 @@ def check_certificate(certificate: Certificate, chain_id: Digest, validators: Se
             _verify_vote(commit.validator, message, commit.signature)
         except CryptoError as error:
             raise BlockError(f"{where}: {error.message}", validator=commit.validator) from None
+
+
+def is_within_reach(certificate: Certificate, validators: Sequence[PowerOf]) -> bool:
+    """Whether 2/3 of ``validators`` are named in a later certificate; nothing of what they signed is checked here.
+
+    Where they are not, the validators have changed in between. The next certificate is always within reach.
+    """
+    known = powers(validators)
+    signers = {s.validator for s in certificate.signatures}
+    return is_quorum(sum(known[s] for s in signers if s in known), sum(known.values()))
+
+
+def check_later_certificate(certificate: Certificate, chain_id: Digest, validators: Sequence[PowerOf]) -> None:
+    """As ``check_certificate``, under the ``validators`` of an earlier height: who joined since does not count.
+
+    Raises:
+        BlockError: as there; fewer than 2/3 of ``validators`` signed.
+    """
+    known = powers(validators)
+    kept = tuple(s for s in certificate.signatures if s.validator in known)
+    check_certificate(replace(certificate, signatures=kept), chain_id, validators)
 
 
 def _precommit_head(certificate: Certificate, chain_id: Digest) -> bytes:

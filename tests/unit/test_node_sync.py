@@ -13,8 +13,9 @@ import pytest
 
 from core.chain import rules
 from core.chain.block import Block, Certificate, SignedHeader
-from core.chain.headers import check_headers, is_within_reach
+from core.chain.headers import check_headers
 from core.chain.state import State, genesis_state, state_root
+from core.chain.verify import is_within_reach
 from core.errors import BlockError, NotFoundError, PrunedError, StorageError, WrongChainError
 from core.ids import BlockHash, Height, NodeId, Signature
 from node import sync as sync_module
@@ -273,9 +274,9 @@ def test_strangers_signatures_do_not_count() -> None:
     made, before = pairs(), genesis_state(genesis())
     certificate = made[-1][1]
     known = {v.node_id for v in before.validators}
-    assert is_within_reach(before, certificate)
+    assert is_within_reach(certificate, before.validators)
     kept = tuple(s for s in certificate.signatures if s.validator not in known or s.validator == min(known))
-    assert not is_within_reach(before, replace(certificate, signatures=kept))
+    assert not is_within_reach(replace(certificate, signatures=kept), before.validators)
     with pytest.raises(BlockError, match="2/3 are needed"):
         check_headers(before, [block.header for block, _ in made], replace(certificate, signatures=kept))
 
