@@ -22,6 +22,7 @@ from services.rpc import tls
 from services.rpc.chain_client import ChainClient
 from services.rpc.channel import connect
 from services.rpc.handshake import ChainIdentity, LocalIdentity
+from services.runtime.startup import PARENT
 from tests.node_world import keys, make_genesis
 
 HOST = "127.0.0.1"
@@ -56,7 +57,8 @@ class NodeProcess:
 
     async def start(self) -> None:
         extra = {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-        environment = {**os.environ, **extra}
+        # A test run that is killed leaves no nodes behind.
+        environment = {**os.environ, **extra, PARENT: str(os.getpid())}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *self.before, sys.executable, *self.program, "--config", str(self.config), *self.options,
