@@ -16,7 +16,10 @@ from core.crypto.hashing import digest
 from core.errors import ConfigError
 from core.ids import AccountId, Amount, Digest, Milliseconds, NodeId
 
-__all__ = ["ChainParams", "Genesis", "GenesisAccount", "GenesisValidator", "DOMAIN_GENESIS", "MAX_GENESIS", "PROTOCOL_VERSION"]
+__all__ = [
+    "ChainParams", "Genesis", "GenesisAccount", "GenesisValidator", "kib_begun",
+    "DOMAIN_GENESIS", "MAX_GENESIS", "PROTOCOL_VERSION",
+]  # fmt: skip
 
 DOMAIN_GENESIS: Final = b"pofl/genesis/1"
 PROTOCOL_VERSION: Final = 1
@@ -93,7 +96,7 @@ class ChainParams:
 
     def least_fee(self, size: int) -> Amount:
         """Of a transaction of ``size`` bytes, its signature not counted."""
-        return Amount(self.min_fee * (1 + size // 1024))
+        return Amount(self.min_fee * kib_begun(size))
 
     def min_window_ms(self, validators: int) -> int:
         """Shortest window that f + 1 failed rounds cannot swallow (design: consensus, "A task's life").
@@ -247,3 +250,8 @@ class Genesis:
             raise ConfigError(f"genesis: not a genesis document: {type(error).__name__}: {error}") from None
         genesis.check()
         return genesis
+
+
+def kib_begun(size: int) -> int:
+    """What fees are counted by: the KiB that a transaction of ``size`` bytes, its signature not counted, has begun."""
+    return 1 + size // 1024

@@ -6,9 +6,6 @@ import asyncio
 
 from pofl.market.v1 import market_pb2_grpc as rpc
 
-from core.crypto.signing import KeyPair
-from core.ids import Amount
-from core.params import Genesis
 from core.ports import SystemRng
 from provider.config import ProviderConfig
 from provider.deliveries import Deliveries
@@ -17,7 +14,7 @@ from provider.ledger import SCHEMA, SalesLedger
 from provider.onchain import register, settle
 from provider.seller import Seller
 from provider.servicer import RULES, SERVICE, ProviderServicer
-from services.rpc.chain_client import ChainClient, Wallet
+from services.rpc.chain_client import Wallet
 from services.rpc.role import Role, open_chain, open_server, wait_for_chain
 from services.runtime.config import advertised
 from services.runtime.cpu import run_cpu
@@ -25,14 +22,9 @@ from services.runtime.lifecycle import Lifecycle, SystemClock
 from services.runtime.logging import logger
 from services.storage import LevelDb, StoreMeta
 
-__all__ = ["main", "make_wallet"]
+__all__ = ["main"]
 
 log = logger(__name__)
-
-
-def make_wallet(chain: ChainClient, genesis: Genesis, key: KeyPair) -> Wallet:
-    """The provider's, with the fee that this chain asks."""
-    return Wallet(chain, genesis.chain_id, key, Amount(genesis.params.min_fee))
 
 
 async def main(role: Role[ProviderConfig], life: Lifecycle) -> None:
@@ -45,7 +37,7 @@ async def main(role: Role[ProviderConfig], life: Lifecycle) -> None:
     life.on_stop(store.close)
     ledger = SalesLedger(store)
     chain = open_chain(role, life)
-    wallet = make_wallet(chain, role.genesis, role.key)
+    wallet = Wallet.of(chain, role.genesis, role.key)
 
     receipts, clock = asyncio.Event(), SystemClock()
     seller = Seller(

@@ -10,7 +10,6 @@ from pofl.verify.v1 import verify_pb2_grpc
 
 from core.chain.state import genesis_validators
 from core.errors import PoflError
-from core.ids import Amount
 from core.ports import SystemRng
 from requester.agreement import Agreement
 from requester.config import RequesterConfig
@@ -56,7 +55,7 @@ async def main(role: Role[RequesterConfig], life: Lifecycle) -> None:
     desk = Desk(
         TaskMaker(genesis, role.account, blob_store, secrets, rng),
         store, secrets, books, blob_store, chain,
-        Wallet(chain, genesis.chain_id, role.key, Amount(genesis.params.min_fee)),
+        Wallet.of(chain, genesis, role.key),
         Platforms(role.identity, role.tls, cfg.peers.platforms, chain),
         follower, sessions,
         BodySource(role.identity, role.tls, cfg.peers.nodes),

@@ -17,6 +17,7 @@ from core.chain.state import State
 from core.chain.transaction import Refusal, SignedTransaction, Transaction
 from core.errors import TransactionError
 from core.ids import AccountId, Milliseconds, TxId, short
+from core.params import kib_begun
 
 __all__ = ["Mempool", "Waiting", "add", "after_block", "candidates", "has_candidates", "next_nonce"]
 
@@ -101,7 +102,7 @@ def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Millisec
 
 
 def _rate(tx: Transaction, size: int) -> int:
-    return tx.fee * 1000 // (1 + size // 1024)
+    return tx.fee * 1000 // kib_begun(size)
 
 
 def _to_give_up(

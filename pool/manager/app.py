@@ -9,7 +9,6 @@ from pofl.mining.v1 import mining_pb2_grpc
 from pofl.peer.v1 import peer_pb2_grpc
 
 from core.errors import ConfigError
-from core.ids import Amount
 from pool.flower.engine import MiningEngine
 from pool.manager.board import Board
 from pool.manager.claims import Shelf
@@ -40,7 +39,7 @@ async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
     """Serve until told to stop."""
     cfg, genesis, clock = role.cfg, role.genesis, SystemClock()
     chain = open_chain(role, life)
-    wallet = Wallet(chain, genesis.chain_id, role.key, Amount(genesis.params.min_fee))
+    wallet = Wallet.of(chain, genesis, role.key)
     engine = _engine(role)
     cpu = CpuPool(1, queue=64)
     life.on_stop(cpu.close)

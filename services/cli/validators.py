@@ -258,7 +258,7 @@ async def submit(
         known = {bytes(n): p for n, p in power.items()}
         approvals = tuple(a for a in change.approvals if bytes(a.validator) in known)
         change = replace(change, approvals=approvals)
-        wallet = Wallet(connection.chain, chain_id, read_key(key), Amount(genesis.params.min_fee))
+        wallet = Wallet.of(connection.chain, genesis, read_key(key))
         _, height = await wallet.send_and_wait(change, WAIT_SECONDS)
     if as_json:
         emit_json({"height": height, "effective": _effect(change, height)})

@@ -31,7 +31,7 @@ from core.errors import (
     UnavailableError,
 )
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, TaskId, TxId, short
-from core.params import Genesis
+from core.params import Genesis, kib_begun
 from services.rpc import convert_chain as convert
 from services.rpc.errors import translate
 from services.rpc.views import (
@@ -343,6 +343,11 @@ class Wallet:
         self._fee = fee
         self._lock = asyncio.Lock()
 
+    @classmethod
+    def of(cls, client: ChainClient, genesis: Genesis, key: signing.KeyPair) -> Wallet:
+        """With the fee that the chain asks."""
+        return cls(client, genesis.chain_id, key, Amount(genesis.params.min_fee))
+
     @property
     def account(self) -> AccountId:
         return AccountId(self._key.public_key)
@@ -350,7 +355,7 @@ class Wallet:
     def make(self, payload: Payload, nonce: int) -> SignedTransaction:
         """A signed transaction, with the wallet's fee for each KiB begun (ChainParams.least_fee)."""
         size = len(encode(Transaction(self._chain_id, self.account, nonce, self._fee, payload)))
-        fee = Amount(self._fee * (1 + size // 1024))
+        fee = Amount(self._fee * kib_begun(size))
         body = encode(Transaction(self._chain_id, self.account, nonce, fee, payload))
         return SignedTransaction(body, signing.sign(self._key, DOMAIN_TRANSACTION_SIGNATURE, body))
 

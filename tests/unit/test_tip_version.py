@@ -16,7 +16,6 @@ from core.chain.transaction import ScheduleUpgrade, SignedTransaction, Transfer
 from core.errors import BlockError, WrongChainError
 from core.ids import Amount, Digest, Height
 from pool.manager.season import Season
-from provider import app as provider_app
 from services.rpc.chain_client import ChainClient, Wallet
 from services.rpc.views import Tip
 from tests.chainkit import Chain, account, key, make_genesis
@@ -106,11 +105,11 @@ async def test_a_pool_signs_nothing_by_rules_that_it_does_not_know(monkeypatch: 
         await make(tip)
 
 
-def test_the_provider_pays_what_the_chain_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before, its wallet paid 1 a KiB, and was refused on a chain with a higher min_fee."""
+def test_a_wallet_of_the_chain_pays_what_it_asks() -> None:
+    """One that pays 1 a KiB is refused on a chain with a higher min_fee."""
     chain = Chain(make_genesis(4, replace(PARAMS, min_fee=7)))
     chain.block()
-    wallet = provider_app.make_wallet(cast(ChainClient, None), chain.genesis, key("provider"))
+    wallet = Wallet.of(cast(ChainClient, None), chain.genesis, key("provider"))
     paid = wallet.make(Transfer(account("x"), Amount(1)), 0)
     chain.block(paid)
     low = Wallet(cast(ChainClient, None), Digest(chain.genesis.chain_id), key("provider")).make(
