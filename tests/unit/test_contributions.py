@@ -328,7 +328,7 @@ def test_nothing_follows_a_closing() -> None:
 
 
 def test_answers_are_taken_from_members_about_this_book_only() -> None:
-    pool, ann, kept = two_rounds()
+    pool, _, kept = two_rounds()
     good = pool.answers[ANN]
     assert not pool.add_answer(good), "no news"
     assert not pool.add_answer(kept[1]), "an older one does not replace a newer one"  # type: ignore[arg-type]
