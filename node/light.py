@@ -15,6 +15,7 @@ from core.chain.state import State, ValidatorSet
 from core.codec import DIGEST, U64, Seq, decode, encode
 from core.errors import NotFoundError, UnavailableError
 from core.ids import Digest, Height, TxId, short
+from node.rows import at
 from node.store import ChainStore
 from services.storage import KeyValueStore
 
@@ -51,19 +52,19 @@ class LightService:
         puts: dict[bytes, bytes] = {}
         if known is None or known[1] != proof.next_validators:
             known = (Height(height + 1), proof.next_validators)
-            puts[_SET + _at(known[0])] = encode(proof.next_validators)
-        puts[_PROOF + _at(height)] = encode(_Row(known[0], proof.path))
+            puts[_SET + at(known[0])] = encode(proof.next_validators)
+        puts[_PROOF + at(height)] = encode(_Row(known[0], proof.path))
         self._before, self._set = before, known
         return puts
 
     def block(self, height: Height) -> LightBlock:
         """Of a finalised height; 0: the last one. Raises NotFoundError."""
         height = height or self._store.state.height
-        found = self._kv.get(_PROOF + _at(height))
+        found = self._kv.get(_PROOF + at(height))
         if found is None or height > self._store.state.height:
             raise NotFoundError(f"no proof of the validators after height {height} here: ask another node", height=height)
         row = decode(_Row, found)
-        members = self._kv.get(_SET + _at(row.set_height))
+        members = self._kv.get(_SET + at(row.set_height))
         if members is None:
             raise NotFoundError(f"the validators of height {row.set_height} are not kept here", height=row.set_height)
         header, certificate = self._store.header(height), self._store.certificate(height)
@@ -85,7 +86,3 @@ class LightService:
         if height is None:
             raise NotFoundError(f"transaction {short(tx_id)} is in no finalised block here", tx_id=tx_id)
         return height, prove_transaction(self._store.block(height).block.decoded_body(), tx_id)
-
-
-def _at(height: int) -> bytes:
-    return height.to_bytes(8, "big")

@@ -15,7 +15,7 @@ from core.chain import rules
 from core.chain import verify as checks
 from core.chain.block import Block, Certificate, SignedHeader
 from core.chain.messages import ConsensusRecord
-from core.chain.state import State, decode_state, genesis_state, state_root
+from core.chain.state import State, decode_state, encode_scalars, genesis_state, state_root
 from core.codec import decode, encode
 from core.errors import BlockError, ChainError, CorruptError, InputError, NotFoundError, StorageError, WrongChainError
 from core.ids import BlockHash, Height, StateRoot, TxId, short
@@ -24,7 +24,7 @@ from node import rows
 from node.archive import ArchiveReader, ArchiveWriter
 from node.catch_up import CatchUp, final_state
 from node.light import LightService
-from node.rows import ADVICE, Pruning, Root, WorkRecord, at, transaction_ids
+from node.rows import Pruning, Root, WorkRecord, advice_sentence, at, transaction_ids
 from node.store import ChainStore, read_snapshot
 from services.storage import KeyValueStore
 
@@ -240,7 +240,7 @@ def _copy_pruned(old: KeyValueStore, new: KeyValueStore, genesis: Genesis, pruni
             puts = {}
     state = read_snapshot(old, pruning.base, genesis, before.state_root)
     puts |= dict(old.iterate(rows.SNAPSHOT + at(pruning.base)))
-    puts |= {rows.PRUNING: encode(pruning), rows.SCALARS: rows.scalars(state), rows.GENESIS: encode(genesis)}
+    puts |= {rows.PRUNING: encode(pruning), rows.SCALARS: encode_scalars(state), rows.GENESIS: encode(genesis)}
     rows.changes(genesis_state(genesis), state, puts, [])
     new.put_batch(puts)
 
@@ -365,7 +365,7 @@ def _rule(height: Height, check: Callable[[], T], advice: str = _BROKEN) -> T:
 
 
 def _damaged(height: int, what: str) -> CorruptError:
-    return CorruptError(f"height {height} is damaged: {what}. {ADVICE[0].upper()}{ADVICE[1:]}", height=height)
+    return CorruptError(f"height {height} is damaged: {what}. {advice_sentence()}", height=height)
 
 
 def _block(kv: KeyValueStore, height: Height) -> Block:

@@ -17,12 +17,11 @@ and can be built again; the others are this node's own.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, get_args, get_type_hints
+from typing import Annotated, Any, Final
 
 from core.chain.block import MAX_CLAIMS, MAX_VALIDATORS, Block, Certificate
-from core.chain.state import State, Validator, encode_scalars
+from core.chain.state import TABLES, State, Validator, encode_scalars
 from core.chain.table import Table
 from core.chain.transaction import SignedTransaction
 from core.chain.vote import SignedVerdict
@@ -30,7 +29,7 @@ from core.codec import DIGEST, U32, U64, Record, Seq, decode, encode
 from core.ids import BlockHash, Digest, Height, ModelCommitment, StateRoot, TxId
 
 __all__ = [
-    "ADVICE", "AuditTime", "Place", "Pruning", "Root", "WorkRecord", "at", "block_rows", "changes", "row", "tables",
+    "ADVICE", "AuditTime", "Place", "Pruning", "Root", "WorkRecord", "advice_sentence", "at", "block_rows", "changes", "row",
     "transaction_ids",
 ]  # fmt: skip
 
@@ -86,28 +85,17 @@ class Pruning:
     """The oldest block that is kept whole."""
 
 
+def advice_sentence() -> str:
+    """``ADVICE`` after a full stop."""
+    return ADVICE[0].upper() + ADVICE[1:]
+
+
 def at(height: int) -> bytes:
     return height.to_bytes(8, "big")
 
 
 def row(table: str, key: bytes) -> bytes:
     return ROW + table.encode() + b"\x00" + key
-
-
-def tables() -> dict[str, type]:
-    """The state's tables by name, with the kind of their records."""
-    hints = get_type_hints(State)
-    names = [field.name for field in dataclasses.fields(State)]
-    found = {name: get_args(hints[name]) for name in names if getattr(hints[name], "__origin__", None) is Table}
-    return {name: kinds[0] for name, kinds in found.items()}
-
-
-TABLES: Final = tables()
-
-
-def scalars(state: State) -> bytes:
-    """The state without the records of its tables."""
-    return encode_scalars(state)
 
 
 def block_rows(
@@ -132,7 +120,7 @@ def transaction_ids(block: Block) -> list[TxId]:
 
 def changes(old: State, new: State, puts: dict[bytes, bytes], deletes: list[bytes]) -> None:
     """The rows of the tables in which two states differ. Records are shared between versions, so identity tells."""
-    for name, kind in TABLES.items():
+    for name, kind in TABLES:
         # Of the state at genesis nothing is stored: with the first block every record is new.
         before: Table[Any] = getattr(old, name) if old.height else Table(kind)
         after: Table[Any] = getattr(new, name)

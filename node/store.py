@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from core.chain.block import Block, Certificate, SignedHeader
-from core.chain.state import State, decode_state, encode_state, genesis_state, state_root
+from core.chain.state import TABLES, State, decode_state, encode_state, genesis_state, state_root
 from core.chain.table import Table
 from core.codec import decode, encode
 from core.errors import CorruptError, InputError, NotFoundError, PrunedError, StorageError
@@ -23,7 +23,7 @@ from core.ids import BlockHash, Height, StateRoot, TxId, short
 from core.params import Genesis
 from node import rows
 from node.held import Held
-from node.rows import ADVICE, AuditTime, Place, Pruning, Root, WorkRecord, at
+from node.rows import AuditTime, Place, Pruning, Root, WorkRecord, advice_sentence, at
 from services.storage import KeyValueStore, StoreMeta
 
 __all__ = ["AuditTime", "ChainStore", "FinalBlock", "StoredBlock", "WorkRecord", "read_snapshot", "store_meta"]
@@ -293,19 +293,19 @@ class ChainStore:
         if head is None:
             first = next(self._kv.iterate(rows.BLOCK), None)
             if first is not None:
-                raise CorruptError(f"there are blocks, but the state after them is missing. {_sentence()}")
+                raise CorruptError(f"there are blocks, but the state after them is missing. {advice_sentence()}")
             return genesis_state(genesis)
         try:
             state = decode_state(head, genesis)
-            state = replace(state, **{name: self._table(name, kind) for name, kind in rows.TABLES.items()})  # type: ignore[arg-type]
+            state = replace(state, **{name: self._table(name, kind) for name, kind in TABLES})  # type: ignore[arg-type]
         except InputError as error:
-            raise CorruptError(f"the stored state cannot be read: {error.message}. {_sentence()}") from None
+            raise CorruptError(f"the stored state cannot be read: {error.message}. {advice_sentence()}") from None
         root = state_root(state)
         stored = self._root(state.height)
         if (stored.block_hash, stored.state_root) != (state.tip.block_hash, root):
             raise CorruptError(
                 f"the stored state at height {state.height} has root {short(root)}, its block was stored with root "
-                f"{short(stored.state_root)}. {_sentence()}"
+                f"{short(stored.state_root)}. {advice_sentence()}"
             )
         return state
 
@@ -341,7 +341,7 @@ class ChainStore:
     def _root(self, height: Height) -> Root:
         data = self._kv.get(rows.ROOT + at(height))
         if data is None:
-            raise CorruptError(f"the state root of height {height} is missing. {_sentence()}")
+            raise CorruptError(f"the state root of height {height} is missing. {advice_sentence()}")
         return _read(Root, data, f"the state root of height {height}")
 
 
@@ -351,9 +351,9 @@ def read_snapshot(kv: KeyValueStore, height: Height, genesis: Genesis, root: Sta
     try:
         state = decode_state(data, genesis)
     except InputError as error:
-        raise CorruptError(f"the state kept for height {height} cannot be read: {error.message}. {_sentence()}") from None
+        raise CorruptError(f"the state kept for height {height} cannot be read: {error.message}. {advice_sentence()}") from None
     if state.height != height or state_root(state) != root:
-        raise CorruptError(f"the state kept for height {height} is not the one after that block. {_sentence()}")
+        raise CorruptError(f"the state kept for height {height} is not the one after that block. {advice_sentence()}")
     return state
 
 
@@ -368,8 +368,4 @@ def _read(kind: type[T], data: bytes, what: str) -> T:
     try:
         return decode(kind, data)
     except InputError as error:
-        raise CorruptError(f"{what} cannot be read: {error.message}. {_sentence()}") from None
-
-
-def _sentence() -> str:
-    return ADVICE[0].upper() + ADVICE[1:]
+        raise CorruptError(f"{what} cannot be read: {error.message}. {advice_sentence()}") from None

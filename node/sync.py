@@ -140,11 +140,11 @@ class Sync:
     def _ahead(self, least: int = 0) -> list[NodeId]:
         """Peers that can be called and are further than we are, and than ``least``, the furthest first. One that lied about
         that is left alone for a while: it must not keep us from the others by saying that it is furthest again and again."""
-        now, least = monotonic(), max(self._target.height, least)
+        least = max(self._target.height, least)
         able = [
             node
             for node, height in self._heights.items()
-            if height > least and self._connection(node) is not None and self._strikes.get(node, (0, 0.0))[1] <= now
+            if height > least and self._connection(node) is not None and self._is_trusted(node)
         ]
         return sorted(able, key=lambda n: -self._heights[n])
 

@@ -22,6 +22,7 @@ from core.ids import Digest, Height, NodeId, TaskId, TxId
 from core.verification.task import TaskContext, check_spec
 from core.verification.test_set import EncryptedTestSet
 from node.auditor import Auditor
+from node.blob_room import listed_blobs
 from node.outside import Channels
 from services.rpc.blob_store import BlobStore
 from services.rpc.blobs import fetch
@@ -191,12 +192,7 @@ class TaskSets:
             return
         if self._loaded is not None and self._loaded[0] == task_id:
             self._loaded = None
-        kept = {d for t in (*state.live, *state.settling) for d in _blobs_of(state.tasks[t])}
-        for digest in _blobs_of(task):
+        kept = {d for t in (*state.live, *state.settling) for d in listed_blobs(state.tasks[t])}
+        for digest in listed_blobs(task):
             if digest not in kept:
                 self._blobs.delete(digest)
-
-
-def _blobs_of(task: Task) -> tuple[Digest, ...]:
-    spec = task.published.spec
-    return (spec.public_key_blob, *spec.test_blobs)
