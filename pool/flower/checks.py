@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import CheatingError, MalformedError, PoflError
-from pool.flower.wire import Update, vector_from_bytes
+from core.errors import CheatingError, PoflError
+from pool.flower.wire import Update, delta_from
 
 __all__ = ["Accepted", "cap_weights", "check_update", "refuse_outliers"]
 
@@ -40,9 +40,7 @@ def check_update(miner: bytes, update: Update, parameters: int, registered: int)
 
     Raises MalformedError or CheatingError whose message is the reason shown to the miner.
     """
-    if update.version != 1:
-        raise MalformedError(f"update version {update.version}, expected 1")
-    vector = vector_from_bytes(update.vector, parameters)
+    vector = delta_from(update, parameters)
     if not np.isfinite(vector).all():
         bad = int((~np.isfinite(vector)).sum())
         raise CheatingError(f"{bad} of {parameters} values are not finite")

@@ -13,6 +13,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from core.codec import decode, encode
+from core.crypto.sealing import Suite
 from core.errors import NotFoundError, PoflError
 from pool.flower import blobs
 from pool.flower.wire import (
@@ -21,17 +22,18 @@ from pool.flower.wire import (
     Outcome,
     Update,
     context,
+    delta_to_bytes,
     seal_update,
     vector_from_bytes,
-    vector_to_bytes,
 )
 from pool.learning import datasets
 from pool.learning.model_spec import ModelSpec, flatten, unflatten
+from pool.learning.targets import TargetRows, Targets, checked_targets
 
 __all__ = ["DataSource", "build_client_app", "seal_mod"]
 
-DataSource: TypeAlias = Callable[[bytes], tuple[NDArray[np.float32], NDArray[np.int64]] | None]
-"""Rows (x, y) to train on for a job id; None when this miner has none."""
+DataSource: TypeAlias = Callable[[bytes], tuple[NDArray[np.float32], NDArray[np.int64] | NDArray[np.float64]] | None]
+"""Rows (x, y) to train on for a job id, y labels or real targets; None when this miner has none."""
 
 
 def build_client_app(
@@ -40,9 +42,10 @@ def build_client_app(
     node_key: Any,
     node_public: bytes,
     on_instruction: Callable[[Instruction], None] = lambda _: None,
+    suite: Suite = Suite.X25519,
 ) -> ClientApp:
     """``pool_key``: the pool's HPKE public key. ``node_key``: this miner's private key object."""
-    app = ClientApp(mods=[seal_mod(pool_key, node_key, node_public)])
+    app = ClientApp(mods=[seal_mod(pool_key, node_key, node_public, suite)])
 
     @app.train()
     def train(message: Message, _: Context) -> Message:
@@ -54,7 +57,7 @@ def build_client_app(
     return app
 
 
-def seal_mod(pool_key: bytes, node_key: Any, node_public: bytes) -> Mod:
+def seal_mod(pool_key: bytes, node_key: Any, node_public: bytes, suite: Suite = Suite.X25519) -> Mod:
     """Replaces the plain update by an Answer sealed to the pool; an error becomes an Answer that says why."""
 
     def mod(message: Message, app_context: Context, call_next: ClientAppCallable) -> Message:
@@ -62,7 +65,7 @@ def seal_mod(pool_key: bytes, node_key: Any, node_public: bytes) -> Mod:
             update = decode(Update, blobs.unpack(call_next(message, app_context).content))
             metadata = message.metadata
             info = context(metadata.run_id, metadata.message_id, node_public, _round(metadata.group_id))
-            answer = seal_update(update, pool_key, info, node_key)
+            answer = seal_update(update, pool_key, info, node_key, suite)
         except NotFoundError as error:
             answer = Answer(Outcome.NO_DATA, error.message[:400], b"", b"")
         except (PoflError, ValueError, RuntimeError) as error:
@@ -78,19 +81,28 @@ def train_on(instruction: Instruction, data: DataSource) -> Update:
     from pool.learning.training import TrainingPlan, train_locally
 
     started = time.monotonic()
-    spec = ModelSpec(instruction.features, instruction.classes, instruction.hidden, instruction.activation)
-    rows = data(instruction.job_id)
-    if rows is None:
-        raise NotFoundError(f"no rows for task {instruction.job_id.hex()[:8]}")
-    dataset = datasets.checked(*rows, name="own rows", features=spec.features, classes=spec.classes)
+    # Nothing is made for an impossible model: spec, vector and plan are checked before rows are even looked at.
+    spec = ModelSpec(
+        instruction.features, instruction.classes, instruction.hidden, instruction.activation, instruction.kind
+    )  # fmt: skip
     weights = unflatten(spec, vector_from_bytes(instruction.vector, spec.parameters))
     plan = TrainingPlan(
         instruction.optimizer, instruction.local_epochs, instruction.learning_rate, instruction.batch,
         instruction.seed, instruction.budget_s,
     )  # fmt: skip
-    result = train_locally(spec, weights, dataset, plan)
+    targets = Targets(instruction.shift, instruction.scale)
+    rows = data(instruction.job_id)
+    if rows is None:
+        raise NotFoundError(f"no rows for task {instruction.job_id.hex()[:8]}")
+    dataset: datasets.Dataset | TargetRows
+    if spec.kind == "regression":
+        dataset = checked_targets(*rows, name="own rows", features=spec.features)
+    else:
+        dataset = datasets.checked(*rows, name="own rows", features=spec.features, classes=spec.classes)
+    result = train_locally(spec, weights, dataset, plan, targets)
     milliseconds = int(1000 * (time.monotonic() - started))
-    return Update(result.examples, result.loss, result.steps, milliseconds, 1, vector_to_bytes(flatten(result.delta)))
+    vector = delta_to_bytes(flatten(result.delta), instruction.precision)
+    return Update(result.examples, result.loss, result.steps, milliseconds, instruction.precision, vector)
 
 
 def _round(group_id: str) -> int:

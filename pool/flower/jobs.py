@@ -16,15 +16,17 @@ import numpy as np
 
 from core.errors import ConfigError, CorruptError, InputError
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, unflatten
+from pool.learning.targets import Targets
 from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = [
-    "ALGORITHMS", "JoinTicket", "MiningJob", "MiningResult", "RoundReport",
+    "ALGORITHMS", "JoinTicket", "MiningJob", "MiningResult", "RoundReport", "UPDATES",
     "job_from_json", "job_to_json", "load_weights", "save_weights",
 ]  # fmt: skip
 
 ALGORITHMS = ("fedavg", "fedsgd", "median", "trimmed_mean", "krum", "multikrum", "bulyan")
 OPTIMIZERS = ("sgd", "adam")
+UPDATES = ("float32", "float16")
 MAX_STATE: Final = 512 << 20
 """Bytes of saved models and reports unpacked."""
 
@@ -44,6 +46,8 @@ class MiningJob:
     """One task to train for.
 
     ``practice``: ``.npz`` with x float32 (n, features) and y int64 (n); public rows, never the requester's test set.
+    ``kind``: of the model (model_spec.KINDS). A regression has ``classes = 1`` and ``targets``, and its practice set real y.
+    ``update``: how the numbers of an update travel (UPDATES).
     ``deadline_ms``: wall clock, Unix. ``quorum``: accepted updates without which a round does not count.
     ``target_correct``, ``patience`` (rounds without a better practice score), ``max_rounds``: stop early; None never.
 
@@ -68,6 +72,9 @@ class MiningJob:
     target_correct: int | None = None
     patience: int | None = None
     max_rounds: int | None = None
+    kind: str = "dense"
+    targets: Targets | None = None
+    update: str = "float32"
 
     def __post_init__(self) -> None:
         if len(self.job_id) != 32:
@@ -76,6 +83,10 @@ class MiningJob:
             raise ConfigError(f"algorithm {self.algorithm!r} is none of {', '.join(ALGORITHMS)}")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer {self.optimizer!r} is none of {', '.join(OPTIMIZERS)}")
+        if self.update not in UPDATES:
+            raise ConfigError(f"update {self.update!r} is none of {', '.join(UPDATES)}")
+        if (self.kind == "regression") != (self.targets is not None):
+            raise ConfigError(f"a {self.kind} job {'needs' if self.targets is None else 'has no'} targets")
         for name, value, low, high in (
             ("quorum", self.quorum, 1, 100_000), ("local_epochs", self.local_epochs, 1, 65_535),
             ("batch", self.batch, 1, 1 << 31), ("seed", self.seed, 0, (1 << 63) - 1),
@@ -89,7 +100,7 @@ class MiningJob:
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(self.features, self.classes, tuple(self.hidden), self.activation)
+        return ModelSpec(self.features, self.classes, tuple(self.hidden), self.activation, self.kind)
 
 
 @dataclass(frozen=True)
@@ -125,12 +136,14 @@ def job_to_json(job: MiningJob) -> dict[str, Any]:
 
 
 def job_from_json(value: Mapping[str, Any]) -> MiningJob:
+    targets = value["targets"]
     return MiningJob(
         **{
             **value,
             "job_id": bytes.fromhex(value["job_id"]),
             "practice": Path(value["practice"]),
             "hidden": tuple(value["hidden"]),
+            "targets": targets and Targets(targets["shift"], targets["scale"], tuple(targets["cuts"])),
         }
     )
 

@@ -20,6 +20,8 @@ from typing import Any
 
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 
+from core.codec import decode
+from core.crypto.sealing import SealingKeyPair, suite_of
 from core.errors import PoflError
 from pool.flower.aggregation import aggregate
 from pool.flower.grid import PoolGrid
@@ -33,11 +35,13 @@ from pool.flower.jobs import (
     score_to_json,
 )
 from pool.flower.rounds import Fleet, LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
-from pool.flower.wire import Answer, Instruction, Update, context, open_update
+from pool.flower.wire import Answer, Instruction, Precision, Update, context, open_bytes
 from pool.learning.datasets import Dataset, load_npz
-from pool.learning.model_spec import initial_weights, score
+from pool.learning.model_spec import initial_weights
+from pool.learning.scoring import practice_score
+from pool.learning.targets import TargetRows, Targets, load_targets
 
-__all__ = ["load_state", "main", "report_of", "round_loop", "save_state", "stop_when", "template_of"]
+__all__ = ["load_practice", "load_state", "main", "report_of", "round_loop", "save_state", "stop_when", "template_of"]
 
 STATE_MODELS = ("weights", "best")
 
@@ -69,8 +73,8 @@ class Roster:
 class FlowerFleet:
     """rounds.Fleet over Flower. Node ids stay inside: a dead node's error reply carries the SuperLink's own id."""
 
-    def __init__(self, grid: PoolGrid, roster: Roster, private_key: bytes) -> None:
-        self._grid, self._roster, self._private_key = grid, roster, private_key
+    def __init__(self, grid: PoolGrid, roster: Roster, key: SealingKeyPair) -> None:
+        self._grid, self._roster, self._key = grid, roster, key
 
     def online(self) -> set[bytes]:
         known = self._roster.key_of
@@ -86,19 +90,38 @@ class FlowerFleet:
         return [Reply(c.instruction_id, c.blob, c.error) for c in self._grid.collect(instruction_ids, hold_s)]
 
     def open(self, answer: Answer, instruction_id: str, miner: bytes, round_number: int) -> Update:
-        return open_update(answer, self._private_key, context(self._grid.run_id, instruction_id, miner, round_number), miner)
+        return decode(Update, self.open_bytes(answer, instruction_id, miner, round_number))
+
+    def open_bytes(self, answer: Answer, instruction_id: str, miner: bytes, round_number: int) -> bytes:
+        """What a miner sealed as its answer to this instruction. Raises CryptoError."""
+        info = context(self._grid.run_id, instruction_id, miner, round_number)
+        return open_bytes(answer, self._key.private_key, info, miner, self._key.suite)
 
 
 def template_of(job: MiningJob) -> Instruction:
     optimizer = "gradient" if job.algorithm == "fedsgd" else job.optimizer
+    targets = job.targets or Targets()
     return Instruction(
         job.job_id, 0, job.features, job.classes, job.hidden, job.activation, optimizer, job.local_epochs,
-        job.learning_rate, job.batch, job.seed, 0.0, (), b"",
+        job.learning_rate, job.batch, job.seed, 0.0, (), b"", job.kind, targets.shift, targets.scale,
+        Precision[job.update.upper()],
     )  # fmt: skip
 
 
+def load_practice(job: MiningJob) -> Dataset | TargetRows:
+    """The job's practice rows. Raises NotFoundError, LimitError or MalformedError, naming the file."""
+    if job.targets is not None:
+        return load_targets(job.practice, features=job.features)
+    return load_npz(job.practice, features=job.features, classes=job.classes)
+
+
 def round_loop(
-    job: MiningJob, practice: Dataset, fleet: Fleet, state: LoopState, members: Callable[[], set[bytes]], deadline: float
+    job: MiningJob,
+    practice: Dataset | TargetRows,
+    fleet: Fleet,
+    state: LoopState,
+    members: Callable[[], set[bytes]],
+    deadline: float,
 ) -> RoundLoop:
     """The loop of a job over any fleet. ``deadline``: on the clock of time.monotonic."""
     return RoundLoop(
@@ -107,7 +130,7 @@ def round_loop(
         fleet,
         state,
         members=members,
-        evaluate=lambda weights: score(job.spec, weights, practice.x, practice.y),
+        evaluate=lambda weights: practice_score(job.spec, weights, practice, job.targets),
         aggregate=lambda number, updates: aggregate(job.algorithm, number, updates),
         now=time.monotonic,
         pause=time.sleep,
@@ -166,7 +189,7 @@ def _mine(settings: Mapping[str, Any]) -> None:
     job = job_from_json(settings["job"])
     path = Path(settings["state"])
     roster = Roster(settings["members"], settings["registered"])
-    practice = load_npz(job.practice, features=job.features, classes=job.classes)
+    practice = load_practice(job)
     state = load_state(job, path, roster.registered)
     threading.Thread(target=_watch_pipe, args=(roster,), name="pipe", daemon=True).start()
     size_limit = 4 * job.spec.parameters + (1 << 20)
@@ -174,7 +197,8 @@ def _mine(settings: Mapping[str, Any]) -> None:
     beat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     beat.start()
     left = job.deadline_ms / 1000 - time.time() - settings["margin_s"]
-    fleet = FlowerFleet(grid, roster, bytes.fromhex(settings["hpke_private_key"]))
+    key = SealingKeyPair.from_private(bytes.fromhex(settings["hpke_private_key"]), suite_of(settings["hpke_suite"]))
+    fleet = FlowerFleet(grid, roster, key)
     loop = round_loop(job, practice, fleet, state, lambda: set(roster.node_of), time.monotonic() + left)
 
     def on_round(log: RoundLog) -> None:

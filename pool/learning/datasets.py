@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from core.errors import MalformedError, NotFoundError
 from services.runtime.npz import UNREADABLE, check_archive
 
-__all__ = ["Dataset", "checked", "load_npz", "save_npz"]
+__all__ = ["Dataset", "checked", "load_npz", "read_npz", "save_npz"]
 
 MAX_BYTES = 4 << 30
 
@@ -70,6 +70,11 @@ def load_npz(path: Path, *, features: int | None = None, classes: int | None = N
 
     Raises NotFoundError, LimitError (larger than MAX_BYTES when unpacked) or MalformedError, naming the file.
     """
+    return checked(*read_npz(path), name=str(path), features=features, classes=classes)
+
+
+def read_npz(path: Path) -> tuple[object, object]:
+    """The arrays ``x`` and ``y`` of an ``.npz`` file, of whatever type and shape they are. Raises as load_npz."""
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file; it should hold the arrays x and y")
     try:
@@ -78,10 +83,9 @@ def load_npz(path: Path, *, features: int | None = None, classes: int | None = N
             missing = {"x", "y"} - set(arrays.files)
             if missing:
                 raise MalformedError(f"{path}: no array {sorted(missing)}; it holds {sorted(arrays.files)}")
-            x, y = arrays["x"], arrays["y"]
+            return arrays["x"], arrays["y"]
     except UNREADABLE as error:
         raise MalformedError(f"{path}: not an .npz file of plain arrays: {error}") from None
-    return checked(x, y, name=str(path), features=features, classes=classes)
 
 
 def save_npz(path: Path, data: Dataset) -> None:

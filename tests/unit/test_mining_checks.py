@@ -50,7 +50,8 @@ def test_a_good_update_is_accepted() -> None:
         (update(np.full(4, 1e7)), CheatingError, "ceiling"),
         (update(np.ones(5)), MalformedError, "20 bytes of weights"),
         (update(np.ones(0)), MalformedError, "0 bytes of weights"),
-        (replace(update(np.ones(4)), version=2), MalformedError, "version 2"),
+        (replace(update(np.ones(4)), version=3), MalformedError, "version 3"),
+        (replace(update(np.ones(4)), version=2), MalformedError, "16 bytes of half floats"),
     ],
 )
 def test_a_bad_update_is_refused_with_its_reason(bad: Update, error: type[PoflError], words: str) -> None:
