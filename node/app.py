@@ -107,6 +107,7 @@ def open_node(role: Role[NodeConfig], life: Lifecycle, clock: Clock) -> Node:
     task_sets = TaskSets(me, blob_store, channels, auditor, cpu, peers, driver.submit_own)
     work = WorkHeights(driver, task_sets, auditor, channels, peers, transcripts, Keeping(store.held))
     work.on_height(task_sets.follow)
+    work.on_height(links.follow)
     sync = Sync(driver, links.connection)
     driver.connect(links, work, sync.progress)
     life.on_stop(work.stop)

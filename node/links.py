@@ -1,6 +1,7 @@
 """Gossip links with other full nodes.
 
-Every configured address is dialled for ever. A link carries messages both ways; to a node with several links, the newest
+Every configured address is dialled for ever, and so is that of every validator whose address the chain has, as long as it
+is one. A link carries messages both ways; to a node with several links, the newest
 is used, so that a node which nobody has in its list takes part over the links that it opened itself. What waits for a
 slow peer is bounded: its oldest transactions are dropped first, only the last progress is kept, and votes are dropped
 last and never silently. What comes in is paced per peer; a message that no honest node sends cuts the peer's links off
@@ -19,6 +20,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from core.chain.block import MAX_TRANSACTION
+from core.chain.state import State
 from core.chain.transaction import SignedTransaction
 from core.chain.vote import SignedProposal
 from core.codec import encode
@@ -206,6 +208,8 @@ class Links:
         self._paces: dict[NodeId, _Pace] = {}
         self._seen = _Recent(MAX_SEEN)
         self._tasks: list[asyncio.Task[None]] = []
+        self._members: dict[tuple[NodeId, str], asyncio.Task[None]] = {}
+        """Dialling of validators at the addresses that the chain has for them."""
 
     @property
     def peers(self) -> tuple[NodeId, ...]:
@@ -218,10 +222,27 @@ class Links:
         for links in list(self._links.values()):
             for link in list(links):
                 link.close(UnavailableError("this node is stopping"))
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._members.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks, self._members = [], {}
+
+    def follow(self, state: State) -> None:
+        """Dial the validators that ``state`` has addresses of, next to those that are configured, and no longer those that
+        left. Who answers there must have the validator's key. There are at most MAX_VALIDATORS."""
+        found = {(v.node_id, _endpoint(state, v.node_id)) for v in (*state.validators, *state.next_validators)}
+        wanted = {
+            (node, address)
+            for node, address in found
+            if address and node != self._identity.key.public_key and address not in self._addresses
+        }
+        for gone in self._members.keys() - wanted:
+            self._members.pop(gone).cancel()
+        for node, address in wanted - self._members.keys():
+            log.info("dialling a validator of the chain", peer=node, target=address)
+            name = f"link to validator {short(node)} at {address}"
+            self._members[node, address] = asyncio.create_task(self._keep(address, node), name=name)
 
     def connection(self, node: NodeId) -> Connection | None:
         """A connection that this node opened to ``node``: calls can be made on it."""
@@ -273,8 +294,8 @@ class Links:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
-    async def _keep(self, address: str) -> None:
-        """Keep one link to an address, for ever."""
+    async def _keep(self, address: str, expected: NodeId | None = None) -> None:
+        """Keep one link to an address, for ever; with ``expected`` only if that node is there."""
         attempt = 0
         while True:
             started = monotonic()
@@ -289,6 +310,8 @@ class Links:
                 if node == self._identity.key.public_key:
                     log.warning("peers.nodes names this node itself, left out", target=address)
                     return
+                if expected is not None and expected != node:
+                    raise AuthError(f"node {short(node)} is at the address that the chain has for {short(expected)}")
                 await asyncio.sleep(max(0.0, self._banned.get(node, 0.0) - monotonic()))
                 await self._talk(node, connection)
             except PoflError as error:
@@ -407,6 +430,12 @@ class Links:
         elif key not in link.known:
             link.known.add(key)
             link.put(message)
+
+
+def _endpoint(state: State, node: NodeId) -> str:
+    """Where a validator that joined said it is; the genesis document says it of nobody."""
+    member = state.memberships.get(node)
+    return "" if member is None else member.endpoint
 
 
 def _key(message: Gossip) -> bytes | None:

@@ -23,7 +23,7 @@ from core.chain.transaction import (
 from core.crypto.signing import KeyPair, sign
 from core.ids import Amount, Height, NodeId
 from services.rpc.chain_client import Wallet
-from tests.node_network import FAST, Network, make_network, wait_height
+from tests.node_network import FAST, Network, NodeProcess, make_network, wait_height
 from tests.node_world import keys
 
 KEYS = keys(5, "network")
@@ -48,6 +48,14 @@ def approved(network: Network, change: Change, *signers: KeyPair) -> Change:
     return replace(change, approvals=tuple(sorted(made, key=lambda a: a.validator)))
 
 
+async def dialled(node: NodeProcess, address: str) -> None:
+    for _ in range(150):
+        if any("connected" in line and f"target={address}" in line for line in node.log.read_text().splitlines()):
+            return
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"{node.name} did not dial {address}")
+
+
 @pytest.mark.slow
 async def test_a_follower_joins_a_dead_validator_is_voted_out_and_an_unknown_version_stops_all(network: Network) -> None:
     for node in network.nodes:
@@ -67,6 +75,9 @@ async def test_a_follower_joins_a_dead_validator_is_voted_out_and_an_unknown_ver
         authors.add(view.header.author_id)
         signers |= {s.validator for s in view.certificate.signatures}
     assert me in signers
+    # Nobody has it in a list: its address is on the chain.
+    for node in network.nodes[:4]:
+        await dialled(node, network.nodes[4].address)
 
     # With four of five the chain goes on, and the fifth is voted out; then three of four are enough again.
     await network.nodes[3].kill()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
+from core.chain.state import Membership, State, Validator, genesis_state
 from core.chain.transaction import SignedTransaction
 from core.chain.vote import SignedVote
 from core.errors import AuthError, LimitError, SequenceError, VoteError, WrongChainError
-from core.ids import BlockHash, Digest, Height, NodeId, Signature
+from core.ids import Amount, BlockHash, Digest, Height, NodeId, Signature
 from node import links as links_module
 from node.links import Acceptance, Link, Links
 from services.rpc.convert_peer import Gossip, Hello, Progress, Transactions
-from services.rpc.handshake import ChainIdentity, LocalIdentity
+from services.rpc.handshake import ChainIdentity, LocalIdentity, Remote
 from services.rpc.peer_client import gossip
-from tests.node_world import keys
+from tests.node_world import keys, make_genesis
 
 CHAIN = Digest(b"c" * 32)
 ME, *PEERS = keys(4, "links")
@@ -233,3 +235,58 @@ async def test_what_waits_for_a_peer_goes_together_within_limits() -> None:
 async def _first(messages: AsyncIterator[Gossip], count: int) -> AsyncIterator[Gossip]:
     for _ in range(count):
         yield await anext(messages)
+
+
+async def test_validators_are_dialled_where_the_chain_says_they_are_and_must_have_their_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dialled: list[str] = []
+    closed: list[str] = []
+    talked: list[NodeId] = []
+    forever = asyncio.Event()
+
+    class Dialled:
+        def __init__(self, target: str, account: bytes) -> None:
+            self.target, self.remote = target, Remote("node", target, account)
+
+        async def close(self) -> None:
+            closed.append(self.target)
+
+    async def dial(target: str, *_: object, expect_role: str) -> Dialled:
+        dialled.append(target)
+        # Behind the second address is somebody else than the chain says.
+        return Dialled(target, IDS[0] if target in ("one:1", "two:1") else IDS[2])
+
+    async def talk(_: Links, node: NodeId, __: object) -> None:
+        talked.append(node)
+        await forever.wait()
+
+    monkeypatch.setattr(links_module, "dial_forever", dial)
+    monkeypatch.setattr(Links, "_talk", talk)
+    identity = LocalIdentity("node", "node0", ChainIdentity("test", CHAIN, 1), ME)
+    links = Links(identity, None, ("configured:1",), Recorder(), gossip)
+    links.follow(state_with({ME.public_key: "me:1", IDS[0]: "one:1", IDS[1]: "two:1", IDS[2]: "configured:1"}))
+    await settle()
+    assert sorted(dialled) == ["one:1", "two:1"]
+    assert talked == [IDS[0]]
+    assert closed == ["two:1"]
+    # The first one moves, the second leaves; whoever has no address on the chain is in peers.nodes or dials us.
+    links.follow(state_with({IDS[0]: "", IDS[2]: "three:1"}))
+    await settle()
+    assert sorted(closed) == ["one:1", "two:1"]
+    assert talked == [IDS[0], IDS[2]]
+    links.follow(state_with({IDS[2]: "three:1"}))
+    await settle()
+    assert sorted(dialled) == ["one:1", "three:1", "two:1"]
+    await links.stop()
+    assert sorted(closed) == ["one:1", "three:1", "two:1"]
+
+
+def state_with(endpoints: dict[bytes, str]) -> State:
+    """After genesis, with these validators at these addresses."""
+    state = genesis_state(make_genesis(keys(1)))
+    memberships = state.memberships
+    for node, endpoint in endpoints.items():
+        memberships = memberships.put(node, Membership(Height(1), Amount(1), endpoint, None))
+    validators = tuple(Validator(NodeId(node), 1, Amount(1), False) for node in sorted(endpoints))
+    return replace(state, validators=validators[:1], next_validators=validators, memberships=memberships)
