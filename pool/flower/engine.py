@@ -24,7 +24,8 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.crypto.sealing import SealingKeyPair
+from core.crypto.masking import Aggregation
+from core.crypto.sealing import SealingKeyPair, Suite
 from core.errors import ConfigError, DeadlineError, MalformedError, PoflError, UnavailableError
 from core.ports import SystemRng
 from pool.flower.children import Child, flower_environment
@@ -53,7 +54,10 @@ _log = logging.getLogger(__name__)
 
 
 class MiningEngine:
-    """``tls``: paths of the fleet listener's certificate, its key, and the CA that miners shall trust (PEM)."""
+    """``tls``: paths of the fleet listener's certificate, its key, and the CA that miners shall trust (PEM).
+
+    ``suite``: how updates are sealed. ``aggregation``: whether a manager sees each of them.
+    """
 
     def __init__(
         self,
@@ -62,6 +66,8 @@ class MiningEngine:
         fleet_advertise: str,
         tls: tuple[Path, Path, Path],
         python: str = sys.executable,
+        suite: Suite = Suite.X25519,
+        aggregation: Aggregation = Aggregation.PLAIN,
     ) -> None:
         self._folder = folder
         self._host, self._port = _address(fleet_listen, "fleet_listen")
@@ -70,7 +76,8 @@ class MiningEngine:
             raise ConfigError(f"fleet_advertise = {fleet_advertise}: miners cannot dial a wildcard address")
         self._cert, self._key, self._ca = tls
         self._python = python
-        self._sealing = SealingKeyPair.generate(SystemRng())
+        self._sealing = SealingKeyPair.generate(SystemRng(), suite)
+        self._aggregation = aggregation
         self._loopback_port = 0
         self._guard: Child | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -114,7 +121,10 @@ class MiningEngine:
         node_public_pem(node_public_key)
         answer = await self._ask("register", key=node_public_key.hex())
         self._nodes[node_public_key] = answer["node_id"]
-        return JoinTicket(self.superlink_address, self._ca.read_bytes(), self._sealing.public_key, node_public_key)
+        return JoinTicket(
+            self.superlink_address, self._ca.read_bytes(), self._sealing.public_key, node_public_key,
+            self._sealing.suite, self._aggregation,
+        )  # fmt: skip
 
     async def unregister(self, node_public_key: bytes) -> None:
         """End a miner's membership; Flower never accepts this key again. Idempotent."""
@@ -201,6 +211,8 @@ class MiningEngine:
                     "token": run["token"],
                     "margin_s": MARGIN_S,
                     "hpke_private_key": self._sealing.private_key.hex(),
+                    "hpke_suite": self._sealing.suite,
+                    "aggregation": self._aggregation,
                 }
             )
             self._managers.add(manager)

@@ -74,7 +74,9 @@ class FleetMiner:
         self._folder = folder
         self._data = data
         self._threads = threads
-        self._app = build_client_app(data, ticket.hpke_public_key, self._key, ticket.node_public_key, self._note_receipts)
+        self._app = build_client_app(
+            data, ticket.hpke_public_key, self._key, ticket.node_public_key, self._note_receipts, ticket.suite
+        )
         self._receipts: dict[tuple[bytes, int], Receipt] = {}
         self._stop = threading.Event()
         self._online = threading.Event()

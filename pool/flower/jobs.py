@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from core.crypto.masking import Aggregation
+from core.crypto.sealing import Suite
 from core.errors import ConfigError, CorruptError, InputError
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, unflatten
 from pool.learning.targets import Targets
@@ -33,12 +35,14 @@ MAX_STATE: Final = 512 << 20
 
 @dataclass(frozen=True)
 class JoinTicket:
-    """What a miner needs to take part: where, whom to trust, what to seal to, and under which key it is known."""
+    """What a miner needs to take part: where, whom to trust, what to seal to and how, and under which key it is known."""
 
     superlink_address: str
     ca_pem: bytes
     hpke_public_key: bytes
     node_public_key: bytes
+    suite: Suite = Suite.X25519
+    aggregation: Aggregation = Aggregation.PLAIN
 
 
 @dataclass(frozen=True)

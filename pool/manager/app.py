@@ -8,6 +8,8 @@ from grpc import aio
 from pofl.mining.v1 import mining_pb2_grpc
 from pofl.peer.v1 import peer_pb2_grpc
 
+from core.crypto.masking import Aggregation
+from core.crypto.sealing import Suite
 from core.errors import ConfigError
 from pool.flower.engine import MiningEngine
 from pool.manager.board import Board
@@ -78,7 +80,10 @@ def _engine(role: Role[PoolConfig]) -> MiningEngine:
     if tls is None:
         raise ConfigError("a pool needs tls.ca, tls.cert and tls.key: miners' Flower clients speak TLS only")
     advertise = cfg.fleet_advertise or cfg.fleet_listen
-    return MiningEngine(cfg.data_dir / "flower", cfg.fleet_listen, advertise, (tls.cert, tls.key, tls.ca))
+    return MiningEngine(
+        cfg.data_dir / "flower", cfg.fleet_listen, advertise, (tls.cert, tls.key, tls.ca),
+        suite=Suite[cfg.training.sealing.upper()], aggregation=Aggregation[cfg.training.aggregation.upper()],
+    )  # fmt: skip
 
 
 def _nodes(role: Role[PoolConfig], life: Lifecycle) -> list[tuple[str, aio.Channel]]:

@@ -27,6 +27,12 @@ class TrainingConfig:
     quorum: int = config.option("Updates that make a round.", default=1, low=1)
     round_timeout_s: float = config.option("Longest round, seconds.", default=8.0, low=0.5)
     seed: int = config.option("Seed of initial weights and shuffling.", default=1, low=0)
+    sealing: Literal["x25519", "hybrid"] = config.option(
+        "HPKE suite that updates are sealed with; hybrid: with ML-KEM-768, against a future quantum computer.", default="x25519"
+    )
+    aggregation: Literal["plain", "secure"] = config.option(
+        "secure: the manager learns the sum of the updates only, and cannot check each.", default="plain"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,11 @@ class PoolConfig(RoleConfig):
         super().check()
         if self.admission.mode == "token" and not self.admission.token:
             raise ConfigError("admission.mode is token, so admission.token must be set")
+        if self.training.aggregation == "secure" and self.training.algorithm not in ("fedavg", "fedsgd"):
+            raise ConfigError(
+                f"training.aggregation is secure, so training.algorithm must be fedavg or fedsgd, not "
+                f"{self.training.algorithm}: the others compare single updates, which the manager does not see"
+            )
         for account in self.admission.allow:
             if not re.fullmatch("[0-9a-fA-F]{64}", account):
                 raise ConfigError(f"admission.allow: {account[:80]!r} is no account; accounts are 64 hex digits")

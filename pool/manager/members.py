@@ -129,7 +129,7 @@ class Members:
             self._key,
             Joined(
                 self._chain_id, self.pool, join.miner, join.node_public_key, ticket.superlink_address, ticket.ca_pem,
-                ticket.hpke_public_key,
+                ticket.hpke_public_key, ticket.suite, ticket.aggregation,
             ),
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from services.rpc.role import RoleConfig
 from services.runtime import config
@@ -21,6 +21,12 @@ class MinerConfig(RoleConfig):
     pool: str = config.required("Address of the pool manager, host:port.")
     data: Path = config.required("Own training data: npz with x (n, M) and y (n).")
     token: str = config.option("Admission token, where the pool asks for one.", default="")
+    sealing: Literal["any", "hybrid"] = config.option(
+        "Least strength of sealing; hybrid: join only a pool whose updates are sealed with ML-KEM too.", default="any"
+    )
+    aggregation: Literal["any", "secure"] = config.option(
+        "secure: join only a pool whose manager sees no single update.", default="any"
+    )
     start_delay_ms: int = config.option(
         "Wait before loading torch, so that miners on one host do not all at once.", default=0, low=0
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 from grpc import aio
 
 from core.chain.transaction import ChunkReceipt
+from core.crypto.masking import Aggregation
+from core.crypto.sealing import Suite
 from core.errors import AuthError, CryptoError, DeadlineError, MalformedError, PoflError, UnavailableError
 from core.ids import AccountId, Digest, TaskId, short
 from core.ports import Clock
@@ -17,7 +19,7 @@ from pool.flower.keys import new_node_key
 from pool.miner.config import MinerConfig
 from pool.miner.rows import TrainingRows
 from services.rpc.channel import backoff, connect, dial_forever
-from services.rpc.convert_mining import FetchRows, Join, MinerStatus, TrainOn
+from services.rpc.convert_mining import FetchRows, Join, Joined, MinerStatus, TrainOn
 from services.rpc.market_client import MarketClient, receive_rows, share_of
 from services.rpc.mining_client import PoolClient
 from services.rpc.role import Role
@@ -27,7 +29,7 @@ from services.runtime.metrics import counter, gauge
 if TYPE_CHECKING:
     from pool.flower.fleet import FleetMiner
 
-__all__ = ["Membership", "warm_up"]
+__all__ = ["Membership", "check_secrecy", "warm_up"]
 
 log = logger(__name__)
 
@@ -104,7 +106,10 @@ class Membership:
         joined = signed.joined
         if joined.pool != pool:
             raise AuthError(f"the handshake was with pool {short(pool)}, the answer is signed by {short(joined.pool)}")
-        ticket = JoinTicket(joined.superlink_address, joined.superlink_ca, joined.hpke_public_key, public)
+        check_secrecy(self._role.cfg, joined)
+        ticket = JoinTicket(
+            joined.superlink_address, joined.superlink_ca, joined.hpke_public_key, public, joined.sealing, joined.aggregation
+        )
         self._pool = pool
         JOINS.inc()
         try:
@@ -190,6 +195,14 @@ class Membership:
         finally:
             if channel is not None:
                 await channel.close(None)
+
+
+def check_secrecy(cfg: MinerConfig, joined: Joined) -> None:
+    """Raises AuthError when the pool offers less secrecy than this miner's owner asks for."""
+    if cfg.sealing == "hybrid" and joined.sealing is not Suite.HYBRID:
+        raise AuthError(f"the pool seals with {joined.sealing.label}, this miner asks for hybrid (its option `sealing`)")
+    if cfg.aggregation == "secure" and joined.aggregation is not Aggregation.SECURE:
+        raise AuthError("the manager of the pool sees each update, this miner asks for secure aggregation (`aggregation`)")
 
 
 def warm_up(threads: int = TORCH_THREADS) -> None:

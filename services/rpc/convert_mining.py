@@ -11,8 +11,9 @@ from typing import Annotated, Final
 from pofl.mining.v1 import mining_pb2 as pb
 
 from core.chain.transaction import ChunkReceipt
-from core.codec import DIGEST, PUBLIC_KEY, SIGNATURE, U32, Fixed, Text, Var, encode
-from core.crypto import signing
+from core.codec import DIGEST, PUBLIC_KEY, SIGNATURE, U16, U32, Enum, Fixed, Reader, Text, Var, encode
+from core.crypto import sealing, signing
+from core.crypto.masking import Aggregation
 from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
 from services.rpc.convert_chain import exact
@@ -26,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 DOMAIN_JOIN: Final = b"pofl/pool-join/1"
-DOMAIN_JOINED: Final = b"pofl/pool-joined/1"
+DOMAIN_JOINED: Final = b"pofl/pool-joined/2"
 DOMAIN_ATTEND: Final = b"pofl/pool-attend/1"
 DOMAIN_LEAVE: Final = b"pofl/pool-leave/1"
 
@@ -41,6 +42,19 @@ PHASES: Final = frozenset(
     {"idle", "entered", "trading", "training", "committed", "evaluating", "claimed", "offering", "won", "lost"}
 )
 """Words of WatchProgressResponse.phase."""
+
+
+class _SuiteCodec:
+    """Two bytes: the number of the suite's KEM."""
+
+    def write(self, out: bytearray, value: int) -> None:
+        U16.write(out, value)
+
+    def read(self, reader: Reader) -> sealing.Suite:
+        return sealing.suite_of(U16.read(reader))
+
+
+_SUITE: Final = _SuiteCodec()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +88,11 @@ class Joined:
     superlink_address: Annotated[str, Text(MAX_ENDPOINT)]
     superlink_ca: Annotated[bytes, Var(MAX_CA)]
     """PEM."""
-    hpke_public_key: Annotated[bytes, DIGEST]
+    hpke_public_key: Annotated[bytes, Var(sealing.MAX_PUBLIC_KEY)]
+    sealing: Annotated[sealing.Suite, _SUITE] = sealing.Suite.X25519
+    """What the key above is a key of. Signed with it, so nobody on the way can talk a miner into a weaker one."""
+    aggregation: Annotated[Aggregation, Enum(Aggregation)] = Aggregation.PLAIN
+    """Whether the manager sees single updates; signed for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,18 +235,24 @@ def joined_to_proto(signed: SignedJoined) -> pb.JoinResponse:
     joined = signed.joined
     return pb.JoinResponse(
         superlink_address=joined.superlink_address, superlink_ca=joined.superlink_ca,
-        hpke_public_key=joined.hpke_public_key, pool=joined.pool, signature=signed.signature,
+        hpke_public_key=joined.hpke_public_key, pool=joined.pool, signature=signed.signature, sealing=joined.sealing,
+        aggregation=joined.aggregation,
     )  # fmt: skip
 
 
 def joined_from_proto(message: pb.JoinResponse, join: Join) -> SignedJoined:
-    """The answer to ``join``; whether the pool that it names signed it is the caller's to check."""
+    """The answer to ``join``; whether the pool that it names signed it is the caller's to check.
+
+    Raises CryptoError for a sealing suite that is unknown here, besides MalformedError and LimitError.
+    """
     if len(message.superlink_ca) > MAX_CA:
         raise LimitError(f"superlink_ca: {len(message.superlink_ca)} bytes, at most {MAX_CA}", field="superlink_ca")
+    pool = AccountId(exact("pool", message.pool))
+    suite = sealing.suite_of(message.sealing)
     joined = Joined(
-        join.chain_id, AccountId(exact("pool", message.pool)), join.miner, join.node_public_key,
+        join.chain_id, pool, join.miner, join.node_public_key,
         _text("superlink_address", message.superlink_address, MAX_ENDPOINT), message.superlink_ca,
-        exact("hpke_public_key", message.hpke_public_key),
+        exact("hpke_public_key", message.hpke_public_key, suite.public_key_size), suite, _aggregation(message.aggregation),
     )  # fmt: skip
     return SignedJoined(joined, _signature(message.signature))
 
@@ -337,6 +361,13 @@ def status_from_proto(message: pb.GetStatusResponse) -> MinerStatus:
         AccountId(exact("pool", message.pool)) if message.pool else None,
         TaskId(exact("task_id", message.task_id)) if message.task_id else None, message.rounds,
     )  # fmt: skip
+
+
+def _aggregation(number: int) -> Aggregation:
+    try:
+        return Aggregation(number)
+    except ValueError:
+        raise MalformedError(f"aggregation: {number} is no mode that is known here", field="aggregation") from None
 
 
 def _signature(value: bytes) -> Signature:

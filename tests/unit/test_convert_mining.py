@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from pofl.mining.v1 import mining_pb2 as pb
 
 from core.chain.transaction import ChunkReceipt
+from core.crypto.masking import Aggregation
+from core.crypto.sealing import Suite
 from core.errors import CryptoError, InputError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
 from services.rpc import convert_mining as c
@@ -26,10 +29,41 @@ def test_joining_survives_the_wire() -> None:
     found = c.join_from_proto(c.join_to_proto(signed), CHAIN, OWN)
     assert found == signed
     c.verify_join(found)
-    answer = c.sign_joined(POOL, JOINED)
-    again = c.joined_from_proto(c.joined_to_proto(answer), JOIN)
-    assert again == answer
-    c.verify_joined(again)
+    hybrid = replace(JOINED, hpke_public_key=b"h" * 1216, sealing=Suite.HYBRID, aggregation=Aggregation.SECURE)
+    for joined in (JOINED, hybrid):
+        answer = c.sign_joined(POOL, joined)
+        again = c.joined_from_proto(c.joined_to_proto(answer), JOIN)
+        assert again == answer
+        c.verify_joined(again)
+
+
+def test_sealing_and_aggregation_cannot_be_changed_on_the_way() -> None:
+    """No downgrade: what the miner seals with, and whether single updates are seen, is under the pool's signature."""
+    strong = replace(JOINED, hpke_public_key=b"h" * 1216, sealing=Suite.HYBRID, aggregation=Aggregation.SECURE)
+    message = c.joined_to_proto(c.sign_joined(POOL, strong))
+    for changes in (
+        {"sealing": int(Suite.X25519), "hpke_public_key": b"h" * 32},
+        {"aggregation": int(Aggregation.PLAIN)},
+        {"hpke_public_key": b"x" * 1216},
+    ):
+        weaker = pb.JoinResponse()
+        weaker.CopyFrom(message)
+        for name, value in changes.items():
+            setattr(weaker, name, value)
+        with pytest.raises(CryptoError):
+            c.verify_joined(c.joined_from_proto(weaker, JOIN))
+
+
+def test_an_unknown_suite_is_refused_in_one_sentence() -> None:
+    message = c.joined_to_proto(c.sign_joined(POOL, JOINED))
+    message.sealing = 0x0030
+    with pytest.raises(
+        CryptoError, match=r"^sealing suite 0x0030 is unknown here; known: x25519 \(0x0020\), hybrid \(0x647a\)$"
+    ):
+        c.joined_from_proto(message, JOIN)
+    message.sealing, message.aggregation = Suite.X25519, 3
+    with pytest.raises(InputError, match="aggregation: 3 is no mode"):
+        c.joined_from_proto(message, JOIN)
 
 
 def test_a_join_is_good_for_one_chain_and_one_pool() -> None:
@@ -74,8 +108,11 @@ def _join(**changes: object) -> pb.JoinRequest:
         (lambda: c.join_from_proto(_join(features=0), CHAIN, OWN), "fits no task"),
         (lambda: c.join_from_proto(_join(signature=b""), CHAIN, OWN), "signature"),
         (lambda: c.joined_from_proto(pb.JoinResponse(superlink_ca=b"x" * 20_000), JOIN), "superlink_ca"),
-        (lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN, superlink_address="x" * 256), JOIN), "superlink_address"),
-        (lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN), JOIN), "hpke_public_key"),
+        (
+            lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN, superlink_address="x" * 256, sealing=0x20), JOIN),
+            "superlink_address",
+        ),
+        (lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN, sealing=0x20), JOIN), "hpke_public_key"),
         (lambda: c.assignment_from_proto(pb.AttendResponse()), "without content"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(fetch=pb.FetchRows())), "trade_id"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(train=pb.TrainOn())), "task_id"),

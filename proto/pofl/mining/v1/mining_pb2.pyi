@@ -66,14 +66,21 @@ class JoinResponse(_message.Message):
     HPKE_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    SEALING_FIELD_NUMBER: _builtins.int
+    AGGREGATION_FIELD_NUMBER: _builtins.int
     superlink_address: _builtins.str
     superlink_ca: _builtins.bytes
     """PEM"""
     hpke_public_key: _builtins.bytes
+    """as long as `sealing` says"""
     pool: _builtins.bytes
     """account"""
     signature: _builtins.bytes
-    """the pool's, over (chain, pool, miner, node key, superlink address, CA, hpke key)"""
+    """the pool's, over (chain, pool, miner, node key, superlink address, CA, hpke key, sealing, aggregation)"""
+    sealing: _builtins.int
+    """HPKE suite, by the number of its KEM: 0x0020 X25519, 0x647a X25519 with ML-KEM-768"""
+    aggregation: _builtins.int
+    """1: the manager sees each update; 2: it sees their sum only"""
     def __init__(
         self,
         *,
@@ -82,10 +89,12 @@ class JoinResponse(_message.Message):
         hpke_public_key: _builtins.bytes = ...,
         pool: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
+        sealing: _builtins.int = ...,
+        aggregation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hpke_public_key", b"hpke_public_key", "pool", b"pool", "signature", b"signature", "superlink_address", b"superlink_address", "superlink_ca", b"superlink_ca"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "hpke_public_key", b"hpke_public_key", "pool", b"pool", "sealing", b"sealing", "signature", b"signature", "superlink_address", b"superlink_address", "superlink_ca", b"superlink_ca"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
