@@ -11,17 +11,35 @@ from typing import Annotated, Final
 from pofl.mining.v1 import mining_pb2 as pb
 
 from core.chain.transaction import ChunkReceipt
-from core.codec import DIGEST, PUBLIC_KEY, SIGNATURE, U16, U32, Enum, Fixed, Reader, Text, Var, encode
+from core.codec import (
+    DIGEST,
+    PUBLIC_KEY,
+    SIGNATURE,
+    U16,
+    U32,
+    Enum,
+    Fixed,
+    Reader,
+    Text,
+    Var,
+    decode,
+    decode_as,
+    encode,
+    encode_as,
+)
 from core.crypto import sealing, signing
 from core.crypto.masking import Aggregation
 from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
+from core.market.contributions import ENTRY, MAX_ENTRY, Entry, RoundReceipt, SignedAnswer, SignedClosing
 from services.rpc.convert_chain import exact
 
 __all__ = [
-    "Assignment", "FetchRows", "Join", "Joined", "Member", "MinerStatus", "Progress", "Round", "SignedJoin", "SignedJoined",
-    "TrainOn", "assignment_from_proto", "assignment_to_proto", "attend_message", "join_from_proto", "join_to_proto",
-    "joined_from_proto", "joined_to_proto", "leave_message", "member_from_proto", "member_to_proto", "progress_from_proto",
+    "Assignment", "FetchRows", "Join", "Joined", "Member", "MinedTask", "MinerStatus", "Progress", "Round", "SignedJoin",
+    "SignedJoined", "TrainOn",
+    "answer_from_proto", "answer_to_proto", "assignment_from_proto", "assignment_to_proto", "attend_message",
+    "entry_from_proto", "entry_to_proto", "join_from_proto", "join_to_proto", "joined_from_proto", "joined_to_proto",
+    "leave_message", "member_from_proto", "member_to_proto", "mined_from_proto", "mined_to_proto", "progress_from_proto",
     "progress_to_proto", "receipt_from_proto", "receipt_to_proto", "status_from_proto", "status_to_proto",
     "DOMAIN_ATTEND", "DOMAIN_JOIN", "DOMAIN_JOINED", "DOMAIN_LEAVE", "MAX_ENDPOINT", "NODE_KEY_SIZE",
 ]  # fmt: skip
@@ -133,7 +151,20 @@ class TrainOn:
     classes: int
 
 
-Assignment = FetchRows | TrainOn
+Assignment = FetchRows | TrainOn | RoundReceipt | SignedClosing
+
+
+@dataclass(frozen=True, slots=True)
+class MinedTask:
+    """A task whose book of contributions a pool keeps."""
+
+    task_id: TaskId
+    rounds: int
+    counted: int
+    is_closed: bool
+    best_correct: int
+    """Practice rows of ``rows``, best round."""
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +289,10 @@ def joined_from_proto(message: pb.JoinResponse, join: Join) -> SignedJoined:
 
 
 def assignment_to_proto(assignment: Assignment) -> pb.AttendResponse:
+    if isinstance(assignment, RoundReceipt):
+        return pb.AttendResponse(receipt=encode(assignment))
+    if isinstance(assignment, SignedClosing):
+        return pb.AttendResponse(closing=encode(assignment))
     if isinstance(assignment, TrainOn):
         return pb.AttendResponse(
             train=pb.TrainOn(
@@ -287,7 +322,42 @@ def assignment_from_proto(message: pb.AttendResponse) -> Assignment:
             AccountId(exact("provider", fetch.provider)), fetch.chunks, fetch.first_row, fetch.rows,
             Milliseconds(fetch.deadline_ms),
         )  # fmt: skip
+    if kind == "receipt":
+        return decode(RoundReceipt, message.receipt, MAX_ENTRY)
+    if kind == "closing":
+        return decode(SignedClosing, message.closing, MAX_ENTRY)
     raise MalformedError("an assignment without content")
+
+
+def answer_to_proto(signed: SignedAnswer) -> pb.CountersignRequest:
+    return pb.CountersignRequest(answer=encode(signed))
+
+
+def answer_from_proto(message: pb.CountersignRequest) -> SignedAnswer:
+    return decode(SignedAnswer, message.answer, MAX_ENTRY)
+
+
+def entry_to_proto(entry: Entry) -> pb.ListContributionsResponse:
+    return pb.ListContributionsResponse(entry=encode_as(ENTRY, entry))
+
+
+def entry_from_proto(message: pb.ListContributionsResponse) -> Entry:
+    entry: Entry = decode_as(ENTRY, message.entry, MAX_ENTRY)
+    return entry
+
+
+def mined_to_proto(task: MinedTask) -> pb.MinedTask:
+    return pb.MinedTask(
+        task_id=task.task_id, rounds=task.rounds, counted=task.counted, closed=task.is_closed, best_correct=task.best_correct,
+        rows=task.rows,
+    )  # fmt: skip
+
+
+def mined_from_proto(message: pb.MinedTask) -> MinedTask:
+    return MinedTask(
+        TaskId(exact("task_id", message.task_id)), message.rounds, message.counted, message.closed, message.best_correct,
+        message.rows,
+    )  # fmt: skip
 
 
 def receipt_to_proto(receipt: ChunkReceipt) -> pb.HandInReceiptRequest:

@@ -12,9 +12,11 @@ from pofl.mining.v1 import mining_pb2_grpc as rpc
 from core.chain.transaction import ChunkReceipt
 from core.crypto import signing
 from core.errors import LimitError
+from core.ids import TaskId
+from core.market.contributions import Entry, SignedAnswer
 from services.rpc import convert_mining as convert
 from services.rpc.channel import call
-from services.rpc.convert_mining import Assignment, Join, Member, MinerStatus, Progress, SignedJoined
+from services.rpc.convert_mining import Assignment, Join, Member, MinedTask, MinerStatus, Progress, SignedJoined
 from services.rpc.errors import translate
 
 __all__ = ["MinerClient", "PoolClient"]
@@ -23,6 +25,9 @@ CALL_TIMEOUT: Final = 20.0
 ATTEND_SECONDS: Final = 24 * 3600.0
 """A membership is renewed after this long: every call has a deadline."""
 WATCH_SECONDS: Final = 3600.0
+BOOK_SECONDS: Final = 60.0
+MAX_BOOK: Final = 256 << 20
+MAX_TASKS: Final = 1_024
 
 
 class PoolClient:
@@ -62,6 +67,38 @@ class PoolClient:
         message = convert.leave_message(join.chain_id, join.pool, join.miner, join.node_public_key)
         request = pb.LeaveRequest(miner=join.miner, signature=signing.sign(key, convert.DOMAIN_LEAVE, message))
         await call(self._stub.Leave, request, CALL_TIMEOUT, peer=self._peer, idempotent=True)
+
+    async def countersign(self, answer: SignedAnswer) -> None:
+        """A member's word on what the pool signed. Idempotent. Raises NotFoundError if the pool has not signed it."""
+        await call(self._stub.Countersign, convert.answer_to_proto(answer), CALL_TIMEOUT, peer=self._peer, idempotent=True)
+
+    async def contributions(self, task_id: TaskId | None = None, after: int = 0) -> tuple[Entry, ...]:
+        """The pool's book of a task, by default the newest, without rounds up to number ``after``. Nothing in it is checked.
+
+        Raises NotFoundError, LimitError for more than MAX_BOOK bytes.
+        """
+        request = pb.ListContributionsRequest(task_id=task_id or b"", after=after)
+        stream = self._stub.ListContributions(request, timeout=BOOK_SECONDS)
+        entries: list[Entry] = []
+        size = 0
+        try:
+            with translate(self._peer):
+                async for response in stream:
+                    size += len(response.entry)
+                    if size > MAX_BOOK:
+                        raise LimitError(f"{self._peer} sends a book of more than {MAX_BOOK} bytes")
+                    entries.append(convert.entry_from_proto(response))
+        finally:
+            stream.cancel()
+        return tuple(entries)
+
+    async def mined_tasks(self) -> tuple[MinedTask, ...]:
+        """Tasks whose books the pool keeps, newest first."""
+        request = pb.ListMinedTasksRequest()
+        answer = await call(self._stub.ListMinedTasks, request, CALL_TIMEOUT, peer=self._peer, idempotent=True)
+        if len(answer.tasks) > MAX_TASKS:
+            raise LimitError(f"{self._peer} lists {len(answer.tasks)} tasks, at most {MAX_TASKS}")
+        return tuple(convert.mined_from_proto(task) for task in answer.tasks)
 
     async def members(self) -> tuple[Member, ...]:
         answer = await call(self._stub.ListMembers, pb.ListMembersRequest(), CALL_TIMEOUT, peer=self._peer, idempotent=True)

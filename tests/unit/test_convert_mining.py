@@ -13,6 +13,8 @@ from core.crypto.masking import Aggregation
 from core.crypto.sealing import Suite
 from core.errors import CryptoError, InputError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
+from core.market.contribution_books import MinerBook, PoolBook, RoundFacts
+from core.market.contributions import receipt_of
 from services.rpc import convert_mining as c
 from tests.pool_kit import CHAIN, keys
 
@@ -77,6 +79,19 @@ def test_everything_else_survives_the_wire() -> None:
     train = c.TrainOn(TASK, Milliseconds(5), 64, 10)
     for assignment in (FETCH, train):
         assert c.assignment_from_proto(c.assignment_to_proto(assignment)) == assignment
+    book = PoolBook(POOL, CHAIN, TASK)
+    sheet = book.add_round(RoundFacts(1, 5, 10, 20, 30, 40), {ACCOUNT: 7}, {OWN: "late"})
+    closing = book.close()
+    answer = MinerBook(MINER, CHAIN, OWN, TASK).receive_closing(closing)
+    own = receipt_of(sheet, ACCOUNT)
+    assert own is not None
+    for assignment in (own, closing):
+        assert c.assignment_from_proto(c.assignment_to_proto(assignment)) == assignment
+    assert c.answer_from_proto(c.answer_to_proto(answer)) == answer
+    for entry in (sheet, closing, answer):
+        assert c.entry_from_proto(c.entry_to_proto(entry)) == entry
+    mined = c.MinedTask(TASK, 3, 1 << 40, True, 90, 100)
+    assert c.mined_from_proto(c.mined_to_proto(mined)) == mined
     receipt = ChunkReceipt(Digest(b"a" * 32), 9, ACCOUNT, Signature(b"s" * 64))
     assert c.receipt_from_proto(c.receipt_to_proto(receipt)) == receipt
     member = c.Member(ACCOUNT, 3, 1 << 40, True)
@@ -116,6 +131,11 @@ def _join(**changes: object) -> pb.JoinRequest:
         (lambda: c.assignment_from_proto(pb.AttendResponse()), "without content"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(fetch=pb.FetchRows())), "trade_id"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(train=pb.TrainOn())), "task_id"),
+        (lambda: c.assignment_from_proto(pb.AttendResponse(receipt=b"")), "truncated"),
+        (lambda: c.assignment_from_proto(pb.AttendResponse(closing=bytes(2_000_000))), "at most"),
+        (lambda: c.answer_from_proto(pb.CountersignRequest(answer=b"x")), "truncated"),
+        (lambda: c.entry_from_proto(pb.ListContributionsResponse(entry=b"\x09")), "unknown tag"),
+        (lambda: c.mined_from_proto(pb.MinedTask(task_id=b"x")), "task_id"),
         (lambda: c.receipt_from_proto(pb.HandInReceiptRequest(chunk=65_536)), "chunk"),
         (lambda: c.receipt_from_proto(pb.HandInReceiptRequest(chunk=1)), "trade_id"),
         (lambda: c.member_from_proto(pb.Member()), "miner"),

@@ -198,6 +198,12 @@ class AttendResponse(_message.Message):
 
     FETCH_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    CLOSING_FIELD_NUMBER: _builtins.int
+    receipt: _builtins.bytes
+    """of a round: RoundReceipt of core/market/contributions.py in its canonical encoding"""
+    closing: _builtins.bytes
+    """of a task: SignedClosing, likewise"""
     @_builtins.property
     def fetch(self) -> Global___FetchRows: ...
     @_builtins.property
@@ -207,12 +213,14 @@ class AttendResponse(_message.Message):
         *,
         fetch: Global___FetchRows | None = ...,
         train: Global___TrainOn | None = ...,
+        receipt: _builtins.bytes = ...,
+        closing: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fetch", b"fetch", "kind", b"kind", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "fetch", b"fetch", "kind", b"kind", "receipt", b"receipt", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetch", b"fetch", "kind", b"kind", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "fetch", b"fetch", "kind", b"kind", "receipt", b"receipt", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["fetch", "train"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["fetch", "train", "receipt", "closing"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -298,6 +306,157 @@ class LeaveResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaveResponse: _TypeAlias = LeaveResponse  # noqa: Y015
+
+@_typing.final
+class CountersignRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    answer: _builtins.bytes
+    """SignedAnswer of core/market/contributions.py in its canonical encoding"""
+    def __init__(
+        self,
+        *,
+        answer: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountersignRequest: _TypeAlias = CountersignRequest  # noqa: Y015
+
+@_typing.final
+class CountersignResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountersignResponse: _TypeAlias = CountersignResponse  # noqa: Y015
+
+@_typing.final
+class ListContributionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.bytes
+    """empty: the newest"""
+    after: _builtins.int
+    """rounds up to this number are left out, with their answers"""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.bytes = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListContributionsRequest: _TypeAlias = ListContributionsRequest  # noqa: Y015
+
+@_typing.final
+class ListContributionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    entry: _builtins.bytes
+    """ENTRY of core/market/contributions.py in its canonical encoding"""
+    def __init__(
+        self,
+        *,
+        entry: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListContributionsResponse: _TypeAlias = ListContributionsResponse  # noqa: Y015
+
+@_typing.final
+class ListMinedTasksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMinedTasksRequest: _TypeAlias = ListMinedTasksRequest  # noqa: Y015
+
+@_typing.final
+class MinedTask(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    BEST_CORRECT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.bytes
+    rounds: _builtins.int
+    counted: _builtins.int
+    """examples x rounds of all members"""
+    closed: _builtins.bool
+    """training is over and the sums are signed"""
+    best_correct: _builtins.int
+    """practice rows, best round"""
+    rows: _builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.bytes = ...,
+        rounds: _builtins.int = ...,
+        counted: _builtins.int = ...,
+        closed: _builtins.bool = ...,
+        best_correct: _builtins.int = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_correct", b"best_correct", "closed", b"closed", "counted", b"counted", "rounds", b"rounds", "rows", b"rows", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MinedTask: _TypeAlias = MinedTask  # noqa: Y015
+
+@_typing.final
+class ListMinedTasksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___MinedTask]: ...
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[Global___MinedTask] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMinedTasksResponse: _TypeAlias = ListMinedTasksResponse  # noqa: Y015
 
 @_typing.final
 class Member(_message.Message):

@@ -55,6 +55,21 @@ class PoolServiceStub:
                 request_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=pofl_dot_mining_dot_v1_dot_mining__pb2.LeaveResponse.FromString,
                 _registered_method=True)
+        self.Countersign = channel.unary_unary(
+                '/pofl.mining.v1.PoolService/Countersign',
+                request_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.CountersignRequest.SerializeToString,
+                response_deserializer=pofl_dot_mining_dot_v1_dot_mining__pb2.CountersignResponse.FromString,
+                _registered_method=True)
+        self.ListContributions = channel.unary_stream(
+                '/pofl.mining.v1.PoolService/ListContributions',
+                request_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListContributionsRequest.SerializeToString,
+                response_deserializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListContributionsResponse.FromString,
+                _registered_method=True)
+        self.ListMinedTasks = channel.unary_unary(
+                '/pofl.mining.v1.PoolService/ListMinedTasks',
+                request_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListMinedTasksRequest.SerializeToString,
+                response_deserializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListMinedTasksResponse.FromString,
+                _registered_method=True)
         self.ListMembers = channel.unary_unary(
                 '/pofl.mining.v1.PoolService/ListMembers',
                 request_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListMembersRequest.SerializeToString,
@@ -100,8 +115,31 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Countersign(self, request, context):
+        """A member: agrees to what the pool signed about contributions, or objects to it. Idempotent. NOT_FOUND for a statement that
+        is not in the pool's book; PERMISSION_DENIED unless the member signed it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListContributions(self, request, context):
+        """Anyone: the pool's book of one task's contributions, entry by entry: rounds, closing, answers. NOT_FOUND for a task that it
+        keeps nothing of. UNAVAILABLE while many others read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMinedTasks(self, request, context):
+        """Anyone: the tasks whose books the pool keeps, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMembers(self, request, context):
-        """Anyone: members and what each contributed to the last tasks.
+        """Anyone: members and what each contributed to the last task.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +174,21 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=pofl_dot_mining_dot_v1_dot_mining__pb2.LeaveRequest.FromString,
                     response_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.LeaveResponse.SerializeToString,
+            ),
+            'Countersign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Countersign,
+                    request_deserializer=pofl_dot_mining_dot_v1_dot_mining__pb2.CountersignRequest.FromString,
+                    response_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.CountersignResponse.SerializeToString,
+            ),
+            'ListContributions': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListContributions,
+                    request_deserializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListContributionsRequest.FromString,
+                    response_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListContributionsResponse.SerializeToString,
+            ),
+            'ListMinedTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMinedTasks,
+                    request_deserializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListMinedTasksRequest.FromString,
+                    response_serializer=pofl_dot_mining_dot_v1_dot_mining__pb2.ListMinedTasksResponse.SerializeToString,
             ),
             'ListMembers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMembers,
@@ -257,6 +310,87 @@ class PoolService:
             '/pofl.mining.v1.PoolService/Leave',
             pofl_dot_mining_dot_v1_dot_mining__pb2.LeaveRequest.SerializeToString,
             pofl_dot_mining_dot_v1_dot_mining__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Countersign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.mining.v1.PoolService/Countersign',
+            pofl_dot_mining_dot_v1_dot_mining__pb2.CountersignRequest.SerializeToString,
+            pofl_dot_mining_dot_v1_dot_mining__pb2.CountersignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListContributions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pofl.mining.v1.PoolService/ListContributions',
+            pofl_dot_mining_dot_v1_dot_mining__pb2.ListContributionsRequest.SerializeToString,
+            pofl_dot_mining_dot_v1_dot_mining__pb2.ListContributionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMinedTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.mining.v1.PoolService/ListMinedTasks',
+            pofl_dot_mining_dot_v1_dot_mining__pb2.ListMinedTasksRequest.SerializeToString,
+            pofl_dot_mining_dot_v1_dot_mining__pb2.ListMinedTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

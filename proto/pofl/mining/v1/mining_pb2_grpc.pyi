@@ -26,8 +26,18 @@ class PoolServiceStub:
     """A member: hands in the receipt of a delivered chunk; the manager puts it on chain. Idempotent."""
     Leave: _aio.UnaryUnaryMultiCallable[_mining_pb2.LeaveRequest, _mining_pb2.LeaveResponse]
     """A member: leaves. Its key is not accepted again. Idempotent."""
+    Countersign: _aio.UnaryUnaryMultiCallable[_mining_pb2.CountersignRequest, _mining_pb2.CountersignResponse]
+    """A member: agrees to what the pool signed about contributions, or objects to it. Idempotent. NOT_FOUND for a statement that
+    is not in the pool's book; PERMISSION_DENIED unless the member signed it.
+    """
+    ListContributions: _aio.UnaryStreamMultiCallable[_mining_pb2.ListContributionsRequest, _mining_pb2.ListContributionsResponse]
+    """Anyone: the pool's book of one task's contributions, entry by entry: rounds, closing, answers. NOT_FOUND for a task that it
+    keeps nothing of. UNAVAILABLE while many others read.
+    """
+    ListMinedTasks: _aio.UnaryUnaryMultiCallable[_mining_pb2.ListMinedTasksRequest, _mining_pb2.ListMinedTasksResponse]
+    """Anyone: the tasks whose books the pool keeps, newest first."""
     ListMembers: _aio.UnaryUnaryMultiCallable[_mining_pb2.ListMembersRequest, _mining_pb2.ListMembersResponse]
-    """Anyone: members and what each contributed to the last tasks."""
+    """Anyone: members and what each contributed to the last task."""
     WatchProgress: _aio.UnaryStreamMultiCallable[_mining_pb2.WatchProgressRequest, _mining_pb2.WatchProgressResponse]
     """Anyone: rounds and phases of the current task from now on; the first message is the present state."""
 
@@ -69,12 +79,40 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         """A member: leaves. Its key is not accepted again. Idempotent."""
 
     @_abc_1.abstractmethod
+    def Countersign(
+        self,
+        request: _mining_pb2.CountersignRequest,
+        context: _aio.ServicerContext[_mining_pb2.CountersignRequest, _abc.Awaitable[_mining_pb2.CountersignResponse]],
+    ) -> _abc.Awaitable[_mining_pb2.CountersignResponse]:
+        """A member: agrees to what the pool signed about contributions, or objects to it. Idempotent. NOT_FOUND for a statement that
+        is not in the pool's book; PERMISSION_DENIED unless the member signed it.
+        """
+
+    @_abc_1.abstractmethod
+    def ListContributions(
+        self,
+        request: _mining_pb2.ListContributionsRequest,
+        context: _aio.ServicerContext[_mining_pb2.ListContributionsRequest, _abc.AsyncIterator[_mining_pb2.ListContributionsResponse]],
+    ) -> _abc.AsyncIterator[_mining_pb2.ListContributionsResponse]:
+        """Anyone: the pool's book of one task's contributions, entry by entry: rounds, closing, answers. NOT_FOUND for a task that it
+        keeps nothing of. UNAVAILABLE while many others read.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMinedTasks(
+        self,
+        request: _mining_pb2.ListMinedTasksRequest,
+        context: _aio.ServicerContext[_mining_pb2.ListMinedTasksRequest, _abc.Awaitable[_mining_pb2.ListMinedTasksResponse]],
+    ) -> _abc.Awaitable[_mining_pb2.ListMinedTasksResponse]:
+        """Anyone: the tasks whose books the pool keeps, newest first."""
+
+    @_abc_1.abstractmethod
     def ListMembers(
         self,
         request: _mining_pb2.ListMembersRequest,
         context: _aio.ServicerContext[_mining_pb2.ListMembersRequest, _abc.Awaitable[_mining_pb2.ListMembersResponse]],
     ) -> _abc.Awaitable[_mining_pb2.ListMembersResponse]:
-        """Anyone: members and what each contributed to the last tasks."""
+        """Anyone: members and what each contributed to the last task."""
 
     @_abc_1.abstractmethod
     def WatchProgress(
