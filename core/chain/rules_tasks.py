@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Final
 
 from core.chain import merkle
@@ -26,7 +27,7 @@ from core.chain.state import (
     TaskPhase,
     entry_key,
 )
-from core.chain.transaction import Claim, Commit, EnterTask, PublishTask, Refusal, Stored, TaskSpec, Transaction
+from core.chain.transaction import MAX_CUT, Claim, Commit, EnterTask, PublishTask, Refusal, Stored, TaskSpec, Transaction
 from core.chain.transaction import task_id as make_task_id
 from core.chain.verify import is_quorum
 from core.errors import CryptoError, TransactionError
@@ -74,6 +75,15 @@ def publish(state: State, tx: Transaction, published: PublishTask, index: int, t
         (min(spec.hidden, default=1) >= 1, "a hidden layer has no units"),
         (2 <= spec.weight_bits <= 32, f"weights of {spec.weight_bits} bits, must be 2 to 32"),
         (spec.feature_scale_micro > 0, "the feature scale is 0"),
+        (
+            len(spec.cuts_micro) in (0, spec.classes - 1),
+            f"{len(spec.cuts_micro)} cut points for {spec.classes} classes, must be one fewer than classes, or none",
+        ),
+        (all(first < second for first, second in pairwise(spec.cuts_micro)), "its cut points do not rise"),
+        (
+            all(abs(cut) <= MAX_CUT for cut in spec.cuts_micro[:1] + spec.cuts_micro[-1:]),
+            f"a cut point is beyond {MAX_CUT} millionths",
+        ),
         (
             spec.leak_bits >= least_leak_bits(spec, params),
             f"leak_bits is {spec.leak_bits}; {params.max_pools} pools may learn {least_leak_bits(spec, params)} bits of a "

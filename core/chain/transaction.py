@@ -46,6 +46,10 @@ DOMAIN_APPROVAL: Final = b"pofl/approval/1"
 
 MAX_SMALL: Final = 2048
 """Bytes of a transaction that is remembered."""
+MAX_CUTS: Final = 510
+"""A task lists at most 512 blobs, one a feature and one a class."""
+MAX_CUT: Final = 1 << 53
+"""Magnitude of a cut point in millionths: every one is a float64 exactly."""
 ENDPOINT = Text(255)
 """host:port, no scheme."""
 
@@ -125,6 +129,9 @@ class TaskSpec:
     """Where the requester serves evaluations, audits and blobs."""
     leak_bits: Annotated[int, U32]
     """Declared bound on what the pools together may learn of one test row (design: verification, section 8)."""
+    cuts_micro: Annotated[tuple[int, ...], Seq(I64, MAX_CUTS)] = ()
+    """Of a regression: the C - 1 values between the buckets that real targets are counted by, rising, in millionths of the
+    targets' unit (docs/adr/0065, 0090). Empty: the classes are labels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ knows about it: the last layer has columns ``a_c w``. Linear regression is the c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.chain.transaction import Activation
+from core.chain.transaction import MAX_CUT, MAX_CUTS, Activation
 from core.crypto.homomorphic.params import Ints
 from core.errors import InputError, LimitError
 from core.verification.activations import largest_output
@@ -35,7 +36,13 @@ from core.verification.quantise import (
 )
 from core.verification.scored_model import BIAS_BOUND, FEATURE_BOUND, Labels, ModelFamily, ModelShape, ScoredModel
 
-__all__ = ["buckets", "bucket_columns", "quantile_cuts", "quantise_regression"]
+__all__ = [
+    "MICRO", "buckets", "bucket_columns", "check_buckets", "cuts_from_micro", "cuts_to_micro", "quantile_cuts",
+    "quantise_regression",
+]  # fmt: skip
+
+MICRO: Final = 1_000_000
+"""Cut points are integers on chain: millionths of the targets' unit."""
 
 _SCALES: Final = 48
 _SMALLEST_SCALE: Final = 0.5
@@ -59,6 +66,45 @@ def quantile_cuts(targets: Floats, classes: int) -> Floats:
     if len(np.unique(buckets(targets, cuts))) < classes:
         raise InputError(f"the targets have too few different values for {classes} buckets of one size")
     return np.asarray(cuts, dtype=np.float64)
+
+
+def cuts_to_micro(cuts: Floats) -> tuple[int, ...]:
+    """Cut points as a task carries them.
+
+    Raises:
+        InputError: no cut or too many, one that is not finite or out of range, or two that do not rise by a millionth.
+    """
+    values = np.asarray(cuts, dtype=np.float64)
+    if values.ndim != 1 or not 1 <= len(values) <= MAX_CUTS:
+        raise InputError(f"a regression has 1 to {MAX_CUTS} cut points, got {values.shape}")
+    if not (np.isfinite(values).all() and float(np.abs(values).max()) <= MAX_CUT / MICRO):
+        raise InputError(f"cut points must be finite and within {MAX_CUT / MICRO:g} of 0, got {values.tolist()[:20]}")
+    micro = tuple(int(value) for value in np.rint(values * MICRO))
+    if any(second <= first for first, second in pairwise(micro)):
+        raise InputError(f"cut points must rise by a millionth at least, got {values.tolist()[:20]}")
+    return micro
+
+
+def cuts_from_micro(cuts_micro: Sequence[int]) -> Floats:
+    """The cut points of a task, in the targets' unit: what everybody who puts targets into buckets compares with."""
+    return np.array(cuts_micro, dtype=np.float64) / MICRO
+
+
+def check_buckets(family: ModelFamily) -> int:
+    """The largest ``|w|`` of one real output that the columns of its buckets leave room for.
+
+    Raises:
+        LimitError: more buckets than the weight bits hold.
+    """
+    classes = family.dims[-1]
+    room = family.weight_bound // (classes // 2)
+    if not room:
+        raise LimitError(
+            f"{classes} buckets need weights of more than {family.weight_bits} bits, which hold up to "
+            f"{2 * family.weight_bound + 1}",
+            classes=classes, weight_bits=family.weight_bits,
+        )  # fmt: skip
+    return room
 
 
 def bucket_columns(w: Ints, cuts: Ints) -> tuple[Ints, Ints]:
@@ -117,12 +163,7 @@ def quantise_regression(
         raise InputError(f"regression has one output and one target a row, got {w.shape[1]} outputs, targets {shape}")
     classes = len(cuts) + 1
     family = ModelFamily((*(layer[0].shape[0] for layer in floats), classes), activation, weight_bits)
-    room = family.weight_bound // (classes // 2)
-    if not room:
-        raise LimitError(
-            f"{classes} buckets need weights of more than {weight_bits} bits, which hold up to {2 * family.weight_bound + 1}",
-            classes=classes, weight_bits=weight_bits,
-        )  # fmt: skip
+    room = check_buckets(family)
     made = quantise_hidden(floats[:-1], activation, feature_scale, family.weight_bound, x)
     w_int, unit = _rounded(w[:, 0], made, room)
     ceiling = largest_output(activation) if made.shifts else FEATURE_BOUND

@@ -17,6 +17,7 @@ from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Digest, TaskId
 from core.verification.body import MAX_PARAMETERS
 from core.verification.noise import check_noise
+from core.verification.regression import check_buckets
 from core.verification.scored_model import ModelFamily
 
 __all__ = ["PublicKind", "TaskContext", "batches_of", "check_spec", "key_context", "public_context", "DOMAIN_PUBLIC"]
@@ -134,6 +135,8 @@ def check_spec(spec: TaskSpec) -> None:
         )
     if spec.features >= PARAMS.degree:
         raise LimitError(f"{spec.features} features do not fit one hint of {PARAMS.degree} coefficients")
+    if spec.cuts_micro:
+        check_buckets(family)
     if family.parameters > MAX_PARAMETERS:
         raise LimitError(
             f"{family.parameters} parameters, the encrypted model of a block holds {MAX_PARAMETERS}: use narrower layers"

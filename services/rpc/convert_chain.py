@@ -289,6 +289,7 @@ def spec_to_proto(spec: TaskSpec) -> pb.TaskSpec:
         practice_blob=spec.practice_blob,
         endpoint=spec.endpoint,
         leak_bits=spec.leak_bits,
+        cuts_micro=spec.cuts_micro,
     )
 
 
@@ -308,6 +309,7 @@ def spec_from_proto(message: pb.TaskSpec) -> TaskSpec:
         practice_blob=Digest(exact("practice_blob", message.practice_blob)),
         endpoint=message.endpoint,
         leak_bits=message.leak_bits,
+        cuts_micro=tuple(message.cuts_micro),
     )
     encode(spec)  # the codec's limits are the limits
     return spec
@@ -484,6 +486,33 @@ def trade_to_proto(view: TradeView) -> pb.TradeView:
         chunks_total=view.chunks_total,
         chunks_delivered=view.chunks_delivered,
         delivery_deadline_ms=view.delivery_deadline_ms or 0,
+        rows=view.rows,
+        marks=view.marks,
+        reports=[_report_to_proto(report) for report in view.reports],
+        is_leaked=view.is_leaked,
+    )
+
+
+def _report_to_proto(view: LeakReportView) -> pb.LeakReport:
+    return pb.LeakReport(
+        miner=view.miner, outcome=pb.ReportOutcome.ValueType(view.outcome), found=view.found, agreeing=view.agreeing,
+        copy=view.copy, height=view.height, deadline_ms=view.deadline_ms,
+    )  # fmt: skip
+
+
+def _report_from_proto(message: pb.LeakReport) -> LeakReportView:
+    try:
+        outcome = ReportOutcome(message.outcome)
+    except ValueError:
+        raise MalformedError(f"outcome: unknown value {message.outcome}", field="outcome") from None
+    return LeakReportView(
+        miner=AccountId(exact("reports.miner", message.miner)),
+        outcome=outcome,
+        found=_small("reports.found", message.found, MARKS),
+        agreeing=_small("reports.agreeing", message.agreeing, MARKS),
+        copy=Digest(exact("reports.copy", message.copy)),
+        height=Height(message.height),
+        deadline_ms=Milliseconds(message.deadline_ms),
     )
 
 
@@ -508,6 +537,10 @@ def trade_from_proto(message: pb.TradeView) -> TradeView:
         chunks_total=message.chunks_total,
         chunks_delivered=message.chunks_delivered,
         delivery_deadline_ms=_instant(message.delivery_deadline_ms),
+        rows=message.rows,
+        marks=tuple(Digest(exact("marks", m)) for m in message.marks),
+        reports=tuple(_report_from_proto(report) for report in message.reports),
+        is_leaked=message.is_leaked,
     )
 
 

@@ -853,6 +853,7 @@ class TaskSpec(_message.Message):
     PRACTICE_BLOB_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     LEAK_BITS_FIELD_NUMBER: _builtins.int
+    CUTS_MICRO_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     features: _builtins.int
     """M"""
@@ -873,6 +874,10 @@ class TaskSpec(_message.Message):
     def hidden(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def test_blobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def cuts_micro(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of a regression: between the buckets, rising; else none"""
+
     def __init__(
         self,
         *,
@@ -890,10 +895,11 @@ class TaskSpec(_message.Message):
         practice_blob: _builtins.bytes = ...,
         endpoint: _builtins.str = ...,
         leak_bits: _builtins.int = ...,
+        cuts_micro: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "classes", b"classes", "endpoint", b"endpoint", "feature_scale_micro", b"feature_scale_micro", "features", b"features", "hidden", b"hidden", "leak_bits", b"leak_bits", "name", b"name", "practice_blob", b"practice_blob", "public_key_blob", b"public_key_blob", "samples", b"samples", "test_blobs", b"test_blobs", "test_root", b"test_root", "weight_bits", b"weight_bits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "classes", b"classes", "cuts_micro", b"cuts_micro", "endpoint", b"endpoint", "feature_scale_micro", b"feature_scale_micro", "features", b"features", "hidden", b"hidden", "leak_bits", b"leak_bits", "name", b"name", "practice_blob", b"practice_blob", "public_key_blob", b"public_key_blob", "samples", b"samples", "test_blobs", b"test_blobs", "test_root", b"test_root", "weight_bits", b"weight_bits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pofl.chain.v1 import chain_pb2 as pofl_dot_chain_dot_v1_dot_chain__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pofl/task/v1/task.proto\x12\x0cpofl.task.v1\x1a\x19pofl/chain/v1/chain.proto\"/\n\x11SubmitTaskRequest\x12\x1a\n\x12signed_transaction\x18\x01 \x01(\x0c\"4\n\x12SubmitTaskResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\r\n\x05tx_id\x18\x02 \x01(\x0c\"Z\n\x10ListTasksRequest\x12(\n\x06phases\x18\x01 \x03(\x0e\x32\x18.pofl.chain.v1.TaskPhase\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\";\n\x11ListTasksResponse\x12&\n\x05tasks\x18\x01 \x03(\x0b\x32\x17.pofl.chain.v1.TaskView\"!\n\x0eGetTaskRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\"8\n\x0fGetTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.pofl.chain.v1.TaskView\"\x17\n\x15GetCurrentTaskRequest\"?\n\x16GetCurrentTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.pofl.chain.v1.TaskView\"\x13\n\x11WatchTasksRequest\"c\n\x12WatchTasksResponse\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x15\n\rblock_time_ms\x18\x02 \x01(\x04\x12&\n\x05tasks\x18\x03 \x03(\x0b\x32\x17.pofl.chain.v1.TaskView\"\xcf\x01\n\x12PublishTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08test_set\x18\x02 \x01(\t\x12\x14\n\x0cpractice_set\x18\x03 \x01(\t\x12\x0e\n\x06hidden\x18\x04 \x03(\r\x12-\n\nactivation\x18\x05 \x01(\x0e\x32\x19.pofl.chain.v1.Activation\x12\x13\n\x0bweight_bits\x18\x06 \x01(\r\x12\x0e\n\x06reward\x18\x07 \x01(\x03\x12\x0c\n\x04\x62ond\x18\x08 \x01(\x03\x12\x11\n\tleak_bits\x18\t \x01(\r\"Z\n\x13PublishTaskResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\r\n\x05tx_id\x18\x02 \x01(\x0c\x12\x11\n\tleak_bits\x18\x03 \x01(\r\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\xa6\x01\n\x07OwnTask\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x05phase\x18\x03 \x01(\x0e\x32\x18.pofl.chain.v1.TaskPhase\x12\x13\n\x0bmodel_ready\x18\x04 \x01(\x08\x12\x0f\n\x07\x63orrect\x18\x05 \x01(\r\x12\r\n\x05total\x18\x06 \x01(\r\x12\x0e\n\x06winner\x18\x07 \x01(\x0c\x12\x0e\n\x06height\x18\x08 \x01(\x04\"\x15\n\x13ListOwnTasksRequest\"<\n\x14ListOwnTasksResponse\x12$\n\x05tasks\x18\x01 \x03(\x0b\x32\x15.pofl.task.v1.OwnTask\"$\n\x11\x46\x65tchModelRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\"\x89\x01\n\x12\x46\x65tchModelResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\x0c\x12)\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x0b\x32\x17.pofl.chain.v1.Accuracy\x12\x0e\n\x06height\x18\x04 \x01(\x04\x12\x18\n\x10model_commitment\x18\x05 \x01(\x0c\"\x16\n\x14WatchActivityRequest\"h\n\x15WatchActivityResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\x0c\x12\x0c\n\x04peer\x18\x03 \x01(\x0c\x12\x0c\n\x04step\x18\x04 \x01(\t\x12\x14\n\x0cmilliseconds\x18\x05 \x01(\x04\x32\xa8\x03\n\x0fPlatformService\x12O\n\nSubmitTask\x12\x1f.pofl.task.v1.SubmitTaskRequest\x1a .pofl.task.v1.SubmitTaskResponse\x12L\n\tListTasks\x12\x1e.pofl.task.v1.ListTasksRequest\x1a\x1f.pofl.task.v1.ListTasksResponse\x12\x46\n\x07GetTask\x12\x1c.pofl.task.v1.GetTaskRequest\x1a\x1d.pofl.task.v1.GetTaskResponse\x12[\n\x0eGetCurrentTask\x12#.pofl.task.v1.GetCurrentTaskRequest\x1a$.pofl.task.v1.GetCurrentTaskResponse\x12Q\n\nWatchTasks\x12\x1f.pofl.task.v1.WatchTasksRequest\x1a .pofl.task.v1.WatchTasksResponse0\x01\x32\xea\x02\n\x10RequesterService\x12R\n\x0bPublishTask\x12 .pofl.task.v1.PublishTaskRequest\x1a!.pofl.task.v1.PublishTaskResponse\x12U\n\x0cListOwnTasks\x12!.pofl.task.v1.ListOwnTasksRequest\x1a\".pofl.task.v1.ListOwnTasksResponse\x12O\n\nFetchModel\x12\x1f.pofl.task.v1.FetchModelRequest\x1a .pofl.task.v1.FetchModelResponse\x12Z\n\rWatchActivity\x12\".pofl.task.v1.WatchActivityRequest\x1a#.pofl.task.v1.WatchActivityResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pofl/task/v1/task.proto\x12\x0cpofl.task.v1\x1a\x19pofl/chain/v1/chain.proto\"/\n\x11SubmitTaskRequest\x12\x1a\n\x12signed_transaction\x18\x01 \x01(\x0c\"4\n\x12SubmitTaskResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\r\n\x05tx_id\x18\x02 \x01(\x0c\"Z\n\x10ListTasksRequest\x12(\n\x06phases\x18\x01 \x03(\x0e\x32\x18.pofl.chain.v1.TaskPhase\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\";\n\x11ListTasksResponse\x12&\n\x05tasks\x18\x01 \x03(\x0b\x32\x17.pofl.chain.v1.TaskView\"!\n\x0eGetTaskRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\"8\n\x0fGetTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.pofl.chain.v1.TaskView\"\x17\n\x15GetCurrentTaskRequest\"?\n\x16GetCurrentTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.pofl.chain.v1.TaskView\"\x13\n\x11WatchTasksRequest\"c\n\x12WatchTasksResponse\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x15\n\rblock_time_ms\x18\x02 \x01(\x04\x12&\n\x05tasks\x18\x03 \x03(\x0b\x32\x17.pofl.chain.v1.TaskView\"\xf4\x01\n\x12PublishTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08test_set\x18\x02 \x01(\t\x12\x14\n\x0cpractice_set\x18\x03 \x01(\t\x12\x0e\n\x06hidden\x18\x04 \x03(\r\x12-\n\nactivation\x18\x05 \x01(\x0e\x32\x19.pofl.chain.v1.Activation\x12\x13\n\x0bweight_bits\x18\x06 \x01(\r\x12\x0e\n\x06reward\x18\x07 \x01(\x03\x12\x0c\n\x04\x62ond\x18\x08 \x01(\x03\x12\x11\n\tleak_bits\x18\t \x01(\r\x12\x12\n\ncuts_micro\x18\n \x03(\x12\x12\x0f\n\x07\x62uckets\x18\x0b \x01(\r\"Z\n\x13PublishTaskResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\r\n\x05tx_id\x18\x02 \x01(\x0c\x12\x11\n\tleak_bits\x18\x03 \x01(\r\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\xa6\x01\n\x07OwnTask\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x05phase\x18\x03 \x01(\x0e\x32\x18.pofl.chain.v1.TaskPhase\x12\x13\n\x0bmodel_ready\x18\x04 \x01(\x08\x12\x0f\n\x07\x63orrect\x18\x05 \x01(\r\x12\r\n\x05total\x18\x06 \x01(\r\x12\x0e\n\x06winner\x18\x07 \x01(\x0c\x12\x0e\n\x06height\x18\x08 \x01(\x04\"\x15\n\x13ListOwnTasksRequest\"<\n\x14ListOwnTasksResponse\x12$\n\x05tasks\x18\x01 \x03(\x0b\x32\x15.pofl.task.v1.OwnTask\"$\n\x11\x46\x65tchModelRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\"\x89\x01\n\x12\x46\x65tchModelResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\x0c\x12)\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x0b\x32\x17.pofl.chain.v1.Accuracy\x12\x0e\n\x06height\x18\x04 \x01(\x04\x12\x18\n\x10model_commitment\x18\x05 \x01(\x0c\"\x16\n\x14WatchActivityRequest\"h\n\x15WatchActivityResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\x0c\x12\x0c\n\x04peer\x18\x03 \x01(\x0c\x12\x0c\n\x04step\x18\x04 \x01(\t\x12\x14\n\x0cmilliseconds\x18\x05 \x01(\x04\x32\xa8\x03\n\x0fPlatformService\x12O\n\nSubmitTask\x12\x1f.pofl.task.v1.SubmitTaskRequest\x1a .pofl.task.v1.SubmitTaskResponse\x12L\n\tListTasks\x12\x1e.pofl.task.v1.ListTasksRequest\x1a\x1f.pofl.task.v1.ListTasksResponse\x12\x46\n\x07GetTask\x12\x1c.pofl.task.v1.GetTaskRequest\x1a\x1d.pofl.task.v1.GetTaskResponse\x12[\n\x0eGetCurrentTask\x12#.pofl.task.v1.GetCurrentTaskRequest\x1a$.pofl.task.v1.GetCurrentTaskResponse\x12Q\n\nWatchTasks\x12\x1f.pofl.task.v1.WatchTasksRequest\x1a .pofl.task.v1.WatchTasksResponse0\x01\x32\xea\x02\n\x10RequesterService\x12R\n\x0bPublishTask\x12 .pofl.task.v1.PublishTaskRequest\x1a!.pofl.task.v1.PublishTaskResponse\x12U\n\x0cListOwnTasks\x12!.pofl.task.v1.ListOwnTasksRequest\x1a\".pofl.task.v1.ListOwnTasksResponse\x12O\n\nFetchModel\x12\x1f.pofl.task.v1.FetchModelRequest\x1a .pofl.task.v1.FetchModelResponse\x12Z\n\rWatchActivity\x12\".pofl.task.v1.WatchActivityRequest\x1a#.pofl.task.v1.WatchActivityResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,25 +53,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHTASKSRESPONSE']._serialized_start=528
   _globals['_WATCHTASKSRESPONSE']._serialized_end=627
   _globals['_PUBLISHTASKREQUEST']._serialized_start=630
-  _globals['_PUBLISHTASKREQUEST']._serialized_end=837
-  _globals['_PUBLISHTASKRESPONSE']._serialized_start=839
-  _globals['_PUBLISHTASKRESPONSE']._serialized_end=929
-  _globals['_OWNTASK']._serialized_start=932
-  _globals['_OWNTASK']._serialized_end=1098
-  _globals['_LISTOWNTASKSREQUEST']._serialized_start=1100
-  _globals['_LISTOWNTASKSREQUEST']._serialized_end=1121
-  _globals['_LISTOWNTASKSRESPONSE']._serialized_start=1123
-  _globals['_LISTOWNTASKSRESPONSE']._serialized_end=1183
-  _globals['_FETCHMODELREQUEST']._serialized_start=1185
-  _globals['_FETCHMODELREQUEST']._serialized_end=1221
-  _globals['_FETCHMODELRESPONSE']._serialized_start=1224
-  _globals['_FETCHMODELRESPONSE']._serialized_end=1361
-  _globals['_WATCHACTIVITYREQUEST']._serialized_start=1363
-  _globals['_WATCHACTIVITYREQUEST']._serialized_end=1385
-  _globals['_WATCHACTIVITYRESPONSE']._serialized_start=1387
-  _globals['_WATCHACTIVITYRESPONSE']._serialized_end=1491
-  _globals['_PLATFORMSERVICE']._serialized_start=1494
-  _globals['_PLATFORMSERVICE']._serialized_end=1918
-  _globals['_REQUESTERSERVICE']._serialized_start=1921
-  _globals['_REQUESTERSERVICE']._serialized_end=2283
+  _globals['_PUBLISHTASKREQUEST']._serialized_end=874
+  _globals['_PUBLISHTASKRESPONSE']._serialized_start=876
+  _globals['_PUBLISHTASKRESPONSE']._serialized_end=966
+  _globals['_OWNTASK']._serialized_start=969
+  _globals['_OWNTASK']._serialized_end=1135
+  _globals['_LISTOWNTASKSREQUEST']._serialized_start=1137
+  _globals['_LISTOWNTASKSREQUEST']._serialized_end=1158
+  _globals['_LISTOWNTASKSRESPONSE']._serialized_start=1160
+  _globals['_LISTOWNTASKSRESPONSE']._serialized_end=1220
+  _globals['_FETCHMODELREQUEST']._serialized_start=1222
+  _globals['_FETCHMODELREQUEST']._serialized_end=1258
+  _globals['_FETCHMODELRESPONSE']._serialized_start=1261
+  _globals['_FETCHMODELRESPONSE']._serialized_end=1398
+  _globals['_WATCHACTIVITYREQUEST']._serialized_start=1400
+  _globals['_WATCHACTIVITYREQUEST']._serialized_end=1422
+  _globals['_WATCHACTIVITYRESPONSE']._serialized_start=1424
+  _globals['_WATCHACTIVITYRESPONSE']._serialized_end=1528
+  _globals['_PLATFORMSERVICE']._serialized_start=1531
+  _globals['_PLATFORMSERVICE']._serialized_end=1955
+  _globals['_REQUESTERSERVICE']._serialized_start=1958
+  _globals['_REQUESTERSERVICE']._serialized_end=2320
 # @@protoc_insertion_point(module_scope)

@@ -236,6 +236,8 @@ class PublishTaskRequest(_message.Message):
     REWARD_FIELD_NUMBER: _builtins.int
     BOND_FIELD_NUMBER: _builtins.int
     LEAK_BITS_FIELD_NUMBER: _builtins.int
+    CUTS_MICRO_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     test_set: _builtins.str
     """path on the requester's machine: npz with x (I, M) and y (I)"""
@@ -249,8 +251,14 @@ class PublishTaskRequest(_message.Message):
     """0: the reward"""
     leak_bits: _builtins.int
     """0: what the family needs"""
+    buckets: _builtins.int
+    """the same with so many buckets, cut so that each holds as many rows of the practice set"""
     @_builtins.property
     def hidden(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def cuts_micro(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """y are real targets, counted by the buckets between these"""
+
     def __init__(
         self,
         *,
@@ -263,10 +271,12 @@ class PublishTaskRequest(_message.Message):
         reward: _builtins.int = ...,
         bond: _builtins.int = ...,
         leak_bits: _builtins.int = ...,
+        cuts_micro: _abc.Iterable[_builtins.int] | None = ...,
+        buckets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "bond", b"bond", "hidden", b"hidden", "leak_bits", b"leak_bits", "name", b"name", "practice_set", b"practice_set", "reward", b"reward", "test_set", b"test_set", "weight_bits", b"weight_bits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "bond", b"bond", "buckets", b"buckets", "cuts_micro", b"cuts_micro", "hidden", b"hidden", "leak_bits", b"leak_bits", "name", b"name", "practice_set", b"practice_set", "reward", b"reward", "test_set", b"test_set", "weight_bits", b"weight_bits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
