@@ -14,6 +14,7 @@ from core.chain.state import State
 from core.chain.transaction import PoolFault, VerdictEquivocation, Verdicts
 from core.chain.vote import SignedVerdict, VerdictKind
 from core.chain.work_height import WorkHeight
+from core.codec import decode
 from core.errors import BlockError, InputError, TransactionError, VoteError
 from core.ids import BlockHash, Digest, Milliseconds, ModelCommitment
 
@@ -102,6 +103,20 @@ class Candidates:
                 return False
             self._justified[block_hash] = self._work.all_signed()
         return True
+
+    def pack(self, place: tuple[int, BlockHash] | None) -> tuple[int, bytes, tuple[SignedVerdict, ...]]:
+        """A lock, or the valid block, of a round, for the disk: the round (-1 for none), the block, what justified it."""
+        known = None if place is None else self._blocks.get(place[1])
+        if place is None or known is None:
+            return -1, b"", ()
+        return place[0], known.block.to_bytes(), self.verdicts_for(place[1])
+
+    def unpack(self, round_: int, block: bytes, verdicts: tuple[SignedVerdict, ...]) -> tuple[int, BlockHash] | None:
+        """The other way; keeps the block. Raises as ``take``, or MalformedError."""
+        if round_ < 0:
+            return None
+        known, _ = self.take(decode(Block, block), verdicts)
+        return round_, known.block.block_hash
 
     def preferred_from(self, block_hash: BlockHash, now_ms: Milliseconds) -> Milliseconds | None:
         """From when on a fresh proposal of this block may be prevoted, as far as is known now; None: not at all.

@@ -25,6 +25,7 @@ from core.chain.block import NIL, Block, Certificate
 from core.chain.candidates import Candidates
 from core.chain.claims import Adopted, Void
 from core.chain.messages import Action, Event, RoundStep, Timer, TimerKind
+from core.chain.outbox import Outbox
 from core.chain.state import State
 from core.chain.transaction import Equivocation, VerdictEquivocation
 from core.chain.turns import proposer
@@ -33,7 +34,7 @@ from core.chain.vote_book import VoteBook
 from core.chain.work_height import WorkHeight, commitment_of
 from core.codec import decode, encode
 from core.crypto.signing import KeyPair
-from core.errors import InputError, VoteError
+from core.errors import VoteError
 from core.ids import BlockHash, Digest, Height, Milliseconds, ModelCommitment, NodeId, short
 
 __all__ = ["Consensus", "proposer"]
@@ -87,12 +88,8 @@ class Consensus:
         self._polka: tuple[SignedVote, ...] = ()
         self._accused = {v.node_id for v in state.validators if v.has_equivocated}
         self._has_transactions = False
-        self._asked: set[object] = set()
-        self._scheduled: set[Timer] = set()
-        self._wakes: set[int] = set()
-        """Instants to look again at; a timer runs for the first."""
         self._now = Milliseconds(0)
-        self._out: list[Action] = []
+        self._out = Outbox(state.params.delta_ms)
         self._dirty = False
         if record is not None:
             self._restore(record)
@@ -136,8 +133,8 @@ class Consensus:
         while not self.is_decided and self._advance():
             pass
         persist: list[Action] = [msg.Persist(self.record())] if self._dirty else []
-        actions, self._out, self._dirty = persist + self._out, [], False
-        return actions
+        self._dirty = False
+        return persist + self._out.take()
 
     def proposer(self, round_: int) -> NodeId:
         return proposer(self.state.validators, self.height, round_)
@@ -150,15 +147,15 @@ class Consensus:
                 self.work.note_given(commitment_of(entry), self._now)
         self._resend()
         if self.phase is not RoundStep.WAITING:
-            self._set(TimerKind.PROPOSE, self.round, self._params.propose_ms)
-        self._out.append(msg.SetTimer(Timer(TimerKind.RESEND, 0), RESEND_MS))
+            self._out.time(TimerKind.PROPOSE, self.round, self._params.propose_ms)
+        self._out.add(msg.SetTimer(Timer(TimerKind.RESEND, 0), RESEND_MS))
 
     def _on_timeout(self, timer: Timer) -> None:
         kind, key = timer.kind, timer.key
         if kind is TimerKind.RESEND:
-            self._asked.clear()
+            self._out.ask_again()
             self._resend()
-            self._out.append(msg.SetTimer(timer, RESEND_MS))
+            self._out.add(msg.SetTimer(timer, RESEND_MS))
         elif kind is TimerKind.PROPOSE and key == self.round and self.phase is RoundStep.PROPOSE:
             self._prevote(NIL)  # line 57
         elif kind is TimerKind.PREVOTE and key == self.round and self.phase is RoundStep.PREVOTE:
@@ -168,35 +165,27 @@ class Consensus:
         elif kind in (TimerKind.BODY, TimerKind.AUDIT):
             for action in self._auditing.on_timeout(timer, self._now):
                 if isinstance(action, msg.SetTimer):
-                    self._out.append(action)
+                    self._out.add(action)
                 else:
                     self._give([action])
         elif kind is TimerKind.DUE:
-            self._wakes = {at for at in self._wakes if at > self._now}
-            self._set_wake()
+            self._out.woke(self._now)
 
     def _on_vote(self, signed: SignedVote) -> None:
-        vote = self._peek(signed)
-        if vote is not None and self._votes.is_known(signed, vote):
+        if self._votes.is_known(signed):
             return
         vote = verify.check_vote(signed, self.state.chain_id, self.height, self._power)
         is_new, evidence = self._votes.add(vote, signed, max(self.round, 0))
         if evidence is not None:
             self._accuse(vote.validator, evidence)
         if is_new:
-            self._out.append(msg.Relay(signed))
+            self._out.add(msg.Relay(signed))
 
     def _accuse(self, who: NodeId, evidence: Equivocation | VerdictEquivocation) -> None:
         """Once a height, and only who can still be punished: nobody makes honest nodes flood the chain with reports."""
         if who not in self._accused:
             self._accused.add(who)
-            self._out.append(msg.Faulty(evidence))
-
-    def _peek(self, signed: SignedVote) -> Vote | None:
-        try:
-            return decode(Vote, signed.vote, 512)
-        except InputError:
-            return None
+            self._out.add(msg.Faulty(evidence))
 
     def _on_verdict(self, signed: SignedVerdict) -> None:
         if self.work.is_known(signed):
@@ -206,14 +195,14 @@ class Consensus:
         if evidence is not None:
             self._accuse(verdict.validator, evidence)
         if is_new:
-            self._out.append(msg.Relay(signed))
+            self._out.add(msg.Relay(signed))
 
     def _give(self, verdicts: list[Action]) -> None:
         """Own verdicts: on disk, then out; a skip of theirs becomes proposable gossip_ms later."""
         if verdicts:
             self._dirty = True
             self._out.extend(verdicts)
-            self._wake(self._now + self._params.gossip_ms)
+            self._out.wake(self._now + self._params.gossip_ms, self._now)
 
     def _on_proposal(self, signed: SignedProposal) -> None:
         proposal = verify.check_proposal(signed, self.state.chain_id, self.height, self._power)
@@ -234,7 +223,7 @@ class Consensus:
         block = verify.proposed_block(signed, proposal)
         self._take(block, signed.verdicts)
         self._proposals[proposal.round] = (proposal, signed)
-        self._out.append(msg.Relay(signed))
+        self._out.add(msg.Relay(signed))
         if self.phase is RoundStep.WAITING and proposal.round == 0 and not self._is_work:
             self._start_round(0)
 
@@ -244,7 +233,7 @@ class Consensus:
             if isinstance(found, VerdictEquivocation):
                 self._accuse(decode(Verdict, found.first.verdict, 1024).validator, found)
             else:
-                self._out.append(msg.Faulty(found))
+                self._out.add(msg.Faulty(found))
 
     def _on_built(self, round_: int, block: Block) -> None:
         if round_ == self.round and self.phase is RoundStep.PROPOSE and self._may_propose():
@@ -280,9 +269,9 @@ class Consensus:
                 certificate = build.make_certificate(self._votes.votes(round_, Step.PRECOMMIT, block_hash))
                 self.is_decided = True
                 justified = self._blocks.verdicts_for(block_hash)
-                self._out.append(msg.Finalise(known.block, certificate, known.state, justified, self.work.all_signed()))
+                self._out.add(msg.Finalise(known.block, certificate, known.state, justified, self.work.all_signed()))
                 return True
-            self._ask(msg.RequestBlock(block_hash))
+            self._out.ask(msg.RequestBlock(block_hash))
         return False
 
     def _follow_claims(self) -> None:
@@ -290,7 +279,7 @@ class Consensus:
         self._out.extend(self._auditing.follow())
         wanted = self._auditing.wanted_work()
         if wanted is not None:
-            self._ask(wanted)
+            self._out.ask(wanted)
 
     def _begin(self) -> bool:
         """Whether round 0 starts now; at other heights than work heights, sets a timer for when it may."""
@@ -306,13 +295,13 @@ class Consensus:
         if self._now >= at:
             self._start_round(0)
             return True
-        self._wake(at)
+        self._out.wake(at, self._now)
         return False
 
     def _start_round(self, round_: int) -> None:
         """Line 11."""
         self.round, self.phase = round_, RoundStep.PROPOSE
-        self._set(TimerKind.PROPOSE, round_, self._params.propose_ms)
+        self._out.time(TimerKind.PROPOSE, round_, self._params.propose_ms)
         self._dirty = True
         self._own_votes = {k: v for k, v in self._own_votes.items() if k[0] > round_ - KEPT_ROUNDS}
 
@@ -327,7 +316,7 @@ class Consensus:
             self._propose(self._valid[1], self._valid[0])
             return True
         if not self._is_work:
-            self._ask(msg.NeedBlock(self.round))
+            self._out.ask(msg.NeedBlock(self.round))
             return False
         if not self.work.is_ripe(self._now, self._params.gossip_ms):
             return False
@@ -355,7 +344,7 @@ class Consensus:
         signed = build.make_proposal(self._key, proposal, known.block, self._blocks.verdicts_for(block_hash))
         self._proposals[self.round] = (proposal, signed)
         self._dirty = True
-        self._out.append(msg.Broadcast(signed))
+        self._out.add(msg.Broadcast(signed))
         if valid_round >= 0:
             self._out.extend(msg.Broadcast(v) for v in self._polka)
 
@@ -382,7 +371,7 @@ class Consensus:
     def _is_preferred(self, block_hash: BlockHash) -> bool:
         at = self._blocks.preferred_from(block_hash, self._now)
         if at is not None and at > self._now:
-            self._wake(at)
+            self._out.wake(at, self._now)
         return at is not None and at <= self._now
 
     def _after_prevote(self) -> bool:
@@ -400,14 +389,14 @@ class Consensus:
                     self._set_valid(round_, chosen)
                     return True
             else:
-                self._ask(msg.RequestBlock(chosen))
+                self._out.ask(msg.RequestBlock(chosen))
         elif chosen == NIL and self.phase is RoundStep.PREVOTE:
             self._precommit(NIL)
             return True
         if self.phase is RoundStep.PREVOTE and self._votes.has_quorum(round_, Step.PREVOTE):
-            self._set_once(TimerKind.PREVOTE, round_, self._params.prevote_ms)
+            self._out.time_once(TimerKind.PREVOTE, round_, self._params.prevote_ms)
         if self._votes.has_quorum(round_, Step.PRECOMMIT):
-            self._set_once(TimerKind.PRECOMMIT, round_, self._params.precommit_ms)
+            self._out.time_once(TimerKind.PRECOMMIT, round_, self._params.precommit_ms)
         return False
 
     def _set_valid(self, round_: int, block_hash: BlockHash) -> None:
@@ -434,52 +423,25 @@ class Consensus:
         signed = build.make_vote(self._key, vote)
         self._own_votes[(self.round, step)] = signed
         self._votes.add(vote, signed, self.round)
-        self._out.append(msg.Broadcast(signed))
+        self._out.add(msg.Broadcast(signed))
 
     def _resend(self) -> None:
         """What others may lack: of this round all votes and the proposal, own votes before, own verdicts, the polka."""
         for signed_verdict in self.work.all_signed():
-            self._out.append(msg.Broadcast(signed_verdict))
+            self._out.add(msg.Broadcast(signed_verdict))
         if self.round < 0:
             return
         for _, signed in sorted(self._own_votes.items()):
-            self._out.append(msg.Broadcast(signed))
+            self._out.add(msg.Broadcast(signed))
         own = {s.vote for s in self._own_votes.values()}
         for step in Step:
             self._out.extend(msg.Broadcast(s) for _, s in self._votes.votes(self.round, step) if s.vote not in own)
         if self.round in self._proposals:
             proposal, signed_proposal = self._proposals[self.round]
-            self._out.append(msg.Broadcast(signed_proposal))
+            self._out.add(msg.Broadcast(signed_proposal))
             if proposal.valid_round >= 0:
                 votes = self._votes.votes(proposal.valid_round, Step.PREVOTE, proposal.block_hash)
                 self._out.extend(msg.Broadcast(s) for _, s in votes)
-
-    def _ask(self, action: msg.NeedBlock | msg.RequestBlock | msg.RequestWork) -> None:
-        """Once, until the next resending."""
-        key: object = action if not isinstance(action, msg.RequestWork) else ("work", action.claim.pool)
-        if key not in self._asked:
-            self._asked.add(key)
-            self._out.append(action)
-
-    def _set(self, kind: TimerKind, round_: int, base_ms: int) -> None:
-        """Each round's timeouts are longer by delta_ms."""
-        self._out.append(msg.SetTimer(Timer(kind, round_), base_ms + round_ * self._params.delta_ms))
-
-    def _set_once(self, kind: TimerKind, round_: int, base_ms: int) -> None:
-        if Timer(kind, round_) not in self._scheduled:
-            self._scheduled.add(Timer(kind, round_))
-            self._set(kind, round_, base_ms)
-
-    def _wake(self, at: int) -> None:
-        """Looks again at the instant ``at``, or before."""
-        if at not in self._wakes:
-            self._wakes.add(at)
-            if at == min(self._wakes):
-                self._set_wake()
-
-    def _set_wake(self) -> None:
-        if self._wakes:
-            self._out.append(msg.SetTimer(Timer(TimerKind.DUE, 0), min(self._wakes) - self._now))
 
     # -- for the node --------------------------------------------------------------------------------------------------
 
@@ -499,7 +461,7 @@ class Consensus:
     def record(self) -> bytes:
         """The bytes of ``Persist``."""
         own = self._proposals.get(self.round)
-        locked, valid = self._pack(self._locked), self._pack(self._valid)
+        locked, valid = self._blocks.pack(self._locked), self._blocks.pack(self._valid)
         return encode(
             msg.ConsensusRecord(
                 self.state.chain_id, self.height, self.round, int(self.phase),
@@ -507,12 +469,6 @@ class Consensus:
                 tuple(s for _, s in sorted(self._own_votes.items())), self.work.own(), *locked, *valid, self._polka,
             )
         )  # fmt: skip
-
-    def _pack(self, place: tuple[int, BlockHash] | None) -> tuple[int, bytes, tuple[SignedVerdict, ...]]:
-        known = None if place is None else self._blocks.get(place[1])
-        if place is None or known is None:
-            return -1, b"", ()
-        return place[0], known.block.to_bytes(), self._blocks.verdicts_for(place[1])
 
     def _restore(self, data: bytes) -> None:
         """Goes on where the record was written. Raises MalformedError, or what its parts raise: they were checked then."""
@@ -522,8 +478,8 @@ class Consensus:
         self.round, self.phase = old.round, RoundStep(old.step)
         for signed_verdict in old.verdicts:
             self.work.add(self.work.check(signed_verdict), signed_verdict)
-        self._locked = self._unpack(old.locked_round, old.locked_block, old.locked_verdicts)
-        self._valid = self._unpack(old.valid_round, old.valid_block, old.valid_verdicts)
+        self._locked = self._blocks.unpack(old.locked_round, old.locked_block, old.locked_verdicts)
+        self._valid = self._blocks.unpack(old.valid_round, old.valid_block, old.valid_verdicts)
         for signed in (*old.votes, *old.polka):
             vote = verify.check_vote(signed, self.state.chain_id, self.height, self._power)
             self._votes.add(vote, signed, self.round)
@@ -534,9 +490,3 @@ class Consensus:
             proposal = verify.check_proposal(old.proposal, self.state.chain_id, self.height, self._power)
             self._blocks.take(verify.proposed_block(old.proposal, proposal), old.proposal.verdicts)
             self._proposals[proposal.round] = (proposal, old.proposal)
-
-    def _unpack(self, round_: int, block: bytes, verdicts: tuple[SignedVerdict, ...]) -> tuple[int, BlockHash] | None:
-        if round_ < 0:
-            return None
-        known, _ = self._blocks.take(decode(Block, block), verdicts)
-        return round_, known.block.block_hash

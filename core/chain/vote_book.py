@@ -13,6 +13,8 @@ from core.chain.evidence import is_equivocation
 from core.chain.transaction import Equivocation
 from core.chain.verify import is_quorum, is_third
 from core.chain.vote import SignedVote, Step, Vote
+from core.codec import decode
+from core.errors import InputError
 from core.ids import BlockHash, NodeId
 
 __all__ = ["VoteBook"]
@@ -65,7 +67,12 @@ class VoteBook:
         self._counted.clear()
         return True
 
-    def is_known(self, signed: SignedVote, vote: Vote) -> bool:
+    def is_known(self, signed: SignedVote) -> bool:
+        """Whether these very bytes are here; they were checked then."""
+        try:
+            vote = decode(Vote, signed.vote, 512)
+        except InputError:
+            return False
         return any(s == signed for _, s in self._places.get((vote.round, vote.step), {}).get(vote.validator, []))
 
     def votes(self, round_: int, step: Step, block_hash: BlockHash | None = None) -> Iterator[Pair]:

@@ -35,6 +35,7 @@ from core.chain.messages import (
     TimerKind,
     TransactionsWaiting,
 )
+from core.chain.outbox import Outbox
 from core.chain.state import Validator
 from core.chain.transaction import Equivocation, PoolFault, Transfer, Verdicts
 from core.chain.vote import Proposal, SignedProposal, SignedVote, Step, VerdictKind, Vote
@@ -513,19 +514,14 @@ def test_evidence_of_two_answers_is_a_verdict_only_before_the_own_one() -> None:
 
 
 def test_of_two_instants_to_look_again_at_neither_is_lost() -> None:
-    chain = Chain()
-    chain.to_work_height(pool0=900)
-    machine = Consensus(chain.state, chain.certificate(), key("v0"))
-    now = chain.clock
-    machine._now = Milliseconds(now)
-    machine._wake(now + 500)
-    machine._wake(now + 200)
-    machine._wake(now + 500)
-    due = Timer(TimerKind.DUE, 0)
+    out, now, due = Outbox(125), Milliseconds(10_000), Timer(TimerKind.DUE, 0)
+    for at in (now + 500, now + 200, now + 500):
+        out.wake(at, now)
 
     def timers(at: int) -> list[int]:
-        return [a.delay_ms for a in machine.step(Timeout(due), Milliseconds(at)) if isinstance(a, SetTimer) and a.timer == due]
+        out.woke(Milliseconds(at))
+        return [a.delay_ms for a in out.take() if isinstance(a, SetTimer) and a.timer == due]
 
     assert timers(now)[:2] == [500, 200]
-    assert timers(now + 200)[-1:] == [300]
+    assert timers(now + 200) == [300]
     assert timers(now + 500) == []
