@@ -66,11 +66,11 @@ def credit(state: State, account: bytes, amount: int) -> State:
     if amount == 0:
         return state
     known = state.account(account)
-    return replace(state, accounts=state.accounts.put(account, Account(Amount(known.balance + amount), known.nonce)))
+    return state.with_accounts(state.accounts.put(account, Account(Amount(known.balance + amount), known.nonce)))
 
 
-def debit(state: State, account: bytes, amount: int) -> State:
-    """``amount`` less for ``account``.
+def debit(state: State, account: bytes, amount: int, used: int = 0) -> State:
+    """``amount`` less for ``account``, and ``used`` nonces.
 
     Raises:
         TransactionError: ``amount`` is negative or more than the balance.
@@ -83,7 +83,7 @@ def debit(state: State, account: bytes, amount: int) -> State:
             f"account {short(account)} has {known.balance}, {amount} is needed",
             Refusal.INSUFFICIENT_FUNDS, balance=known.balance, needed=amount,
         )  # fmt: skip
-    return replace(state, accounts=state.accounts.put(account, Account(Amount(known.balance - amount), known.nonce)))
+    return state.with_accounts(state.accounts.put(account, Account(Amount(known.balance - amount), known.nonce + used)))
 
 
 def burn(state: State, amount: int) -> State:

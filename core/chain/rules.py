@@ -14,7 +14,7 @@ from typing import Final
 from core.chain import evidence, rules_market, rules_tasks, rules_validators, verify, versions
 from core.chain.block import MAX_BODY, MAX_HEADER, Accuracy, Block, BlockKind, Body, Certificate, Header, OutcomeKind
 from core.chain.ledger import credit, debit, work_payout_total
-from core.chain.state import Account, Entry, State, Task, TaskEnd, TaskPhase, Tip, TradePhase, state_root
+from core.chain.state import Entry, State, Task, TaskEnd, TaskPhase, Tip, TradePhase, state_root
 from core.chain.transaction import (
     DOMAIN_TRANSACTION_SIGNATURE,
     Bid,
@@ -270,9 +270,7 @@ def apply_transaction(state: State, signed: SignedTransaction, context: Context)
             f"nonce {tx.nonce}; the next of {short(tx.sender)} is {account.nonce}",
             Refusal.BAD_NONCE, nonce=tx.nonce, expected=account.nonce,
         )  # fmt: skip
-    state = debit(state, tx.sender, tx.fee)
-    paid = state.account(tx.sender)
-    state = replace(state, accounts=state.accounts.put(tx.sender, Account(paid.balance, paid.nonce + 1)))
+    state = debit(state, tx.sender, tx.fee, used=1)
     return _dispatch(credit(state, context.author, tx.fee), tx, context)
 
 
