@@ -116,7 +116,8 @@ def rows(tmp_path: Path) -> Path:
 
 def config(rows: Path, **values: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "practice": str(rows), "out": str(rows.parent / "best.npz"), "features": 4, "classes": 2, "hidden": "",
+        "practice": str(rows), "out": str(rows.parent / "best.npz"), "kind": "dense", "features": 4,
+        "classes": 2, "cuts": "", "hidden": "", "update": "float32", "suite": "x25519",
         "activation": "relu", "algorithm": "fedavg", "optimizer": "sgd", "local-epochs": 1, "learning-rate": 0.5,
         "batch": 32, "seed": 0, "quorum": 2, "round-timeout-s": 90.0, "deadline-s": 110, "rounds": 2, "patience": 0,
         "target-correct": 0, "members": "", "sealing-key": "",
@@ -134,7 +135,7 @@ def reports(made: StockSettings) -> list[dict[str, Any]]:
 
 def greet(node: Node) -> tuple[Presence, str]:
     grid = MemoryGrid({7: node})
-    message = Message(blobs.pack(encode(Greeting(POOL.public_key))), 7, "query", ttl=9.0, group_id="0")
+    message = Message(blobs.pack(encode(Greeting(POOL.public_key, POOL.suite))), 7, "query", ttl=9.0, group_id="0")
     (message_id,) = grid.push_messages([message])
     (reply,) = grid.pull_messages([message_id])
     return decode(Presence, blobs.unpack(reply.content)), message_id
@@ -291,14 +292,24 @@ def test_a_node_key_is_made_once_and_kept(rows: Path) -> None:
     [
         ({"practice": "rows.npz"}, "absolute"), ({"practice": "/nowhere.npz"}, "no such file"),
         ({"out": "/nowhere/best.npz"}, "folder does not exist"), ({"features": "4"}, "features"),
-        ({"features": True}, "features"), ({"quorum": None}, "quorum is missing"), ({"hidden": "8;8"}, "widths"),
+        ({"features": True}, "features"), ({"quorum": None}, "quorum is missing"), ({"hidden": "8;8"}, "numbers"),
         ({"algorithm": "magic"}, "none of"), ({"learning-rate": -1}, "above 0"), ({"sealing-key": "/nowhere"}, "64 hex"),
-        ({"members": "/nowhere"}, "JSON object"),
+        ({"members": "/nowhere"}, "JSON object"), ({"suite": "rot13"}, "none of x25519"), ({"kind": "oracle"}, "oracle"),
     ],
 )  # fmt: skip
 def test_a_wrong_run_configuration_is_named(rows: Path, values: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         read_settings(config(rows) | values, RUN, 0)
+
+
+def test_a_regression_in_half_precision_sealed_for_the_future(rows: Path) -> None:
+    with np.load(rows) as data:
+        x = data["x"]
+    rows.write_bytes(b"")
+    np.savez(rows, x=x, y=40 + 3 * x[:, 1].astype(np.float64))
+    made = settings(rows, kind="regression", classes=1, cuts="38,40,42", update="float16", suite="hybrid", rounds=3)
+    mine(MemoryGrid({1: Node({"data": str(rows)}), 2: Node({"data": str(rows)})}), RUN, made)
+    assert reports(made)[-1]["practice_correct"] > 180
 
 
 def test_a_result_is_not_overwritten(rows: Path) -> None:

@@ -22,11 +22,13 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from core.codec import decode, encode
+from core.crypto.sealing import suite_of
 from core.errors import AuthError, ConfigError, NotFoundError, PoflError
 from pool.flower import blobs, keys
 from pool.flower.client_app import build_client_app
 from pool.flower.stock.greeting import Greeting, presence
-from pool.learning.datasets import Dataset, load_npz
+from pool.learning.datasets import read_npz
+from pool.learning.targets import TargetRows, checked_targets
 
 __all__ = ["app"]
 
@@ -43,7 +45,8 @@ def greet(message: Message, context: Context) -> Message:
     try:
         _check_pool_key(context, greeting.pool_key)
         examples = len(_rows(context))
-        context.state[STATE] = ConfigRecord({"node": private, "pool": greeting.pool_key})
+        suite = suite_of(greeting.suite)
+        context.state[STATE] = ConfigRecord({"node": private, "pool": greeting.pool_key, "suite": int(suite)})
     except PoflError as error:
         reason = error.message
     metadata = message.metadata
@@ -57,23 +60,27 @@ def train(message: Message, context: Context) -> Message:
     remembered = context.state.get(STATE)
     if not isinstance(remembered, ConfigRecord):
         raise AuthError("an instruction before the greeting of its run: this SuperNode was started anew")
-    node, pool = remembered["node"], remembered["pool"]
+    node, pool, suite = remembered["node"], remembered["pool"], remembered["suite"]
     assert isinstance(node, bytes)
     assert isinstance(pool, bytes)
+    assert isinstance(suite, int)
     private = keys.private_key_of(node)
 
-    def rows(_: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def rows(_: bytes) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         data = _rows(context)
         return data.x, data.y
 
-    return build_client_app(rows, pool, private, keys.public_bytes_of(private))(message, context)
+    mining = build_client_app(rows, pool, private, keys.public_bytes_of(private), suite=suite_of(suite))
+    return mining(message, context)
 
 
-def _rows(context: Context) -> Dataset:
+def _rows(context: Context) -> TargetRows:
+    """Labels too are read as reals here: which of the two a run trains on, its instructions say, and that is checked then."""
     path = str(context.node_config.get("data") or context.run_config.get("data") or "")
     if not path:
         raise NotFoundError("no rows: set data in the node configuration, or in the run configuration")
-    return load_npz(Path(path).expanduser())
+    named = Path(path).expanduser()
+    return checked_targets(*read_npz(named), name=str(named))
 
 
 def _node_key(context: Context) -> bytes:

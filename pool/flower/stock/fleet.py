@@ -97,7 +97,7 @@ class StockFleet:
 
     def open(self, answer: Answer, instruction_id: str, miner: bytes, round_number: int) -> Update:
         info = context(self._run_id, instruction_id, miner, round_number)
-        return open_update(answer, self._sealing.private_key, info, miner)
+        return open_update(answer, self._sealing.private_key, info, miner, self._sealing.suite)
 
     def close(self) -> None:
         """Threads end with their present call; none of them keeps the process."""
@@ -109,7 +109,7 @@ class StockFleet:
         due = [n for n in nodes if n not in self._key_of and n not in asked and self._not_before.get(n, now) <= now]
         if not due:
             return
-        content = blobs.pack(encode(Greeting(self._sealing.public_key)))
+        content = blobs.pack(encode(Greeting(self._sealing.public_key, self._sealing.suite)))
         messages = [Message(content, node, MessageType.QUERY, ttl=GREETING_TTL_S, group_id="0") for node in due]
         self._greeted |= self._send(messages, GREETING_TTL_S)
 

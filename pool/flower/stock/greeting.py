@@ -10,20 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from core.codec import U64, Fixed, Text, Var, encode
+from core.codec import U16, U64, Fixed, Text, Var, encode
+from core.crypto.sealing import MAX_PUBLIC_KEY
 from pool.flower import keys
 
-__all__ = ["MAX_POOL_KEY", "Greeting", "Presence", "check_presence", "presence"]
+__all__ = ["Greeting", "Presence", "check_presence", "presence"]
 
-MAX_POOL_KEY = 4096
 GREETING_LABEL = b"pofl/mining/greeting/v1"
 
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """``pool_key``: the HPKE public key of this run."""
+    """``pool_key``: the HPKE public key of this run, and its sealing.Suite."""
 
-    pool_key: Annotated[bytes, Var(MAX_POOL_KEY)]
+    pool_key: Annotated[bytes, Var(MAX_PUBLIC_KEY)]
+    suite: Annotated[int, U16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class _Said:
     label: Annotated[bytes, Fixed(len(GREETING_LABEL))]
     run_id: Annotated[int, U64]
     greeting_id: Annotated[str, Text(128)]
-    pool_key: Annotated[bytes, Var(MAX_POOL_KEY)]
+    pool_key: Annotated[bytes, Var(MAX_PUBLIC_KEY)]
     examples: Annotated[int, U64]
 
 

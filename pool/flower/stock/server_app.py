@@ -11,11 +11,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from core.errors import DeadlineError
-from pool.flower.manager import load_state, report_of, round_loop, save_state, stop_when
+from pool.flower.manager import load_practice, load_state, report_of, round_loop, save_state, stop_when
 from pool.flower.rounds import RoundLog
 from pool.flower.stock.fleet import StockFleet
 from pool.flower.stock.settings import StockSettings, read_settings
-from pool.learning.datasets import load_npz
 
 __all__ = ["app", "mine"]
 
@@ -43,7 +42,7 @@ def mine(grid: Grid, run_id: int, settings: StockSettings) -> None:
     Raises DeadlineError when no round was accepted in time.
     """
     job = settings.job
-    practice = load_npz(job.practice, features=job.features, classes=job.classes)
+    practice = load_practice(job)
     registered: dict[bytes, int] = {}
     state = load_state(job, settings.out, registered)
     fleet = StockFleet(grid, run_id, settings.sealing, registered, settings.members)

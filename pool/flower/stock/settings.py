@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.crypto.sealing import SealingKeyPair
+from core.crypto.sealing import SealingKeyPair, Suite
 from core.errors import ConfigError
 from core.ports import SystemRng
 from pool.flower.jobs import MiningJob
 from pool.flower.keys import NODE_KEY_BYTES
+from pool.learning.targets import Targets, load_targets
 
 __all__ = ["StockSettings", "read_settings"]
 
@@ -28,8 +29,8 @@ class StockSettings:
 
 
 _JOB = {
-    "features": int, "classes": int, "activation": str, "algorithm": str, "optimizer": str, "local-epochs": int,
-    "learning-rate": float, "batch": int, "seed": int, "quorum": int, "round-timeout-s": float,
+    "kind": str, "features": int, "classes": int, "activation": str, "algorithm": str, "optimizer": str, "update": str,
+    "local-epochs": int, "learning-rate": float, "batch": int, "seed": int, "quorum": int, "round-timeout-s": float,
 }  # fmt: skip
 
 
@@ -39,18 +40,21 @@ def read_settings(config: Mapping[str, Any], run_id: int, now_ms: int) -> StockS
     Raises ConfigError that names the key.
     """
     values = {name.replace("-", "_"): _typed(config, name, kind) for name, kind in _JOB.items()}
+    practice = _path(config, "practice")
+    if not practice.is_file():
+        raise ConfigError(f"practice = {practice}: no such file on the machine that runs the ServerApp")
+    cuts = tuple(_numbers(config, "cuts", float))
     job = MiningJob(
         job_id=run_id.to_bytes(8, "big", signed=run_id < 0).rjust(32, b"\0"),
-        practice=_path(config, "practice"),
+        practice=practice,
+        targets=Targets.of(load_targets(practice).y, cuts) if values["kind"] == "regression" else None,
         deadline_ms=now_ms + int(1000 * _typed(config, "deadline-s", float)),
-        hidden=_widths(str(config.get("hidden", ""))),
+        hidden=tuple(_numbers(config, "hidden", int)),
         max_rounds=_typed(config, "rounds", int) or None,
         patience=_typed(config, "patience", int) or None,
         target_correct=_typed(config, "target-correct", int) or None,
         **values,
     )
-    if not job.practice.is_file():
-        raise ConfigError(f"practice = {job.practice}: no such file on the machine that runs the ServerApp")
     out = _path(config, "out")
     if out.exists():
         raise ConfigError(f"out = {out} exists: choose another file, or remove it")
@@ -79,11 +83,12 @@ def _path(config: Mapping[str, Any], name: str) -> Path:
     return path
 
 
-def _widths(text: str) -> tuple[int, ...]:
+def _numbers(config: Mapping[str, Any], name: str, kind: type[Any]) -> list[Any]:
+    text = str(config.get(name, ""))
     try:
-        return tuple(int(word) for word in text.split(",")) if text.strip() else ()
+        return [kind(word) for word in text.split(",")] if text.strip() else []
     except ValueError:
-        raise ConfigError(f"hidden = {text!r}, expected widths separated by commas, as in 64,32") from None
+        raise ConfigError(f"{name} = {text!r}, expected numbers separated by commas, as in 64,32") from None
 
 
 def _members(config: Mapping[str, Any]) -> Mapping[bytes, int] | None:
@@ -102,10 +107,14 @@ def _members(config: Mapping[str, Any]) -> Mapping[bytes, int] | None:
 
 def _sealing(config: Mapping[str, Any]) -> SealingKeyPair:
     """The pool's key: from the file of ``sealing-key`` (64 hex digits), or a fresh one for this run."""
+    label = str(config.get("suite", ""))
+    suite = {one.label: one for one in Suite}.get(label)
+    if suite is None:
+        raise ConfigError(f"suite = {label!r} is none of {', '.join(one.label for one in Suite)}")
     if not config.get("sealing-key"):
-        return SealingKeyPair.generate(SystemRng())
+        return SealingKeyPair.generate(SystemRng(), suite)
     path = _path(config, "sealing-key")
     try:
-        return SealingKeyPair.from_private(bytes.fromhex(path.read_text().strip()))
+        return SealingKeyPair.from_private(bytes.fromhex(path.read_text().strip()), suite)
     except (OSError, ValueError) as error:
         raise ConfigError(f"sealing-key = {path}: expected a file of 64 hex digits: {error}") from None
