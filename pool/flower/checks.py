@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import CheatingError, PoflError
+from core.market.contributions import counted
 from pool.flower.wire import Update, delta_from
 
 __all__ = ["Accepted", "cap_weights", "check_update", "refuse_outliers"]
@@ -21,7 +22,7 @@ NORM_CEILING = 1e6
 NORM_FACTOR = 10.0
 """A step this many times longer than the round's median step is refused (when at least three answered)."""
 WEIGHT_FACTOR = 4
-"""No miner counts for more than this many times the median number of examples."""
+"""No miner counts for more than this many times the median of the others' numbers of examples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,8 +70,6 @@ def refuse_outliers(updates: list[Accepted]) -> tuple[list[Accepted], dict[bytes
 
 
 def cap_weights(updates: list[Accepted], factor: int = WEIGHT_FACTOR) -> list[Accepted]:
-    """Clip each weight to ``factor`` times the median number of examples."""
-    if not updates:
-        return []
-    cap = max(1, int(factor * float(np.median([u.examples for u in updates]))))
-    return [Accepted(u.miner, u.vector, u.examples, min(u.examples, cap), u.loss) for u in updates]
+    """Clip each weight to ``factor`` times the median of the others' examples: the rule by which miners are paid, too."""
+    weights = counted([u.examples for u in updates], factor)
+    return [Accepted(u.miner, u.vector, u.examples, w, u.loss) for u, w in zip(updates, weights, strict=True)]

@@ -41,17 +41,18 @@ def build_client_app(
     pool_key: bytes,
     node_key: Any,
     node_public: bytes,
-    on_instruction: Callable[[Instruction], None] = lambda _: None,
+    on_update: Callable[[Instruction, Update], None] = lambda _, __: None,
     suite: Suite = Suite.X25519,
 ) -> ClientApp:
-    """``pool_key``: the pool's HPKE public key. ``node_key``: this miner's private key object."""
+    """``pool_key``: the pool's HPKE public key. ``node_key``: this miner's private key object. ``on_update`` is told what this
+    miner answers, before the pool can know it."""
     app = ClientApp(mods=[seal_mod(pool_key, node_key, node_public, suite)])
 
     @app.train()
     def train(message: Message, _: Context) -> Message:
         instruction = decode(Instruction, blobs.unpack(message.content))
-        on_instruction(instruction)
         update = train_on(instruction, data)
+        on_update(instruction, update)
         return Message(blobs.pack(encode(update)), reply_to=message)
 
     return app

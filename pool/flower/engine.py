@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -26,7 +28,7 @@ from typing import Any
 
 from core.crypto.masking import Aggregation
 from core.crypto.sealing import SealingKeyPair, Suite
-from core.errors import ConfigError, DeadlineError, MalformedError, PoflError, UnavailableError
+from core.errors import ConfigError, DeadlineError, MalformedError, PoflError, StorageError, UnavailableError
 from core.ports import SystemRng
 from pool.flower.children import Child, flower_environment
 from pool.flower.jobs import (
@@ -47,6 +49,10 @@ REQUEST_DEADLINE_S = 15.0
 STOP_GRACE_S = 5.0
 MARGIN_S = 0.3
 """A manager stops this long before the deadline; the service has the rest to read the result."""
+PARAMETERS_A_SECOND = 30e6
+"""How fast a model is read back: large ones need a longer margin."""
+KEPT_RUNS = 8
+"""Folders of runs that stay on disk: one may be resumed, the others tell what happened."""
 MAX_STARTS = 5
 """Managers started for one task before it is given up."""
 
@@ -134,6 +140,9 @@ class MiningEngine:
     async def mine(self, job: MiningJob, miners: Collection[bytes], on_round: Callable[[RoundReport], None]) -> MiningResult:
         """Train until the deadline or a reason of the job to stop, and return the best model.
 
+        Goes on from the last round of a run of the same job that a killed process left behind; the report of that round, which
+        may not have been read, comes again and says so. ``contributions`` are of the rounds reported here.
+
         ``miners``: registered node keys; may be changed by the caller while this runs, and is read again each round.
         A mapping gives each miner's registered number of examples, which bounds what it may claim; otherwise its first
         answer does. ``on_round`` is called on the event loop, once a round.
@@ -142,20 +151,22 @@ class MiningEngine:
         """
         if not job.practice.is_file():
             raise ConfigError(f"{job.practice}: no such file; the practice set must exist before mining")
-        folder = self._folder / "runs" / job.job_id.hex()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder = await asyncio.to_thread(_run_folder, self._folder / "runs", job)
+        margin = margin_s(job)
         reports: list[RoundReport] = []
         note = "the deadline had passed"
+        _catch_up(job, folder / "state.npz", reports, on_round, again=True)
         try:
-            async with asyncio.timeout(max(0.0, job.deadline_ms / 1000 - time.time() - MARGIN_S / 3)):
+            async with asyncio.timeout(max(0.0, job.deadline_ms / 1000 - time.time() - margin / 3)):
                 for _ in range(MAX_STARTS):
                     note = await self._manage(job, miners, folder, reports, on_round)
                     if not note:
                         break
+                    _catch_up(job, folder / "state.npz", reports, on_round)
                     _log.warning("task %s: the manager ended (%s); starting another", job.job_id.hex()[:8], note)
         except TimeoutError:
             note = note or "the deadline came"
+            _catch_up(job, folder / "state.npz", reports, on_round)
         result = _result(job, folder / "state.npz", reports)
         if result is None:
             raise DeadlineError(
@@ -209,7 +220,7 @@ class MiningEngine:
                     "address": f"127.0.0.1:{self._loopback_port}",
                     "run_id": run["run_id"],
                     "token": run["token"],
-                    "margin_s": MARGIN_S,
+                    "margin_s": margin_s(job),
                     "hpke_private_key": self._sealing.private_key.hex(),
                     "hpke_suite": self._sealing.suite,
                     "aggregation": self._aggregation,
@@ -374,6 +385,48 @@ class MiningEngine:
         for future in self._answers.values():
             if not future.done():
                 future.set_result({"error": reason})
+
+
+def margin_s(job: MiningJob) -> float:
+    """Seconds before the deadline at which the manager stops, so that the result is read in time."""
+    return MARGIN_S + job.spec.parameters / PARAMETERS_A_SECOND
+
+
+def _run_folder(runs: Path, job: MiningJob) -> Path:
+    """The job's own folder. What a killed pool left there is gone on with, if it is of the same job; of all others only the
+    newest stay. Raises StorageError."""
+    folder, settings = runs / job.job_id.hex(), json.dumps({**job_to_json(job), "deadline_ms": 0})
+    try:
+        known = (folder / "job.json").read_text()
+    except (OSError, ValueError):
+        known = ""
+    try:
+        if known != settings:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "job.json").write_text(settings)
+        os.utime(folder)
+        others = sorted((p for p in runs.iterdir() if p != folder), key=lambda p: p.stat().st_mtime)
+    except OSError as error:
+        raise StorageError(f"cannot use {folder}: {error.strerror or error}") from error
+    for old in others[: max(0, len(others) - KEPT_RUNS + 1)]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _catch_up(
+    job: MiningJob, path: Path, reports: list[RoundReport], on_round: Callable[[RoundReport], None], again: bool = False
+) -> None:
+    """Deliver the report that was saved with the state, if a kill came before it was read: what counts in the model is paid."""
+    if not path.exists():
+        return
+    _, meta = load_weights(path, job.spec, ())
+    saved = meta.get("report")
+    if saved is None or any(known.number == saved["number"] for known in reports):
+        return
+    report = RoundReport(**saved | {"again": again})
+    reports.append(report)
+    on_round(report)
 
 
 def _address(value: str, name: str) -> tuple[str, int]:

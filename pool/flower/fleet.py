@@ -43,7 +43,7 @@ from pool.flower.client_app import DataSource, build_client_app
 from pool.flower.hold import HoldInterceptor
 from pool.flower.jobs import JoinTicket
 from pool.flower.keys import node_public_pem, private_key_of
-from pool.flower.wire import Instruction, Receipt
+from pool.flower.wire import Instruction, Update
 
 __all__ = ["FleetMiner"]
 
@@ -52,7 +52,6 @@ BEAT_EVERY_S = 4.0
 HOLD_MS = 1000
 RETRY_FIRST_S, RETRY_MOST_S = 0.2, 5.0
 OBJECT_WAIT_S = 0.02
-RECEIPTS_KEPT = 100_000
 
 T = TypeVar("T")
 
@@ -62,22 +61,31 @@ _log = logging.getLogger(__name__)
 class FleetMiner:
     """``data``: rows for a job id. ``folder``: reserved for this miner's own files. ``threads``: torch's threads.
 
+    ``on_update``: told job id, round and examples of each update before it leaves, on this miner's own thread.
+
     start() returns at once; wait_online() says when the pool may count on it. When the pool no longer accepts the node
     key, ``failure`` holds an AuthError and the thread has ended: join again with a fresh key.
     """
 
     def __init__(
-        self, ticket: JoinTicket, node_private_key: bytes, data: DataSource, folder: Path, *, threads: int = 1
+        self,
+        ticket: JoinTicket,
+        node_private_key: bytes,
+        data: DataSource,
+        folder: Path,
+        *,
+        threads: int = 1,
+        on_update: Callable[[bytes, int, int], None] = lambda *_: None,
     ) -> None:
         self._ticket = ticket
         self._key = private_key_of(node_private_key)
         self._folder = folder
         self._data = data
+        self._on_update = on_update
         self._threads = threads
         self._app = build_client_app(
-            data, ticket.hpke_public_key, self._key, ticket.node_public_key, self._note_receipts, ticket.suite
+            data, ticket.hpke_public_key, self._key, ticket.node_public_key, self._note_update, ticket.suite
         )
-        self._receipts: dict[tuple[bytes, int], Receipt] = {}
         self._stop = threading.Event()
         self._online = threading.Event()
         self._thread = threading.Thread(target=self._main, name="fleet-miner", daemon=True)
@@ -104,21 +112,8 @@ class FleetMiner:
         rows = self._data(job_id)
         return 0 if rows is None else len(rows[1])
 
-    def contribution(self, job_id: bytes) -> int:
-        """Examples that the pool has confirmed as accepted from this miner for a job, summed over its rounds.
-
-        The receipt of a task's last round comes with no instruction: the pool's own list has it.
-        """
-        return sum(receipt.examples for (job, _), receipt in list(self._receipts.items()) if job == job_id)
-
-    def _note_receipts(self, instruction: Instruction) -> None:
-        for receipt in instruction.receipts:
-            if receipt.miner == self._ticket.node_public_key:
-                self._receipts[(instruction.job_id, receipt.round)] = receipt
-                if receipt.reason:
-                    _log.warning("round %d: the pool did not count this miner: %s", receipt.round, receipt.reason)
-        while len(self._receipts) > RECEIPTS_KEPT:
-            del self._receipts[next(iter(self._receipts))]
+    def _note_update(self, instruction: Instruction, update: Update) -> None:
+        self._on_update(instruction.job_id, instruction.round, update.examples)
 
     @property
     def is_online(self) -> bool:
@@ -212,6 +207,9 @@ class FleetMiner:
             try:
                 self._answer(client, node, instruction, response.message_object_trees[0])
                 self.answered += 1
+            except httpx.HTTPStatusError as error:
+                # What httpx says of a status is an address of this pool and one of a web site.
+                _log.info("round %s: %s", instruction.metadata.group_id, _refused(error.response.status_code))
             except (PoflError, httpx.HTTPError) as error:
                 _log.warning("round %s of run %s: %s", instruction.metadata.group_id, instruction.metadata.run_id, error)
 
@@ -278,3 +276,10 @@ class FleetMiner:
             self._stop.wait(delay * random.uniform(0.7, 1.3))
             delay = min(2 * delay, RETRY_MOST_S)
         return None
+
+
+def _refused(status: int) -> str:
+    """One sentence for an answer that the pool did not take."""
+    if status in (401, 403, 404, 409, 410):
+        return "the pool took no answer any more: its time for this task was over"
+    return f"the pool took no answer (status {status})"

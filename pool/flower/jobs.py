@@ -51,7 +51,8 @@ class MiningJob:
 
     ``practice``: ``.npz`` with x float32 (n, features) and y int64 (n); public rows, never the requester's test set.
     ``kind``: of the model (model_spec.KINDS). A regression has ``classes = 1`` and ``targets``, and its practice set real y.
-    ``update``: how the numbers of an update travel (UPDATES).
+    ``update``: how the numbers of an update travel (UPDATES). ``weight_factor``: no miner counts for more than this many times
+    the median of the others' examples.
     ``deadline_ms``: wall clock, Unix. ``quorum``: accepted updates without which a round does not count.
     ``target_correct``, ``patience`` (rounds without a better practice score), ``max_rounds``: stop early; None never.
 
@@ -79,6 +80,7 @@ class MiningJob:
     kind: str = "dense"
     targets: Targets | None = None
     update: str = "float32"
+    weight_factor: int = 4
 
     def __post_init__(self) -> None:
         if len(self.job_id) != 32:
@@ -92,7 +94,8 @@ class MiningJob:
         if (self.kind == "regression") != (self.targets is not None):
             raise ConfigError(f"a {self.kind} job {'needs' if self.targets is None else 'has no'} targets")
         for name, value, low, high in (
-            ("quorum", self.quorum, 1, 100_000), ("local_epochs", self.local_epochs, 1, 65_535),
+            ("quorum", self.quorum, 1, 100_000), ("weight_factor", self.weight_factor, 1, 65_535),
+            ("local_epochs", self.local_epochs, 1, 65_535),
             ("batch", self.batch, 1, 1 << 31), ("seed", self.seed, 0, (1 << 63) - 1),
         ):  # fmt: skip
             if not low <= value <= high:
@@ -109,7 +112,11 @@ class MiningJob:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One round. ``accepted``: miner key hex -> examples; ``refused``: miner key hex -> reason."""
+    """One round. ``accepted``: miner key hex -> examples counted; ``refused``: miner key hex -> reason.
+
+    ``claimed``: miner key hex -> examples by its own update, for the accepted ones. ``again``: it may have been reported
+    before, to a process that died.
+    """
 
     number: int
     seconds: float
@@ -121,6 +128,8 @@ class RoundReport:
     loss: float
     bytes_up: int
     bytes_down: int
+    claimed: Mapping[str, int] = field(default_factory=dict)
+    again: bool = False
 
 
 @dataclass(frozen=True)

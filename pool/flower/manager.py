@@ -103,7 +103,7 @@ def template_of(job: MiningJob) -> Instruction:
     targets = job.targets or Targets()
     return Instruction(
         job.job_id, 0, job.features, job.classes, job.hidden, job.activation, optimizer, job.local_epochs,
-        job.learning_rate, job.batch, job.seed, 0.0, (), b"", job.kind, targets.shift, targets.scale,
+        job.learning_rate, job.batch, job.seed, 0.0, b"", job.kind, targets.shift, targets.scale,
         Precision[job.update.upper()],
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def round_loop(
     """The loop of a job over any fleet. ``deadline``: on the clock of time.monotonic."""
     return RoundLoop(
         job.spec,
-        Rules(template_of(job), job.round_timeout_s, job.quorum),
+        Rules(template_of(job), job.round_timeout_s, job.quorum, weight_factor=job.weight_factor),
         fleet,
         state,
         members=members,
@@ -153,8 +153,10 @@ def load_state(job: MiningJob, path: Path, registered: dict[bytes, int]) -> Loop
     )  # fmt: skip
 
 
-def save_state(path: Path, state: LoopState) -> None:
+def save_state(path: Path, state: LoopState, report: RoundReport | None = None) -> None:
+    """State and report in one file: after a kill the round is in the model and reported, or in neither."""
     meta = {
+        "report": None if report is None else asdict(report),
         "round": state.round,
         "best_score": score_to_json(state.best_score),
         "since_best": state.since_best,
@@ -169,6 +171,7 @@ def report_of(log: RoundLog) -> RoundReport:
         {miner.hex(): examples for miner, examples in log.accepted.items()},
         {miner.hex(): reason for miner, reason in log.refused.items()},
         log.score.correct, log.score.total, log.score.loss, log.bytes_up, log.bytes_down,
+        {miner.hex(): examples for miner, examples in log.claimed.items()},
     )  # fmt: skip
 
 
@@ -202,8 +205,9 @@ def _mine(settings: Mapping[str, Any]) -> None:
     loop = round_loop(job, practice, fleet, state, lambda: set(roster.node_of), time.monotonic() + left)
 
     def on_round(log: RoundLog) -> None:
-        save_state(path, state)
-        _say({"event": "round", "report": asdict(report_of(log))})
+        report = report_of(log)
+        save_state(path, state, report)
+        _say({"event": "round", "report": asdict(report)})
 
     loop.run(stop_when(job), on_round)
     grid.close()

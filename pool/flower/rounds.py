@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from core.codec import decode, encode
 from core.errors import PoflError, UnavailableError
-from pool.flower.checks import Accepted, cap_weights, check_update, refuse_outliers
-from pool.flower.wire import MAX_RECEIPTS, Answer, Instruction, Outcome, Receipt, Update, vector_to_bytes
+from pool.flower.checks import WEIGHT_FACTOR, Accepted, cap_weights, check_update, refuse_outliers
+from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
 from pool.learning.model_spec import ModelSpec, Score, Weights, add, flatten, unflatten
 
 __all__ = ["Fleet", "LoopState", "Reply", "RoundLog", "RoundLoop", "Rules", "StopWhen"]
@@ -54,13 +54,16 @@ class Fleet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How a round is run. ``straggler_factor``: after the quorum, wait until this many medians of its answer times."""
+    """How a round is run. ``straggler_factor``: after the quorum, wait until this many medians of its answer times.
+    ``weight_factor``: no miner counts for more than this many times the median of the others' examples.
+    """
 
     template: Instruction
     round_timeout_s: float
     quorum: int
     straggler_factor: float = 3.0
     straggler_floor_s: float = 0.5
+    weight_factor: int = WEIGHT_FACTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class StopWhen:
 class RoundLog:
     """One round, for the progress stream. ``accepted``: miner -> examples counted for it, after the weight cap.
 
-    ``refused``: miner -> reason.
+    ``refused``: miner -> reason. ``claimed``: miner -> examples by its own update, for the accepted ones.
     """
 
     number: int
@@ -88,6 +91,7 @@ class RoundLog:
     train_loss: float
     bytes_up: int
     bytes_down: int
+    claimed: Mapping[bytes, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -138,10 +142,12 @@ class RoundLoop:
         self._members, self._evaluate, self._aggregate = members, evaluate, aggregate
         self._now, self._pause, self._deadline = now, pause, deadline
         self._owed: dict[str, tuple[bytes, int]] = {}
-        self._receipts: tuple[Receipt, ...] = ()
 
     def run(self, stop: StopWhen, on_round: Callable[[RoundLog], None]) -> None:
         """Rounds until the deadline or a reason to stop. A round without a quorum of accepted updates is repeated."""
+        if self.state.accepted_rounds and self._enough(stop):
+            # Started again after its last round.
+            return
         while self._deadline - self._now() > MIN_ROUND_S:
             log = self._attempt()
             if log is None:
@@ -192,7 +198,6 @@ class RoundLoop:
                 round=number,
                 seed=(self.rules.template.seed + number) % (1 << 63),
                 budget_s=(ends - started) * (1 - TRANSFER_SHARE),
-                receipts=self._receipts,
                 vector=vector_to_bytes(flatten(self.state.weights)),
             )
         )
@@ -251,7 +256,7 @@ class RoundLoop:
         current.refused |= {miner: error.message for miner, error in outliers.items()}
         state = self.state
         if len(kept) >= self.rules.quorum:
-            kept = cap_weights(kept)
+            kept = cap_weights(kept, self.rules.weight_factor)
             delta = self._aggregate(current.number, kept)
             state.weights = add(state.weights, unflatten(self.spec, delta))
             state.accepted_rounds += 1
@@ -264,16 +269,12 @@ class RoundLoop:
             if better:
                 state.best, state.best_score = state.weights, score
             state.since_best = 0 if better else state.since_best + 1
-        self._receipts = tuple(
-            [Receipt(u.miner, current.number, u.weight, "") for u in kept]
-            + [Receipt(miner, current.number, 0, reason[:90]) for miner, reason in current.refused.items()]
-        )[:MAX_RECEIPTS]
         examples = sum(u.weight for u in kept)
         return RoundLog(
             current.number, self._now() - current.started, current.participants,
             {u.miner: u.weight for u in kept}, current.refused, score,
             sum(u.loss * u.weight for u in kept) / examples if examples else float("nan"),
-            current.bytes_up, current.bytes_down,
+            current.bytes_up, current.bytes_down, {u.miner: u.examples for u in kept},
         )  # fmt: skip
 
 

@@ -17,19 +17,18 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.codec import U8, U16, U32, U64, Codec, Enum, Fixed, Reader, Record, Seq, Text, Var, decode, encode
+from core.codec import U8, U16, U32, U64, Codec, Enum, Fixed, Reader, Seq, Text, Var, decode, encode
 from core.crypto import sealing
 from core.errors import CryptoError, MalformedError
 from pool.flower import keys
 
 __all__ = [
-    "MAX_RECEIPTS", "MAX_VECTOR_BYTES", "Answer", "Instruction", "Outcome", "Precision", "Receipt", "Update", "UpdateContext",
+    "MAX_VECTOR_BYTES", "Answer", "Instruction", "Outcome", "Precision", "Update", "UpdateContext",
     "context", "delta_from", "delta_to_bytes", "open_bytes", "open_update", "seal_bytes", "seal_update", "vector_from_bytes",
     "vector_to_bytes",
 ]  # fmt: skip
 
 MAX_VECTOR_BYTES = 400_000_000
-MAX_RECEIPTS = 1024
 UPDATE_LABEL = b"pofl/mining/update/v1"
 ANSWER_LABEL = b"pofl/mining/answer/v1"
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -61,22 +60,11 @@ class Precision(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """What an earlier round counted for one miner: accepted examples, capped like its weight, or none and the reason."""
-
-    miner: Annotated[bytes, Fixed(keys.NODE_KEY_BYTES)]
-    round: Annotated[int, U32]
-    examples: Annotated[int, U64]
-    reason: Annotated[str, Text(400)]
-
-
-@dataclass(frozen=True, slots=True)
 class Instruction:
     """Manager to miner: train this model on your rows of this task.
 
-    ``budget_s`` is relative (clocks differ); ``vector`` holds the current weights. ``receipts`` are those of the round
-    before, for all to see: payouts follow them, so each miner can check its own and everybody's share. ``kind``: of the model
-    (model_spec.KINDS). ``shift`` and ``scale``: of the targets of a regression.
+    ``budget_s`` is relative (clocks differ); ``vector`` holds the current weights. ``kind``: of the model (model_spec.KINDS).
+    ``shift`` and ``scale``: of the targets of a regression.
     """
 
     job_id: Annotated[bytes, Fixed(32)]
@@ -91,7 +79,6 @@ class Instruction:
     batch: Annotated[int, U32]
     seed: Annotated[int, U64]
     budget_s: Annotated[float, DOUBLE]
-    receipts: Annotated[tuple[Receipt, ...], Seq(Record(Receipt), MAX_RECEIPTS)]
     vector: Annotated[bytes, Var(MAX_VECTOR_BYTES)]
     kind: Annotated[str, Text(16)] = "dense"
     shift: Annotated[float, DOUBLE] = 0.0

@@ -96,7 +96,14 @@ async def test_one_guard_one_miner_two_rounds(tmp_path: Path) -> None:
     await engine.start()
     miner: FleetMiner | None = None
     try:
-        miner = FleetMiner(await engine.register(public), private, lambda _: (train.x, train.y), tmp_path / "miner")
+        sent: list[tuple[bytes, int, int]] = []
+        miner = FleetMiner(
+            await engine.register(public),
+            private,
+            lambda _: (train.x, train.y),
+            tmp_path / "miner",
+            on_update=lambda *update: sent.append(update),
+        )
         miner.start()
         job = MiningJob(
             bytes(32), FEATURES, CLASSES, tmp_path / "practice.npz", int(1000 * (time.time() + 40)),
@@ -106,7 +113,7 @@ async def test_one_guard_one_miner_two_rounds(tmp_path: Path) -> None:
         assert result.rounds == 2
         assert result.contributions == {public.hex(): 2 * len(train)}
         assert miner.answered == 2
-        assert miner.contribution(job.job_id) == len(train), "the first round's receipt came with the second"
+        assert sent == [(job.job_id, 1, len(train)), (job.job_id, 2, len(train))]
         assert miner.examples(job.job_id) == len(train)
     finally:
         if miner is not None:

@@ -69,7 +69,9 @@ def test_an_update_far_longer_than_the_others_is_dropped() -> None:
     assert not refused
 
 
-def test_weights_are_capped_at_four_medians() -> None:
+def test_weights_are_capped_at_four_medians_of_the_others() -> None:
+    pair = cap_weights([accepted(1, np.ones(1), 10), accepted(2, np.ones(1), 10_000)])
+    assert [u.weight for u in pair] == [10, 40]
     capped = cap_weights([accepted(1, np.ones(1), 10), accepted(2, np.ones(1), 10), accepted(3, np.ones(1), 10_000)])
     assert [u.weight for u in capped] == [10, 10, 40]
     assert [u.examples for u in capped] == [10, 10, 10_000]

@@ -18,7 +18,7 @@ from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_byt
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, initial_weights
 
 SPEC = ModelSpec(2, 2)
-TEMPLATE = Instruction(bytes(32), 0, 2, 2, (), "relu", "sgd", 1, 0.1, 8, 5, 0.0, (), b"")
+TEMPLATE = Instruction(bytes(32), 0, 2, 2, (), "relu", "sgd", 1, 0.1, 8, 5, 0.0, b"")
 
 
 def key(number: int) -> bytes:
@@ -206,8 +206,14 @@ def test_pay_follows_what_counted_not_what_was_said() -> None:
     fleet.behaviours[key(4)].examples = 1 << 30
     logs, _ = run(fleet, stop=StopWhen(rounds=2), registered={key(4): 1 << 30})
     assert logs[0].accepted == {key(1): 10, key(2): 10, key(3): 10, key(4): 40}
-    told = {r.miner: r.examples for r in fleet.sent[-1][3].receipts}
-    assert told == logs[0].accepted
+    assert logs[0].claimed == {key(1): 10, key(2): 10, key(3): 10, key(4): 1 << 30}
+
+
+def test_in_a_group_of_two_a_liar_counts_for_four_times_the_other_at_most() -> None:
+    fleet = MemoryFleet(honest(2))
+    fleet.behaviours[key(2)].examples = 1 << 30
+    logs, _ = run(fleet, stop=StopWhen(rounds=1), registered={key(2): 1 << 30})
+    assert logs[0].accepted == {key(1): 10, key(2): 40}
 
 
 def test_the_best_model_is_kept() -> None:
@@ -248,16 +254,15 @@ def test_nobody_online_is_not_a_round() -> None:
     assert fleet.calls < 100
 
 
-def test_receipts_of_a_round_come_with_the_next() -> None:
-    fleet = MemoryFleet({**honest(2), key(7): Behaviour(error="gone")})
-    run(fleet, stop=StopWhen(rounds=2))
-    first, second = fleet.sent[0][3], fleet.sent[3][3]
-    assert first.receipts == ()
-    assert {(r.miner, r.round, r.examples, r.reason) for r in second.receipts} == {
-        (key(1), 1, 10, ""),
-        (key(2), 1, 10, ""),
-        (key(7), 1, 0, "gone"),
-    }
+def test_a_manager_started_again_after_its_last_round_does_no_other() -> None:
+    fleet = MemoryFleet(honest(2))
+    _, state = run(fleet, stop=StopWhen(rounds=2))
+    loop = RoundLoop(
+        SPEC, Rules(TEMPLATE, 2.0, 1), fleet, state, members=lambda: set(fleet.behaviours),
+        evaluate=lambda _: pytest.fail("another round"), aggregate=lambda _, __: pytest.fail("another round"),
+        now=lambda: fleet.now, pause=fleet.pause, deadline=100.0,
+    )  # fmt: skip
+    loop.run(StopWhen(rounds=2), pytest.fail)
 
 
 @pytest.mark.parametrize(
