@@ -167,6 +167,35 @@ TRADE_PHASE_REFUNDED: TradePhase.ValueType  # 5
 """what was not delivered in time"""
 Global___TradePhase: _TypeAlias = TradePhase  # noqa: Y015
 
+class _ReportOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReportOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReportOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPORT_OUTCOME_UNSPECIFIED: _ReportOutcome.ValueType  # 0
+    REPORT_OUTCOME_OPEN: _ReportOutcome.ValueType  # 1
+    """the marks are due"""
+    REPORT_OUTCOME_LEAKED: _ReportOutcome.ValueType  # 2
+    """the opened marks agree with the copy"""
+    REPORT_OUTCOME_SILENT: _ReportOutcome.ValueType  # 3
+    """not opened in time"""
+    REPORT_OUTCOME_CLEARED: _ReportOutcome.ValueType  # 4
+    """they do not agree: the bond went to the pool"""
+
+class ReportOutcome(_ReportOutcome, metaclass=_ReportOutcomeEnumTypeWrapper): ...
+
+REPORT_OUTCOME_UNSPECIFIED: ReportOutcome.ValueType  # 0
+REPORT_OUTCOME_OPEN: ReportOutcome.ValueType  # 1
+"""the marks are due"""
+REPORT_OUTCOME_LEAKED: ReportOutcome.ValueType  # 2
+"""the opened marks agree with the copy"""
+REPORT_OUTCOME_SILENT: ReportOutcome.ValueType  # 3
+"""not opened in time"""
+REPORT_OUTCOME_CLEARED: ReportOutcome.ValueType  # 4
+"""they do not agree: the bond went to the pool"""
+Global___ReportOutcome: _TypeAlias = ReportOutcome  # noqa: Y015
+
 @_typing.final
 class GetGenesisRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -736,6 +765,75 @@ class SubmitTransactionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitTransactionResponse: _TypeAlias = SubmitTransactionResponse  # noqa: Y015
+
+@_typing.final
+class SubmitTransactionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNED_TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def signed_transactions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """1 to 64, each at most 64 KiB, 1 MiB in all"""
+
+    def __init__(
+        self,
+        *,
+        signed_transactions: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signed_transactions", b"signed_transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitTransactionsRequest: _TypeAlias = SubmitTransactionsRequest  # noqa: Y015
+
+@_typing.final
+class SubmitTransactionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TX_ID_FIELD_NUMBER: _builtins.int
+        REFUSAL_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        tx_id: _builtins.bytes
+        refusal: _builtins.str
+        """the refusal's word; empty: accepted"""
+        message: _builtins.str
+        """why it was refused, and what to do"""
+        def __init__(
+            self,
+            *,
+            tx_id: _builtins.bytes = ...,
+            refusal: _builtins.str = ...,
+            message: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "refusal", b"refusal", "tx_id", b"tx_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitTransactionsResponse.Result]:
+        """in the order of the request"""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___SubmitTransactionsResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitTransactionsResponse: _TypeAlias = SubmitTransactionsResponse  # noqa: Y015
 
 @_typing.final
 class GetTransactionRequest(_message.Message):
@@ -1519,6 +1617,10 @@ class TradeView(_message.Message):
     CHUNKS_TOTAL_FIELD_NUMBER: _builtins.int
     CHUNKS_DELIVERED_FIELD_NUMBER: _builtins.int
     DELIVERY_DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
+    IS_LEAKED_FIELD_NUMBER: _builtins.int
     trade_id: _builtins.bytes
     provider: _builtins.bytes
     pool: _builtins.bytes
@@ -1535,8 +1637,17 @@ class TradeView(_message.Message):
     chunks_total: _builtins.int
     chunks_delivered: _builtins.int
     delivery_deadline_ms: _builtins.int
+    rows: _builtins.int
+    is_leaked: _builtins.bool
+    """a leak was proven"""
     @_builtins.property
     def miners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """commitments to the miners' choices of variants, in their order"""
+
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeakReport]: ...
     def __init__(
         self,
         *,
@@ -1555,14 +1666,59 @@ class TradeView(_message.Message):
         chunks_total: _builtins.int = ...,
         chunks_delivered: _builtins.int = ...,
         delivery_deadline_ms: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        marks: _abc.Iterable[_builtins.bytes] | None = ...,
+        reports: _abc.Iterable[Global___LeakReport] | None = ...,
+        is_leaked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bid", b"bid", "bid_height", b"bid_height", "chunks_delivered", b"chunks_delivered", "chunks_total", b"chunks_total", "data_root", b"data_root", "delivery_deadline_ms", b"delivery_deadline_ms", "draw_height", b"draw_height", "markup", b"markup", "miners", b"miners", "p_ppm", b"p_ppm", "phase", b"phase", "pool", b"pool", "provider", b"provider", "reputation_ppm", b"reputation_ppm", "trade_id", b"trade_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bid", b"bid", "bid_height", b"bid_height", "chunks_delivered", b"chunks_delivered", "chunks_total", b"chunks_total", "data_root", b"data_root", "delivery_deadline_ms", b"delivery_deadline_ms", "draw_height", b"draw_height", "is_leaked", b"is_leaked", "marks", b"marks", "markup", b"markup", "miners", b"miners", "p_ppm", b"p_ppm", "phase", b"phase", "pool", b"pool", "provider", b"provider", "reports", b"reports", "reputation_ppm", b"reputation_ppm", "rows", b"rows", "trade_id", b"trade_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TradeView: _TypeAlias = TradeView  # noqa: Y015
+
+@_typing.final
+class LeakReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINER_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    AGREEING_FIELD_NUMBER: _builtins.int
+    COPY_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    miner: _builtins.bytes
+    outcome: Global___ReportOutcome.ValueType
+    found: _builtins.int
+    """marks in the copy"""
+    agreeing: _builtins.int
+    """of them, those that the opened choices agree with; 0 while open or silent"""
+    copy: _builtins.bytes
+    """SHA-256 of the copy"""
+    height: _builtins.int
+    """of the report"""
+    deadline_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        miner: _builtins.bytes = ...,
+        outcome: Global___ReportOutcome.ValueType = ...,
+        found: _builtins.int = ...,
+        agreeing: _builtins.int = ...,
+        copy: _builtins.bytes = ...,
+        height: _builtins.int = ...,
+        deadline_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreeing", b"agreeing", "copy", b"copy", "deadline_ms", b"deadline_ms", "found", b"found", "height", b"height", "miner", b"miner", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeakReport: _TypeAlias = LeakReport  # noqa: Y015
 
 @_typing.final
 class GetTradeRequest(_message.Message):

@@ -59,6 +59,11 @@ class ChainServiceStub:
                 request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionRequest.SerializeToString,
                 response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionResponse.FromString,
                 _registered_method=True)
+        self.SubmitTransactions = channel.unary_unary(
+                '/pofl.chain.v1.ChainService/SubmitTransactions',
+                request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionsRequest.SerializeToString,
+                response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionsResponse.FromString,
+                _registered_method=True)
         self.GetTransaction = channel.unary_unary(
                 '/pofl.chain.v1.ChainService/GetTransaction',
                 request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTransactionRequest.SerializeToString,
@@ -165,6 +170,15 @@ class ChainServiceServicer:
     def SubmitTransaction(self, request, context):
         """Anyone: hands in a signed transaction. INVALID_ARGUMENT with the refusal's word; ALREADY_EXISTS never: the same
         transaction twice is accepted once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitTransactions(self, request, context):
+        """Anyone: hands in several as SubmitTransaction does, one after another, and tells of each what became of it; a refused
+        one stops none of the others. INVALID_ARGUMENT if one does not decode: then none is taken. RESOURCE_EXHAUSTED for more
+        transactions than a caller may hand in for the time being.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,6 +311,11 @@ def add_ChainServiceServicer_to_server(servicer, server):
                     servicer.SubmitTransaction,
                     request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionRequest.FromString,
                     response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionResponse.SerializeToString,
+            ),
+            'SubmitTransactions': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitTransactions,
+                    request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionsRequest.FromString,
+                    response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionsResponse.SerializeToString,
             ),
             'GetTransaction': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTransaction,
@@ -504,6 +523,33 @@ class ChainService:
             '/pofl.chain.v1.ChainService/SubmitTransaction',
             pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionRequest.SerializeToString,
             pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitTransactions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.chain.v1.ChainService/SubmitTransactions',
+            pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionsRequest.SerializeToString,
+            pofl_dot_chain_dot_v1_dot_chain__pb2.SubmitTransactionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,6 +30,11 @@ class ChainServiceStub:
     """Anyone: hands in a signed transaction. INVALID_ARGUMENT with the refusal's word; ALREADY_EXISTS never: the same
     transaction twice is accepted once.
     """
+    SubmitTransactions: _aio.UnaryUnaryMultiCallable[_chain_pb2.SubmitTransactionsRequest, _chain_pb2.SubmitTransactionsResponse]
+    """Anyone: hands in several as SubmitTransaction does, one after another, and tells of each what became of it; a refused
+    one stops none of the others. INVALID_ARGUMENT if one does not decode: then none is taken. RESOURCE_EXHAUSTED for more
+    transactions than a caller may hand in for the time being.
+    """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetTransactionRequest, _chain_pb2.GetTransactionResponse]
     """Anyone: where a transaction is: pending, in a block, refused or unknown. Changes nothing."""
     GetAccount: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetAccountRequest, _chain_pb2.GetAccountResponse]
@@ -104,6 +109,17 @@ class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_chain_pb2.SubmitTransactionResponse]:
         """Anyone: hands in a signed transaction. INVALID_ARGUMENT with the refusal's word; ALREADY_EXISTS never: the same
         transaction twice is accepted once.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitTransactions(
+        self,
+        request: _chain_pb2.SubmitTransactionsRequest,
+        context: _aio.ServicerContext[_chain_pb2.SubmitTransactionsRequest, _abc.Awaitable[_chain_pb2.SubmitTransactionsResponse]],
+    ) -> _abc.Awaitable[_chain_pb2.SubmitTransactionsResponse]:
+        """Anyone: hands in several as SubmitTransaction does, one after another, and tells of each what became of it; a refused
+        one stops none of the others. INVALID_ARGUMENT if one does not decode: then none is taken. RESOURCE_EXHAUSTED for more
+        transactions than a caller may hand in for the time being.
         """
 
     @_abc_1.abstractmethod
