@@ -1,0 +1,450 @@
+"""core.crypto.masking and secure_sum: exact sums, drop-outs at every step, and a manager or a participant that lies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.codec import decode, encode
+from core.crypto import masking, secure_sum
+from core.crypto.masking import CLIP, MAX_WEIGHT, SHARE_SIZE, mask, restore_secret, share_secret, threshold
+from core.crypto.sealing import Suite
+from core.crypto.secure_sum import Advert, Collector, Consent, Participant, Reveal, Sum, weights
+from core.errors import CheatingError, CryptoError, InputError, LimitError, MalformedError, PoflError, SequenceError
+from core.ports import SystemRng
+from pool.flower import keys
+from tests.seeded import SeededRng
+
+SESSION = b"run 7, round 3"
+SIZE = 5
+NODES = sorted((keys.new_node_key() for _ in range(9)), key=lambda pair: pair[1])
+
+
+def signer(private: bytes) -> Callable[[bytes], bytes]:
+    key = keys.private_key_of(private)
+    return lambda message: keys.sign(key, message)
+
+
+def participant(number: int, session: bytes = SESSION, suite: Suite = Suite.X25519, least: int = 3) -> Participant:
+    private, name = NODES[number]
+    return Participant(session, name, suite, signer(private), keys.verify, SystemRng(), least)
+
+
+def vector(number: int) -> np.ndarray:
+    return np.array([number + 1.0, -0.5, 0.25 * number, 0.0, 1e-3])
+
+
+@dataclass
+class World:
+    """One session in memory. ``gone``: participant -> the step that it does not answer any more (1 to 5)."""
+
+    count: int = 4
+    suite: Suite = Suite.X25519
+    gone: dict[int, int] = field(default_factory=dict)
+    examples: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.people = {i: participant(i, suite=self.suite) for i in range(self.count)}
+        self.collector = Collector(SESSION, SIZE, self.suite, keys.verify)
+
+    def here(self, step: int) -> list[int]:
+        return [i for i in self.people if self.gone.get(i, 9) > step]
+
+    def adverts(self) -> tuple[Advert, ...]:
+        for i in self.here(1):
+            self.collector.take_advert(NODES[i][1], self.people[i].advert(self.examples.get(i, 10)), 1 << 30)
+        return self.collector.close_roster()
+
+    def at(self, i: int) -> int:
+        return self.collector.index(NODES[i][1])
+
+    def shares(self) -> dict[int, tuple[bytes, ...]]:
+        roster = self.adverts()
+        for i in self.here(2):
+            self.collector.take_shares(self.at(i), self.people[i].share(roster))
+        return self.collector.inboxes()
+
+    def masked(self) -> tuple[int, ...]:
+        inboxes = self.shares()
+        for i in self.here(3):
+            self.collector.take_masked(self.at(i), self.people[i].mask(vector(i), inboxes[self.at(i)]).tobytes())
+        return self.collector.close_masked()
+
+    def consents(self) -> tuple[Consent, ...]:
+        survivors = self.masked()
+        for i in self.here(4):
+            self.collector.take_consent(self.at(i), self.people[i].consent(survivors))
+        return self.collector.consents()
+
+    def run(self) -> Sum:
+        consents = self.consents()
+        for i in self.here(5):
+            self.collector.take_reveal(self.at(i), self.people[i].reveal(consents))
+        return self.collector.total()
+
+
+# Sums
+
+
+@pytest.mark.parametrize("suite", Suite, ids=lambda suite: suite.label)
+def test_the_manager_gets_the_weighted_mean(suite: Suite) -> None:
+    counts = {0: 10, 1: 20, 2: 7, 3: 13}
+    total = World(suite=suite, examples=counts).run()
+    expected = np.average([vector(i) for i in range(4)], axis=0, weights=list(counts.values()))
+    np.testing.assert_allclose(total.mean, expected, atol=2**-24)
+    assert total.weight == 50
+    assert set(total.survivors) == {NODES[i][1] for i in range(4)}
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [4, 6])
+def test_who_drops_out_at_any_step_costs_nobody_else(step: int, count: int) -> None:
+    """A third may go. Who sent its masked vector before it went counts; the masks of who did not are taken off."""
+    gone = dict.fromkeys(range(count // 3), step)
+    total = World(count, gone=gone).run()
+    rest = [i for i in range(count) if i not in gone or step > 3]
+    assert set(total.survivors) == {NODES[i][1] for i in rest}
+    np.testing.assert_allclose(total.mean, np.mean([vector(i) for i in rest], axis=0), atol=2**-24)
+
+
+def test_one_drops_out_after_each_step() -> None:
+    total = World(9, gone={0: 2, 1: 3, 2: 5}).run()
+    np.testing.assert_allclose(total.mean, np.mean([vector(i) for i in range(2, 9)], axis=0), atol=2**-24)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_too_few_end_it_before_anything_is_unmasked(step: int) -> None:
+    with pytest.raises(LimitError, match=r"need"):
+        World(4, gone={0: step, 1: step}).run()
+
+
+def test_too_few_at_the_end_restore_nothing() -> None:
+    with pytest.raises(CryptoError, match="2 shares do not restore"):
+        World(4, gone={0: 5, 1: 5}).run()
+
+
+@given(st.lists(st.tuples(st.floats(-70, 70), st.integers(1, MAX_WEIGHT)), min_size=1, max_size=8))
+def test_sums_of_fixed_point_are_exact(terms: list[tuple[float, int]]) -> None:
+    total = np.zeros(1, dtype=np.uint64)
+    for value, weight in terms:
+        total += masking.to_fixed_point(np.array([value]), weight)
+    exact = sum(round(max(-CLIP, min(CLIP, value)) * 2**24) * weight for value, weight in terms)
+    assert int(total.view(np.int64)[0]) == exact
+    weight = sum(weight for _, weight in terms)
+    assert masking.from_fixed_point(total, weight)[0] == pytest.approx(exact / weight / 2**24)
+
+
+def test_the_largest_sum_does_not_wrap() -> None:
+    one = masking.to_fixed_point(np.array([CLIP, -CLIP]), MAX_WEIGHT)
+    total = np.zeros(2, dtype=np.uint64)
+    for _ in range(masking.MAX_PARTICIPANTS):
+        total += one
+    np.testing.assert_array_equal(masking.from_fixed_point(total, 64 * MAX_WEIGHT), [CLIP, -CLIP])
+
+
+def test_what_cannot_be_summed_is_said() -> None:
+    for bad, weight, words in (
+        (np.nan, 1, "not finite"),
+        (np.inf, 1, "not finite"),
+        (1.0, 0, "weight"),
+        (1.0, MAX_WEIGHT + 1, "weight"),
+    ):
+        with pytest.raises(InputError, match=words):
+            masking.to_fixed_point(np.array([bad]), weight)
+
+
+def test_weights_are_capped_at_four_medians_by_everybody_alike() -> None:
+    world = World(4, examples={0: 10, 1: 12, 2: 14, 3: 100_000})
+    assert sorted(weights(world.adverts())) == [10, 12, 14, 56]
+
+
+# Masks
+
+
+def test_a_masked_vector_alone_is_uniform() -> None:
+    """Two very different vectors, each alone: bytes of what the manager gets pass a chi-square test for uniformity, and it
+    is not the fixed-point vector under any one of the masks that the manager could know."""
+    for value in (0.0, 60.0):
+        world = World(4)
+        world.collector._size = 4096
+        inboxes = world.shares()
+        masked = world.people[0].mask(np.full(4096, value), inboxes[world.at(0)])
+        counts = np.bincount(np.frombuffer(masked.tobytes(), np.uint8), minlength=256)
+        chi_square = float(((counts - 128.0) ** 2 / 128.0).sum())
+        # 255 degrees of freedom: mean 255, standard deviation 22.6.
+        assert abs(chi_square - 255) < 6 * 22.6
+
+
+def test_without_the_self_mask_pairs_of_masks_hide_it_and_without_them_the_self_mask_does() -> None:
+    """The manager needs both the seed and all pairs' keys; a survivor's mask key is never revealed."""
+    world = World(4)
+    world.run()
+    me = world.people[0]
+    shown = [r.shares[world.at(0)] for r in world.collector._reveals.values()]
+    assert shown
+    held_of_key = {person._held[world.at(0)].mask_key for person in world.people.values() if world.at(0) in person._held}
+    assert held_of_key.isdisjoint(shown)
+    # Taking the restored self mask off one vector leaves what is still uniform modulo 2^64, not the vector.
+    digest = secure_sum._roster_digest(SESSION, world.collector.roster)
+    alone = world.collector._masked[world.at(0)] - mask(secure_sum._self_key(me._seed, digest), SIZE)
+    plain = masking.to_fixed_point(vector(0), 10)
+    assert not np.any(alone == plain)
+
+
+def test_masks_are_of_one_session_and_one_roster() -> None:
+    first, second = World(4), World(4)
+    first.masked()
+    second.masked()
+    assert not np.any(first.collector._masked[0] == second.collector._masked[0])
+    key, context = bytes(range(32)), b"roster"
+    assert mask(key, 3).tolist() != mask(secure_sum._self_key(key, context), 3).tolist()
+
+
+def test_both_sides_of_a_pair_have_one_mask_and_small_order_is_refused() -> None:
+    rng = SeededRng("pair")
+    ann, bob = rng.bytes(32), rng.bytes(32)
+    there = masking.pair_key(ann, secure_sum._mask_public(bob), b"x")
+    assert there == masking.pair_key(bob, secure_sum._mask_public(ann), b"x")
+    assert there != masking.pair_key(bob, secure_sum._mask_public(ann), b"y")
+    with pytest.raises(CryptoError, match="no common key"):
+        masking.pair_key(ann, bytes(32), b"x")
+
+
+# Shamir
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(1, 12), st.data())
+def test_a_threshold_restores_a_secret(secret: bytes, count: int, data: st.DataObject) -> None:
+    needed = data.draw(st.integers(1, count))
+    shares = share_secret(secret, needed, count, SeededRng(str(secret)))
+    chosen = data.draw(st.permutations(range(count)))[:needed]
+    assert restore_secret({i + 1: shares[i] for i in chosen}) == secret
+    if needed > 1:
+        with_fewer = {i + 1: shares[i] for i in chosen[1:]}
+        with contextlib.suppress(CryptoError):
+            assert restore_secret(with_fewer) != secret
+
+
+def test_the_field_is_of_a_prime() -> None:
+    import sympy
+
+    assert sympy.isprime(masking.PRIME)
+
+
+def test_fewer_shares_fit_every_secret() -> None:
+    """Perfect secrecy: to any two shares of three there is a polynomial for whatever the secret would be."""
+    shares = share_secret(b"s" * 32, 3, 5, SystemRng())
+    p = masking.PRIME
+    for guess in (b"\0" * 32, b"s" * 32, b"\xff" * 32):
+        points = {0: int.from_bytes(guess, "big"), 1: int.from_bytes(shares[0], "big"), 2: int.from_bytes(shares[1], "big")}
+        third = 0
+        for x, y in points.items():
+            above, below = 1, 1
+            for other in points:
+                if other != x:
+                    above, below = above * (3 - other) % p, below * (x - other) % p
+            third = (third + y * above * pow(below, -1, p)) % p
+        assert restore_secret({1: shares[0], 2: shares[1], 3: third.to_bytes(SHARE_SIZE, "big")}) == guess
+
+
+@pytest.mark.parametrize("bad", [{1: b"short"}, {0: bytes(33)}, {1: b"\xff" * 33}])
+def test_what_is_no_share_is_refused(bad: dict[int, bytes]) -> None:
+    with pytest.raises(MalformedError):
+        restore_secret(bad)
+
+
+# A manager that lies
+
+
+def test_a_roster_that_is_not_what_was_advertised_is_refused() -> None:
+    world = World(4)
+    roster = world.adverts()
+    stranger = participant(8).advert(10)
+    forged = replace(roster[1], mask_key=stranger.mask_key)
+    renamed = replace(stranger, name=roster[1].name)
+    other_session = participant(8, b"run 7, round 2").advert(10)
+    without_me = tuple(a for a in roster if a.name != NODES[0][1])
+    other_me = participant(0).advert(10)
+    more = replace(roster[1], examples=11)
+    cases: list[tuple[tuple[Advert, ...], type[PoflError]]] = [
+        (roster[:2], LimitError),
+        ((roster[0], forged, *roster[2:]), CryptoError),
+        ((roster[0], renamed, *roster[2:]), CryptoError),
+        ((*roster, other_session), CryptoError),
+        ((roster[0], more, *roster[2:]), CryptoError),
+        (without_me, CheatingError),
+        ((other_me, *roster[1:]), CheatingError),
+        (tuple(reversed(roster)), CheatingError),
+        ((roster[0], roster[0], *roster[2:]), CheatingError),
+    ]
+    for case, error in cases:
+        me = participant(0)
+        me._advert, me._stage = roster[0], secure_sum._Stage.ADVERTISED
+        with pytest.raises(error):
+            me.share(case)
+
+
+def test_a_miner_asks_for_company() -> None:
+    world = World(4)
+    world.people[2] = participant(2, least=5)
+    with pytest.raises(LimitError, match="a sum of 4, this miner takes part in sums of at least 5"):
+        world.shares()
+
+
+def test_shares_of_a_survivor_and_of_a_lost_one_are_never_both_given() -> None:
+    """The manager tells half that one is lost and half that it is not: nobody signs twice, neither half is enough."""
+    world = World(6)
+    survivors = world.masked()
+    assert survivors == (0, 1, 2, 3, 4, 5)
+    with_all, without = survivors, survivors[1:]
+    for i in (1, 2, 3):
+        world.people[i].consent(with_all)
+    for i in (4, 5):
+        world.people[i].consent(without)
+    world.people[0].consent(with_all)
+    with pytest.raises(SequenceError):
+        world.people[1].consent(without)
+    message = secure_sum._consent_message(SESSION, world.collector.roster, with_all)
+    three = tuple(Consent(i, signer(NODES[i][0])(message)) for i in (1, 2, 3))
+    with pytest.raises(CheatingError, match="3 survivors agreed on who is left, 4 are needed"):
+        world.people[1].reveal(three)
+    four_with_one_twice = (*three, three[0])
+    with pytest.raises(CheatingError):
+        world.people[2].reveal(four_with_one_twice)
+    other = secure_sum._consent_message(SESSION, world.collector.roster, without)
+    mixed = (*three, Consent(4, signer(NODES[4][0])(other)))
+    with pytest.raises(CryptoError):
+        world.people[3].reveal(mixed)
+    # A step that failed is not taken again, with better words.
+    good = (*three, Consent(0, signer(NODES[0][0])(message)))
+    with pytest.raises(SequenceError):
+        world.people[3].reveal(good)
+
+
+@pytest.mark.parametrize("survivors", [(0,), (0, 1), (1, 2, 3), (0, 0, 1), (1, 0, 2), (0, 1, 9), (0, 1, 255)])
+def test_survivors_that_would_single_somebody_out_are_refused(survivors: tuple[int, ...]) -> None:
+    world = World(4)
+    world.masked()
+    me = world.people[0]
+    with pytest.raises(CheatingError):
+        me.consent(survivors)
+
+
+def test_a_vector_is_not_masked_for_too_few_peers() -> None:
+    world = World(4)
+    inboxes = world.shares()
+    mine = inboxes[0]
+    for inbox in ((b"", mine[1], b"", b""), mine[:3], ()):
+        me = World(4)
+        me.shares()
+        with pytest.raises(PoflError):
+            me.people[0].mask(vector(0), inbox)
+
+
+def test_steps_come_once_and_in_order() -> None:
+    world = World(4)
+    me = world.people[0]
+    with pytest.raises(SequenceError):
+        me.mask(vector(0), ())
+    world.consents()
+    for step in (
+        lambda: me.advert(10), lambda: me.share(world.collector.roster), lambda: me.mask(vector(0), ()),
+        lambda: me.consent(world.collector.survivors),
+    ):  # fmt: skip
+        with pytest.raises(SequenceError):
+            step()
+
+
+def test_a_share_for_another_holder_or_session_does_not_open() -> None:
+    """The manager swaps sealed shares: they are of no use to who gets them, who goes on without."""
+    world = World(6)
+    inboxes = world.shares()
+    swapped = list(inboxes[0])
+    swapped[1], swapped[2] = swapped[2], swapped[1]
+    me = world.people[0]
+    me.mask(vector(0), tuple(swapped))
+    assert set(me._held) == {0, 3, 4, 5}
+
+
+# Participants that lie
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+def test_wrong_shares_are_noticed_and_right_ones_suffice(liars: int) -> None:
+    world = World(6, gone={5: 3})
+    consents = world.consents()
+    for i in world.here(5):
+        reveal = world.people[i].reveal(consents)
+        if i < liars:
+            reveal = Reveal(tuple(bytes(33) if share else b"" for share in reveal.shares))
+        world.collector.take_reveal(world.at(i), reveal)
+    if liars == 1:
+        np.testing.assert_allclose(world.collector.total().mean, np.mean([vector(i) for i in range(5)], axis=0), atol=2**-24)
+    else:
+        with pytest.raises(CryptoError, match="do not restore a secret") as caught:
+            world.collector.total()
+        assert caught.value.values["name"] in {a.name for a in world.collector.roster}
+
+
+def test_a_vector_that_is_not_what_it_says_makes_a_sum_out_of_range() -> None:
+    world = World(4)
+    world.consents()
+    world.collector._masked[2] = np.frombuffer(SeededRng("noise").bytes(8 * SIZE), np.uint64).copy()
+    for i in world.here(5):
+        world.collector.take_reveal(world.at(i), world.people[i].reveal(world.collector.consents()))
+    with pytest.raises(CryptoError, match="out of range"):
+        world.collector.total()
+
+
+def test_what_participants_send_is_checked() -> None:
+    world = World(4)
+    mine = world.people[0].advert(10)
+    name = NODES[0][1]
+    collector = world.collector
+    for advert, most, error in (
+        (mine, 9, CheatingError),
+        (replace(mine, examples=0), 9, CheatingError),
+        (replace(mine, examples=9), 9, CryptoError),
+        (replace(mine, name=NODES[1][1]), 99, CheatingError),
+        (replace(mine, share_key=b"x" * 31), 99, MalformedError),
+        (participant(0, b"other").advert(10), 99, CryptoError),
+    ):
+        with pytest.raises(error):
+            collector.take_advert(name, advert, most)
+    collector.take_advert(name, mine, 10)
+    with pytest.raises(LimitError, match="1 take part, a secure sum needs 3"):
+        collector.close_roster()
+    world = World(4)
+    world.masked()
+    collector = world.collector
+    for call in (
+        lambda: collector.take_shares(0, ()),
+        lambda: collector.take_shares(0, (b"",) * 4),
+        lambda: collector.take_masked(0, b"x" * 39),
+        lambda: collector.take_consent(0, Consent(1, b"")),
+        lambda: collector.take_reveal(0, Reveal((b"x",) * 4)),
+        lambda: collector.take_reveal(0, Reveal(())),
+    ):
+        with pytest.raises(PoflError):
+            call()
+    with pytest.raises(CryptoError):
+        collector.take_consent(0, replace(world.people[1].consent(collector.survivors), index=0))
+
+
+def test_records_survive_the_wire_and_limits_hold() -> None:
+    advert = participant(0, suite=Suite.HYBRID).advert(10)
+    assert decode(Advert, encode(advert)) == advert
+    with pytest.raises(LimitError):
+        participant(0).advert(MAX_WEIGHT + 1)
+    with pytest.raises(LimitError):
+        share_secret(bytes(32), 3, 2, SystemRng())
+    assert [threshold(n) for n in range(3, 10)] == [2, 3, 4, 4, 5, 6, 6]
+    for count in range(3, 65):
+        colluding = (count - 1) // 3
+        assert 2 * threshold(count) > count + colluding
