@@ -1,0 +1,115 @@
+"""Features in an ``.npz`` file: ``x`` (n, M) and ``y`` (n), and along with them the recipe that they were made by."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import ConfigError, InputError, MalformedError
+from services.data.arrays import read_npz
+from services.data.recipe import Recipe, recipe_from_bytes
+from services.data.rows import Rows
+from services.data.transform import Projection, Transform
+
+__all__ = ["public_arrays", "read_made_rows", "recipe_in", "save_rows", "whole_labels"]
+
+MOST_CLASSES = 65_535
+
+
+def save_rows(path: Path, rows: Rows) -> None:
+    """An ``.npz`` of features that any role reads without a descriptor; it carries recipe and projection along.
+
+    A reader sees the old file or the whole new one. Raises ConfigError.
+    """
+    partial = path.with_name(path.name + ".part")
+    arrays: dict[str, NDArray[np.generic]] = {"x": rows.x, "y": rows.y}
+    if rows.keys is not None:
+        arrays["key"] = rows.keys
+    arrays |= public_arrays(rows.recipe, rows.projection)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def public_arrays(recipe: Recipe | None, projection: Projection | None) -> dict[str, NDArray[np.generic]]:
+    """What a task's practice set carries besides its rows, so that whoever trains for it can make the same features."""
+    made: dict[str, NDArray[np.generic]] = {}
+    if recipe is not None:
+        made["recipe"] = np.frombuffer(recipe.to_bytes(), dtype=np.uint8)
+    if projection is not None:
+        made |= {"pca_mean": projection.mean, "pca_matrix": projection.matrix}
+    return made
+
+
+def recipe_in(path: Path) -> tuple[Recipe, Projection | None] | None:
+    """The recipe that an ``.npz`` carries, if it does. Raises MalformedError, LimitError."""
+    if "recipe" not in _names(path):
+        return None
+    (stored,) = read_npz(path, "recipe")
+    if stored.dtype != np.uint8 or stored.ndim != 1:
+        raise MalformedError(f"{path}: the recipe is {stored.dtype} of shape {stored.shape}, it must be bytes")
+    recipe = recipe_from_bytes(stored.tobytes(), str(path))
+    if not recipe.pca:
+        return recipe, None
+    (mean,), (matrix,) = read_npz(path, "pca_mean"), read_npz(path, "pca_matrix")
+    try:
+        projection = Projection(np.asarray(mean, np.int32), np.asarray(matrix, np.int32))
+        Transform(recipe, projection)
+    except InputError as error:
+        raise MalformedError(f"{path}: {error.message}") from None
+    return recipe, projection
+
+
+def read_made_rows(path: Path) -> Rows:
+    """Features as they stand in the file. Raises NotFoundError, LimitError, MalformedError, naming file, row and feature."""
+    x, y = read_npz(path, "x", "y")
+    if x.dtype.kind not in "fiub" or x.ndim != 2 or not x.size:
+        raise MalformedError(f"{path}: x must be numbers of shape (rows, features), it is {x.dtype} of {x.shape}")
+    with np.errstate(over="ignore"):
+        floats = np.ascontiguousarray(x, dtype=np.float32)
+    if (bad := ~np.isfinite(floats)).any():
+        row, column = map(int, np.argwhere(bad)[0])
+        raise MalformedError(f"{path}: row {row}, feature {column}: {x[row, column]} is not a finite number", row=row)
+    carried = recipe_in(path)
+    recipe, projection = carried if carried is not None else (None, None)
+    most = recipe.classes if recipe is not None else MOST_CLASSES
+    labels = whole_labels(path, y, most)
+    if recipe is not None and recipe.features != floats.shape[1]:
+        raise MalformedError(f"{path}: {floats.shape[1]} features, the recipe in it makes {recipe.features}")
+    keys = None
+    if "key" in _names(path):
+        (stored,) = read_npz(path, "key")
+        if stored.dtype.kind not in "Uiu" or stored.shape != labels.shape:
+            raise MalformedError(f"{path}: key is {stored.dtype} of {stored.shape}; it must be a text or a number for each row")
+        keys = stored.astype(np.str_)
+    classes = recipe.classes if recipe is not None else max(2, int(labels.max()) + 1)
+    whole = hashlib.sha256(np.ascontiguousarray(floats, "<f4").tobytes() + labels.astype("<i8").tobytes()).digest()
+    return Rows(str(path), path.stem, floats, labels, classes, keys, recipe, projection, whole)
+
+
+def whole_labels(path: Path, y: NDArray[np.generic], classes: int) -> NDArray[np.int64]:
+    """Labels 0 to classes - 1 of any numeric type. Raises MalformedError with the row."""
+    if y.dtype.kind not in "fiub" or y.ndim != 1 or not len(y):
+        raise MalformedError(f"{path}: labels must be whole numbers, one a row; they are {y.dtype} of {y.shape}")
+    floats = y.astype(np.float64)
+    wrong = np.flatnonzero(~((floats >= 0) & (floats < classes) & (floats == np.floor(floats))))
+    if wrong.size:
+        row = int(wrong[0])
+        raise MalformedError(f"{path}: row {row}: label {y[row]}, labels are whole numbers from 0 to {classes - 1}", row=row)
+    return y.astype(np.int64)
+
+
+def _names(path: Path) -> set[str]:
+    try:
+        with ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (BadZipFile, OSError, ValueError) as error:
+        raise MalformedError(f"{path}: not an .npz file: {error}") from None
