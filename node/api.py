@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
@@ -12,7 +13,7 @@ from core.chain.state import total_supply
 from core.chain.transaction import SignedTransaction
 from core.chain.versions import version_at
 from core.codec import encode
-from core.errors import AuthError, NotFoundError, UnavailableError
+from core.errors import AuthError, NotFoundError, TransactionError, UnavailableError
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId, TxId
 from core.params import Genesis
 from core.verification.receipt import SignedAnswer
@@ -45,6 +46,7 @@ __all__ = ["MAX_TRANSACTION_BYTES", "NodeApi"]
 
 MAX_TRANSACTION_BYTES: Final = MAX_TRANSACTION + 128
 MAX_HEADERS_BYTES: Final = 1024 * 1024
+AT_A_TIME: Final = 8
 
 
 class NodeApi:
@@ -218,6 +220,21 @@ class NodeApi:
         if self._store.transaction_height(transaction.tx_id) is None:
             self._driver.submit(transaction)
         return transaction.tx_id
+
+    async def submit_all(self, transactions: Sequence[SignedTransaction]) -> list[TransactionError | None]:
+        """One after another; of each why it was refused, or None."""
+        found: list[TransactionError | None] = []
+        for number, transaction in enumerate(transactions):
+            if number % AT_A_TIME == 0:
+                # Each costs a check of a signature: what a vote waits for must not be a whole request.
+                await asyncio.sleep(0)
+            try:
+                self.submit(transaction)
+            except TransactionError as error:
+                found.append(error)
+            else:
+                found.append(None)
+        return found
 
     def transaction(self, tx_id: TxId) -> TransactionStatus:
         height = self._store.transaction_height(tx_id)

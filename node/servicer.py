@@ -26,7 +26,8 @@ from node.links import Links
 from services.rpc import auth, convert_peer
 from services.rpc import convert_chain as convert
 from services.rpc.convert_peer import Gossip
-from services.rpc.limits import CHUNK
+from services.rpc.convert_submit import results_to_proto
+from services.rpc.limits import CHUNK, MAX_SUBMITTED, CallerLimits, Limiter
 from services.rpc.views import TaskPhase
 
 __all__ = ["CHAIN", "CLAIM", "PEER", "RULES", "ChainServicer", "ClaimServicer", "PeerServicer"]
@@ -45,6 +46,9 @@ RULES: Final = {
     f"{CLAIM}/FetchOpening": ["node"],
 }
 MAX_ANSWER: Final = 1024
+MAX_SUBMITTED_BYTES: Final = 1024 * 1024
+SUBMITTED: Final = CallerLimits(rate=400.0, burst=2_000)
+"""Transactions of one caller that come several at a time."""
 MAX_TASKS: Final = 1000
 MAX_BLOCKS: Final = 512
 STALL_SECONDS: Final = 60.0
@@ -58,6 +62,7 @@ Context = aio.ServicerContext[Any, Any]
 class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
     def __init__(self, api: NodeApi) -> None:
         self._api = api
+        self._submitted = Limiter(SUBMITTED)
 
     async def GetGenesis(self, request: pb.GetGenesisRequest, context: Context) -> pb.GetGenesisResponse:  # noqa: N802
         genesis = self._api.genesis
@@ -118,6 +123,20 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
     ) -> pb.SubmitTransactionResponse:
         transaction = decode(SignedTransaction, request.signed_transaction, MAX_TRANSACTION_BYTES)
         return pb.SubmitTransactionResponse(tx_id=self._api.submit(transaction))
+
+    async def SubmitTransactions(  # noqa: N802
+        self, request: pb.SubmitTransactionsRequest, context: Context
+    ) -> pb.SubmitTransactionsResponse:
+        several = request.signed_transactions
+        size = sum(len(data) for data in several)
+        if not 0 < len(several) <= MAX_SUBMITTED or size > MAX_SUBMITTED_BYTES:
+            raise LimitError(
+                f"{len(several)} transactions of {size} bytes; 1 to {MAX_SUBMITTED} and at most {MAX_SUBMITTED_BYTES} bytes"
+            )
+        # Each is as much work as a call that hands in one.
+        self._submitted.charge(str(auth.caller(context)), len(several))
+        transactions = [decode(SignedTransaction, data, MAX_TRANSACTION_BYTES) for data in several]
+        return results_to_proto(transactions, await self._api.submit_all(transactions))
 
     async def GetTransaction(  # noqa: N802
         self, request: pb.GetTransactionRequest, context: Context

@@ -33,6 +33,7 @@ from core.errors import (
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, TaskId, TxId, short
 from core.params import Genesis, kib_begun
 from services.rpc import convert_chain as convert
+from services.rpc.convert_submit import results_from_proto
 from services.rpc.errors import translate
 from services.rpc.views import (
     AccountView,
@@ -264,6 +265,12 @@ class ChainClient:
         request = pb.SubmitTransactionRequest(signed_transaction=encode(transaction))
         await self._ask(lambda stub: stub.SubmitTransaction(request, timeout=CALL_TIMEOUT))
         return transaction.tx_id
+
+    async def submit_all(self, transactions: Sequence[SignedTransaction]) -> tuple[TransactionError | None, ...]:
+        """Hand in 1 to MAX_SUBMITTED, one after another; of each why it was refused, or None. Idempotent. Raises LimitError."""
+        request = pb.SubmitTransactionsRequest(signed_transactions=[encode(each) for each in transactions])
+        answer = await self._ask(lambda stub: stub.SubmitTransactions(request, timeout=CALL_TIMEOUT))
+        return results_from_proto(answer, [each.tx_id for each in transactions])
 
     async def wait_final(self, tx_id: TxId, timeout: float, again: SignedTransaction | None = None) -> Height:
         """Height of the block that holds the transaction.

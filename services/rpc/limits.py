@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from core.errors import LimitError
 
-__all__ = ["CHUNK", "MAX_MESSAGE", "CallerLimits", "Limiter"]
+__all__ = ["CHUNK", "MAX_MESSAGE", "MAX_SUBMITTED", "CallerLimits", "Limiter"]
 
 MAX_MESSAGE = 4 * 1024 * 1024
 """Bytes of one message, whole. Anything larger is a blob."""
 CHUNK = 256 * 1024
 """Bytes of blob content in one message."""
+MAX_SUBMITTED = 64
+"""Transactions that are handed in with one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +63,15 @@ class Limiter:
         finally:
             usage.running -= 1
 
+    def charge(self, caller: str, count: int) -> None:
+        """For something that costs as much as ``count`` calls. Raises LimitError, and nothing is counted then."""
+        usage = self._refilled(caller)
+        if usage.tokens < count:
+            raise LimitError(f"{caller} asks for more than {self._limits.rate:g} a second: slow down", count=count)
+        usage.tokens -= count
+
     def _take(self, caller: str) -> _Usage:
-        now = self._monotonic()
-        usage = self._usage.get(caller)
-        if usage is None:
-            usage = self._usage[caller] = _Usage(float(self._limits.burst), now)
-            self._forget()
-        self._usage.move_to_end(caller)
-        usage.tokens = min(float(self._limits.burst), usage.tokens + (now - usage.updated) * self._limits.rate)
-        usage.updated = now
+        usage = self._refilled(caller)
         if usage.running >= self._limits.concurrent:
             raise LimitError(
                 f"{caller} has {usage.running} calls open, the limit is {self._limits.concurrent}: end one first",
@@ -78,6 +80,17 @@ class Limiter:
         if usage.tokens < 1.0:
             raise LimitError(f"{caller} calls more than {self._limits.rate:g} times a second: slow down")
         usage.tokens -= 1.0
+        return usage
+
+    def _refilled(self, caller: str) -> _Usage:
+        now = self._monotonic()
+        usage = self._usage.get(caller)
+        if usage is None:
+            usage = self._usage[caller] = _Usage(float(self._limits.burst), now)
+            self._forget()
+        self._usage.move_to_end(caller)
+        usage.tokens = min(float(self._limits.burst), usage.tokens + (now - usage.updated) * self._limits.rate)
+        usage.updated = now
         return usage
 
     def _forget(self) -> None:

@@ -237,6 +237,39 @@ async def _first(messages: AsyncIterator[Gossip], count: int) -> AsyncIterator[G
         yield await anext(messages)
 
 
+async def test_transactions_go_at_once_to_an_idle_link_and_together_to_a_busy_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(links_module, "monotonic", lambda: now)
+    link = Link(IDS[0], None)
+    stream = link.outgoing()
+    first, *more = (SignedTransaction(bytes([n]) * 10, Signature(bytes(64))) for n in range(70))
+    link.put(first)
+    assert await anext(stream) == first
+    for transaction in more[:5]:
+        link.put(transaction)
+    waiting = asyncio.ensure_future(anext(stream))
+    await settle()
+    assert not waiting.done()
+    # A vote passes them.
+    link.put(vote(1))
+    assert await waiting == vote(1)
+    waiting = asyncio.ensure_future(anext(stream))
+    await settle()
+    assert not waiting.done()
+    now += links_module.TOGETHER_SECONDS
+    async with asyncio.timeout(5):
+        assert await waiting == Transactions(tuple(more[:5]))
+    # A full message waits for nothing.
+    for transaction in more[5:]:
+        link.put(transaction)
+    assert await anext(stream) == Transactions(tuple(more[5:]))
+    link.put(first)
+    waiting = asyncio.ensure_future(anext(stream, None))
+    await settle()
+    link.close()
+    assert await waiting is None
+
+
 async def test_validators_are_dialled_where_the_chain_says_they_are_and_must_have_their_keys(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
