@@ -23,7 +23,7 @@ from pool.flower.checks import WEIGHT_FACTOR, Accepted, cap_weights, check_updat
 from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
 from pool.learning.model_spec import ModelSpec, Score, Weights, add, flatten, unflatten
 
-__all__ = ["Fleet", "LoopState", "Reply", "RoundLog", "RoundLoop", "Rules", "StopWhen"]
+__all__ = ["Fleet", "LoopState", "OpenRound", "Reply", "RoundLog", "RoundLoop", "Rules", "StopWhen"]
 
 HOLD_S = 0.25
 TTL_MARGIN_S = 10.0
@@ -108,7 +108,9 @@ class LoopState:
 
 
 @dataclass(slots=True)
-class _Round:
+class OpenRound:
+    """A round that goes on. ``asked``: instruction -> miner, for those who have not answered."""
+
     number: int
     started: float
     ends: float
@@ -188,7 +190,7 @@ class RoundLoop:
             current.refused.setdefault(miner, "no answer in time")
         return self._finish(current)
 
-    def _begin(self, free: list[bytes]) -> _Round:
+    def _begin(self, free: list[bytes]) -> OpenRound:
         started = self._now()
         ends = min(self._deadline, started + self.rules.round_timeout_s)
         number = self.state.round + 1
@@ -205,9 +207,9 @@ class RoundLoop:
         if not asked:
             raise UnavailableError("no instruction was taken")
         self.state.round = number
-        return _Round(number, started, ends, dict(asked), len(asked), len(blob) * len(asked))
+        return OpenRound(number, started, ends, dict(asked), len(asked), len(blob) * len(asked))
 
-    def _is_open(self, current: _Round) -> bool:
+    def _is_open(self, current: OpenRound) -> bool:
         if not current.asked or self._now() >= current.ends:
             return False
         # Half of them at least: a few fast ones do not decide that all others are stragglers.
@@ -216,7 +218,7 @@ class RoundLoop:
         patience = self.rules.straggler_factor * statistics.median(current.answered_after)
         return self._now() - current.started < max(self.rules.straggler_floor_s, patience)
 
-    def _gather(self, current: _Round) -> None:
+    def _gather(self, current: OpenRound) -> None:
         left = max(0.0, current.ends - self._now())
         for reply in self.fleet.collect(set(current.asked) | set(self._owed), min(HOLD_S, left)):
             if reply.instruction_id in self._owed:
@@ -251,30 +253,39 @@ class RoundLoop:
             for reply in self.fleet.collect(set(self._owed), hold_s):
                 self._owed.pop(reply.instruction_id, None)
 
-    def _finish(self, current: _Round) -> RoundLog:
+    def _finish(self, current: OpenRound) -> RoundLog:
         kept, outliers = refuse_outliers(current.accepted)
         current.refused |= {miner: error.message for miner, error in outliers.items()}
+        if len(kept) < self.rules.quorum:
+            current.refused |= {u.miner: f"the round had {len(kept)} of {self.rules.quorum} updates" for u in kept}
+            return self._conclude(current, None, {}, {}, float("nan"))
+        kept = cap_weights(kept, self.rules.weight_factor)
+        delta = self._aggregate(current.number, kept)
+        loss = sum(u.loss * u.weight for u in kept) / sum(u.weight for u in kept)
+        return self._conclude(current, delta, {u.miner: u.weight for u in kept}, {u.miner: u.examples for u in kept}, loss)
+
+    def _conclude(
+        self,
+        current: OpenRound,
+        delta: NDArray[np.float64] | None,
+        accepted: Mapping[bytes, int],
+        claimed: Mapping[bytes, int],
+        loss: float,
+    ) -> RoundLog:
+        """The model after the round, its score, and the round's log. ``delta``: None for a round that does not count."""
         state = self.state
-        if len(kept) >= self.rules.quorum:
-            kept = cap_weights(kept, self.rules.weight_factor)
-            delta = self._aggregate(current.number, kept)
+        if delta is not None:
             state.weights = add(state.weights, unflatten(self.spec, delta))
             state.accepted_rounds += 1
-        else:
-            current.refused |= {u.miner: f"the round had {len(kept)} of {self.rules.quorum} updates" for u in kept}
-            kept = []
         score = self._evaluate(state.weights)
-        if kept:
+        if delta is not None:
             better = state.best_score is None or _is_better(score, state.best_score)
             if better:
                 state.best, state.best_score = state.weights, score
             state.since_best = 0 if better else state.since_best + 1
-        examples = sum(u.weight for u in kept)
         return RoundLog(
-            current.number, self._now() - current.started, current.participants,
-            {u.miner: u.weight for u in kept}, current.refused, score,
-            sum(u.loss * u.weight for u in kept) / examples if examples else float("nan"),
-            current.bytes_up, current.bytes_down, {u.miner: u.examples for u in kept},
+            current.number, self._now() - current.started, current.participants, accepted, current.refused, score, loss,
+            current.bytes_up, current.bytes_down, claimed,
         )  # fmt: skip
 
 
