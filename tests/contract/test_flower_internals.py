@@ -20,13 +20,15 @@ from pool.learning.datasets import save_npz
 from tests.mining_support import CLASSES, FEATURES, digits, write_certificate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCES = sorted((ROOT / "pool" / "flower").glob("*.py"))
+SOURCES = sorted((ROOT / "pool").rglob("*.py"))
+STOCK = sorted((ROOT / "pool" / "flower" / "stock").rglob("*.py"))
+PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 
 
-def imported_from_flower() -> list[tuple[str, str]]:
-    """(module, name) of every ``from flwr... import ...`` in pool/flower."""
+def imported_from_flower(sources: list[Path] = SOURCES) -> list[tuple[str, str]]:
+    """(module, name) of every ``from flwr... import ...`` in these files, by default all of pool."""
     found = set()
-    for source in SOURCES:
+    for source in sources:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr":
                 found |= {(str(node.module), alias.name) for alias in node.names}
@@ -49,6 +51,18 @@ def test_flower_is_imported_in_no_other_way() -> None:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Import):
                 assert not any(alias.name.split(".")[0] == "flwr" for alias in node.names), source
+
+
+def test_the_stock_app_uses_the_public_api_alone() -> None:
+    assert {module for module, _ in imported_from_flower(STOCK)} == PUBLIC
+
+
+def test_nobody_else_in_the_product_knows_flower() -> None:
+    others = [
+        source for folder in ("core", "services", "node", "requester", "provider") for source in (ROOT / folder).rglob("*.py")
+    ]
+    assert len(others) > 100
+    assert imported_from_flower(others) == []
 
 
 def test_call_shapes() -> None:
