@@ -66,7 +66,7 @@ class PoolBook:
         self, key: signing.KeyPair, chain_id: Digest, task_id: TaskId, weight_factor: int = 4, owner_cut_ppm: int = 0
     ) -> None:
         self._key, self._chain_id, self._task_id = key, chain_id, task_id
-        self._factor, self._cut = weight_factor, owner_cut_ppm
+        self.weight_factor, self._cut = weight_factor, owner_cut_ppm
         self.sheets: list[RoundSheet] = []
         self.closing: SignedClosing | None = None
         self.answers: dict[AccountId, SignedAnswer] = {}
@@ -78,6 +78,11 @@ class PoolBook:
         for entry in entries:
             if isinstance(entry, RoundSheet):
                 verify_head(entry.signed)
+                head = entry.signed.head
+                if (head.chain_id, head.pool, head.task_id) != (self._chain_id, self._key.public_key, self._task_id):
+                    raise CryptoError(f"head {head.number} is of another chain, pool or task")
+                # A task is counted by one rule to its end, whatever the configuration says by now.
+                self.weight_factor, self._cut = head.weight_factor, head.owner_cut_ppm
                 self._keep(entry)
             elif isinstance(entry, SignedClosing):
                 verify_closing(entry)
@@ -108,7 +113,7 @@ class PoolBook:
         if len({*claims, *refused}) > MAX_LINES:
             raise LimitError(f"{len({*claims, *refused})} members in one round, a sheet has {MAX_LINES} lines")
         accepted = sorted(claims.items())
-        amounts = counted([claim for _, claim in accepted], self._factor)
+        amounts = counted([claim for _, claim in accepted], self.weight_factor)
         lines = [Line(miner, claim, amount, "") for (miner, claim), amount in zip(accepted, amounts, strict=True)]
         lines += [
             Line(miner, 0, 0, clipped(reason or "not counted")) for miner, reason in refused.items() if miner not in claims
@@ -118,8 +123,8 @@ class PoolBook:
         head = RoundHead(
             self._chain_id, AccountId(self._key.public_key), self._task_id, len(self.sheets) + 1, facts.round,
             NO_HEAD if previous is None else head_digest(previous), lines_root(lines), len(lines), sum(amounts),
-            sum(amounts) + (0 if previous is None else previous.total), self._factor, self._cut, facts.correct, facts.rows,
-            facts.milliseconds, facts.bytes_up, facts.bytes_down,
+            sum(amounts) + (0 if previous is None else previous.total), self.weight_factor, self._cut, facts.correct,
+            facts.rows, facts.milliseconds, facts.bytes_up, facts.bytes_down,
         )  # fmt: skip
         sheet = RoundSheet(sign_head(self._key, head), tuple(lines))
         self._keep(sheet)
@@ -248,9 +253,7 @@ class MinerBook:
         if self.closing is not None:
             check_same(self.closing, signed)
         self.closing = signed
-        objection = self._closing_objection(closing)
-        self._object(objection)
-        return self._answer(closing_digest(closing), objection)
+        return self._answer(closing_digest(closing), self._closing_objection(closing))
 
     def _object(self, objection: str) -> None:
         if objection and objection not in self.objections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from grpc import aio
@@ -13,10 +14,12 @@ from core.crypto.sealing import Suite
 from core.errors import ConfigError
 from pool.flower.engine import MiningEngine
 from pool.manager.board import Board
+from pool.manager.books import Books
 from pool.manager.claims import Shelf
 from pool.manager.config import PoolConfig
 from pool.manager.context import Pool
 from pool.manager.follower import Follower
+from pool.manager.key_owners import KeyOwners
 from pool.manager.members import Members
 from pool.manager.receipts import ReceiptDesk
 from pool.manager.season import Season
@@ -46,7 +49,12 @@ async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
     cpu = CpuPool(1, queue=64)
     life.on_stop(cpu.close)
     board, shelf = Board(), Shelf()
-    members = Members(engine, role.key, genesis.chain_id, cfg.admission, clock)
+    known = await asyncio.to_thread(KeyOwners, cfg.data_dir / "flower-keys.log")
+    members = Members(engine, role.key, genesis.chain_id, cfg.admission, clock, known.owners, known.remember)
+    books = Books(
+        cfg.data_dir / "tasks", role.key, genesis.chain_id, members.show, cfg.training.weight_factor, cfg.owner_cut_ppm
+    )
+    members.greeting = books.greeting
     receipts = ReceiptDesk(cfg.data_dir / "receipts", chain, wallet, genesis.chain_id)
     blobs = BlobStore(cfg.data_dir / "blobs", BLOB_QUOTA)
 
@@ -54,14 +62,14 @@ async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
     # It takes seconds to load; what does not need it yet goes on, and joins wait for it.
     engine_started = life.spawn(engine.start(), "start Flower")
     server = await open_server(role, life, RULES)
-    servicer = PoolServicer(genesis.chain_id, members, receipts, board)
+    servicer = PoolServicer(genesis.chain_id, members, receipts, board, books)
     server.add(mining_pb2_grpc.add_PoolServiceServicer_to_server, servicer, POOL)
     server.add(peer_pb2_grpc.add_ClaimServiceServicer_to_server, ClaimServicer(shelf), CLAIM)
     await server.start()
 
     pool = Pool(
         role=role, endpoint=advertised(cfg, server.address), chain=chain, wallet=wallet, nodes=_nodes(role, life),
-        engine=engine, members=members, board=board, shelf=shelf, blobs=blobs, cpu=cpu, clock=clock,
+        engine=engine, members=members, books=books, board=board, shelf=shelf, blobs=blobs, cpu=cpu, clock=clock,
         voters=ValidatorWatch(chain, genesis),
     )  # fmt: skip
     await wait_for_chain(role, chain)

@@ -26,6 +26,12 @@ class TrainingConfig:
     batch: int = config.option("Rows in a step; 0: all.", default=16, low=0)
     quorum: int = config.option("Updates that make a round.", default=1, low=1)
     round_timeout_s: float = config.option("Longest round, seconds.", default=8.0, low=0.5)
+    weight_factor: int = config.option(
+        "No miner counts for more than this many times the median of the others' examples, in the model and in pay.",
+        default=4,
+        low=1,
+        high=65_535,
+    )
     seed: int = config.option("Seed of initial weights and shuffling.", default=1, low=0)
     sealing: Literal["x25519", "hybrid"] = config.option(
         "HPKE suite that updates are sealed with; hybrid: with ML-KEM-768, against a future quantum computer.", default="x25519"

@@ -12,6 +12,7 @@ from core.ids import AccountId, Digest
 from core.ports import Clock
 from pool.flower.engine import MiningEngine
 from pool.manager.board import Board
+from pool.manager.books import Books
 from pool.manager.claims import Shelf
 from pool.manager.config import PoolConfig
 from pool.manager.members import Members
@@ -36,6 +37,7 @@ class Pool:
     nodes: Sequence[tuple[str, aio.Channel]]
     engine: MiningEngine
     members: Members
+    books: Books
     board: Board
     shelf: Shelf
     blobs: BlobStore

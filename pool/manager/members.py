@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -75,15 +75,26 @@ class Members:
     """All members, by account."""
 
     def __init__(
-        self, enrolment: Enrolment, key: signing.KeyPair, chain_id: Digest, admission: AdmissionConfig, clock: Clock
+        self,
+        enrolment: Enrolment,
+        key: signing.KeyPair,
+        chain_id: Digest,
+        admission: AdmissionConfig,
+        clock: Clock,
+        owners: Mapping[bytes, AccountId] | None = None,
+        remember: Callable[[bytes, AccountId], None] = lambda _, __: None,
     ) -> None:
+        """``owners``: of Flower keys, as a former process told ``remember``, which may block. Pay follows them."""
         self._enrolment = enrolment
         self._key = key
         self._chain_id = chain_id
         self._admission = admission
         self._clock = clock
         self._members: dict[AccountId, _Member] = {}
-        self._owners: dict[bytes, AccountId] = {}
+        self._owners: dict[bytes, AccountId] = dict(owners or {})
+        self._remember = remember
+        self.greeting: Callable[[AccountId], Sequence[Assignment]] = lambda _: ()
+        """What a member is told first when it attends."""
         self._fetches: dict[AccountId, list[FetchRows]] = {}
         self._training: TrainOn | None = None
         self._changed = asyncio.Event()
@@ -114,6 +125,7 @@ class Members:
         ticket = await self._enrolment.register(join.node_public_key)
         if self._owners.setdefault(join.node_public_key, join.miner) != join.miner:
             raise AuthError(f"the Flower key of {short(join.miner)} became another member's meanwhile: join with a fresh one")
+        await asyncio.to_thread(self._remember, join.node_public_key, join.miner)
         former = self._members.get(join.miner)
         contribution = 0
         if former is not None and former.node_key != join.node_public_key:
@@ -147,6 +159,8 @@ class Members:
                 _put(member, fetch)
         if self._training is not None and self._training.deadline_ms > now:
             _put(member, self._training)
+        for shown in self.greeting(miner):
+            _put(member, shown)
         try:
             while (assignment := await member.queue.get()) is not None:
                 yield assignment
@@ -197,6 +211,12 @@ class Members:
             member.bought += fetch.rows
             if member.is_online:
                 _put(member, fetch)
+
+    def show(self, miner: AccountId, shown: Assignment) -> None:
+        """Something that a member can also ask for later: left out if it is away or takes its assignments slowly."""
+        member = self._members.get(miner)
+        if member is not None and member.is_online and member.queue.qsize() < MAX_WAITING // 2:
+            _put(member, shown)
 
     def credit(self, contributions: Mapping[AccountId, int]) -> None:
         """What each member contributed to the last task."""

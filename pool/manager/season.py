@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from grpc import aio
@@ -19,8 +19,9 @@ from core.chain.ledger import work_payout_total
 from core.chain.transaction import Claim, Commit, EnterTask, Payload, Refusal
 from core.chain.versions import check_known_version
 from core.codec import decode, encode
-from core.errors import DeadlineError, NotFoundError, PoflError, TransactionError, UnavailableError
+from core.errors import CorruptError, DeadlineError, NotFoundError, PoflError, TransactionError, UnavailableError
 from core.ids import MILLION, AccountId, Amount, Height, Milliseconds, short
+from core.market.contributions import share_out, shares_of
 from core.ports import SystemRng
 from core.verification.body import VmBody, body_digest, commitment, make_body
 from core.verification.evaluation_pool import EvaluationPool
@@ -32,9 +33,9 @@ from pool.learning.datasets import Dataset
 from pool.manager import trading
 from pool.manager.archive import Claimed, Committed, Contribution, TaskFolder
 from pool.manager.board import TaskFeed
+from pool.manager.books import Book
 from pool.manager.claims import Shown, WorkWatch, agreed_ranking, malformed, offer_everywhere
 from pool.manager.context import Pool
-from pool.manager.payouts import share_out
 from pool.manager.scoring import Scoring
 from pool.manager.supplies import Supplies, TestSupply
 from services.rpc.convert_mining import Progress, Round, TrainOn
@@ -201,8 +202,8 @@ class Season:
                 helpers.add(preparing)
             committed = self._folder.committed
             if committed is None:
-                if pool.clock.now_ms() >= windows.training_end_ms:
-                    raise DeadlineError("this pool has no model, and the time to train is over")
+                if pool.clock.now_ms() >= windows.commit_close_ms:
+                    raise DeadlineError("this pool has no model, and the time to commit one is over")
                 trading_ = asyncio.create_task(self._trade(), name="trade")
                 helpers.add(trading_)
                 committed = await self._train(supplies, trading_, windows)
@@ -239,7 +240,9 @@ class Season:
     async def _train(self, supplies: Supplies, trade: asyncio.Task[None], windows: Windows) -> Committed:
         """Train until the deadline, quantise, encrypt: a model that only waits for its commit, on disk."""
         pool, view = self._pool, self._feed.view
-        practice = await supplies.practice(pool.seconds_until(windows.training_end_ms))
+        # Killed after training, it finds its run and has until the close of commits.
+        practice = await supplies.practice(pool.seconds_until(windows.commit_close_ms))
+        book = await pool.books.open(self._task_id)
         await asyncio.wait({trade}, timeout=ROWS_SECONDS)
         features = view.spec.features
         online = pool.members.online_for(features)
@@ -248,21 +251,24 @@ class Season:
         pool.members.assign_training(TrainOn(self._task_id, windows.training_end_ms, features, view.spec.classes))
         key = asyncio.create_task(supplies.public_key(pool.seconds_until(windows.commit_close_ms)))
         try:
-            job = self._job(view, windows.training_end_ms)
-            result = await pool.engine.mine(job, pool.members.roster(features, allowance), self._on_round)
-            shares = self._shares(result)
-            pool.members.credit(shares)
+            end = windows.training_end_ms if book.closing is None else pool.clock.now_ms()
+            job = replace(self._job(view, end), weight_factor=book.weight_factor)
+            roster = pool.members.roster(features, allowance)
+            result = await pool.engine.mine(job, roster, lambda report: self._on_round(report, book))
+            closing = (await book.close()).closing
+            shares = self._shares(result, shares_of(closing))
             public_key = await key
         finally:
             key.cancel()
         model = await pool.cpu.run(self._quantise, view, result, practice)
         body, opening = await pool.cpu.run(make_body, public_key, model, SystemRng())
         c_w = commitment(pool.chain_id, self._task_id, pool.account, body)
-        committed = Committed(c_w, body, opening, tuple(Contribution(m, c) for m, c in sorted(shares.items())))
+        committed = Committed(c_w, body, opening, tuple(Contribution(m, c) for m, c in shares.items()))
         await asyncio.to_thread(self._folder.commit, committed)
         return committed
 
-    def _on_round(self, report: RoundReport) -> None:
+    def _on_round(self, report: RoundReport, book: Book) -> None:
+        book.record(report, self._pool.members.owner)
         ROUNDS.inc()
         ACCURACY.set(report.practice_correct / max(1, report.practice_total))
         self._round = Round(
@@ -280,13 +286,8 @@ class Season:
             log.info("updates not counted", task=self._task_id, number=report.number, refused=detail)
         self._show("training", detail)
 
-    def _shares(self, result: MiningResult) -> dict[AccountId, int]:
-        """Contributions by account: a member that joined anew in between had more than one key."""
-        shares: dict[AccountId, int] = {}
-        for key, examples in result.contributions.items():
-            owner = self._pool.members.owner(bytes.fromhex(key))
-            if owner is not None:
-                shares[owner] = shares.get(owner, 0) + examples
+    def _shares(self, result: MiningResult, shares: dict[AccountId, int]) -> dict[AccountId, int]:
+        self._pool.members.credit(shares)
         log.info(
             "training is over", task=self._task_id, rounds=result.rounds,
             practice=f"{result.best_practice_correct}/{result.best_practice_total}",
@@ -398,7 +399,11 @@ class Season:
         pool = self._pool
         assert tip.certificate is not None
         total = work_payout_total(view.reward, pool.role.genesis.params)
-        contributions = {c.miner: c.amount for c in committed.contributions}
+        # What is paid is what was signed, to the last unit: also where the configuration changed since.
+        closing = (await pool.books.open(self._task_id)).closing
+        if closing is None:
+            raise CorruptError(f"{self._folder.path}: the book of contributions is gone, so nobody can be paid by it")
+        shares, cut = shares_of(closing.closing), closing.closing.owner_cut_ppm
         block = build_work_block(
             pool.role.key,
             chain_id=pool.chain_id,
@@ -410,7 +415,7 @@ class Season:
             task_id=self._task_id,
             accuracy=Accuracy(claimed.correct, view.spec.samples),
             vm=claimed.vm,
-            payouts=share_out(total, contributions, pool.account, pool.cfg.owner_cut_ppm),
+            payouts=share_out(total, shares, pool.account, cut),
             version=tip.protocol_version,
         )
         await asyncio.to_thread(self._folder.offer, tip.block_hash, block)

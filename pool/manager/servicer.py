@@ -12,8 +12,9 @@ from pofl.peer.v1 import peer_pb2 as peer
 from pofl.peer.v1 import peer_pb2_grpc
 
 from core.errors import AuthError
-from core.ids import AccountId, Digest, Height, ModelCommitment, short
+from core.ids import AccountId, Digest, Height, ModelCommitment, TaskId, short
 from pool.manager.board import Board
+from pool.manager.books import Books
 from pool.manager.claims import Shelf
 from pool.manager.members import Members
 from pool.manager.receipts import ReceiptDesk
@@ -29,6 +30,8 @@ CLAIM: Final = peer.DESCRIPTOR.services_by_name["ClaimService"].full_name
 RULES: Final = {
     POOL: ["miner"],
     f"{POOL}/ListMembers": [auth.ANYONE],
+    f"{POOL}/ListContributions": [auth.ANYONE],
+    f"{POOL}/ListMinedTasks": [auth.ANYONE],
     f"{POOL}/WatchProgress": [auth.ANYONE],
     CLAIM: ["node", "requester"],
     f"{CLAIM}/FetchOpening": ["node"],
@@ -37,11 +40,12 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class PoolServicer(rpc.PoolServiceServicer):
-    def __init__(self, chain_id: Digest, members: Members, receipts: ReceiptDesk, board: Board) -> None:
+    def __init__(self, chain_id: Digest, members: Members, receipts: ReceiptDesk, board: Board, books: Books) -> None:
         self._chain_id = chain_id
         self._members = members
         self._receipts = receipts
         self._board = board
+        self._books = books
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:  # noqa: N802
         signed = convert.join_from_proto(request, self._chain_id, self._members.pool)
@@ -67,6 +71,26 @@ class PoolServicer(rpc.PoolServiceServicer):
         _check_caller(context, miner)
         await self._members.leave(miner, request.signature)
         return pb.LeaveResponse()
+
+    async def Countersign(  # noqa: N802
+        self, request: pb.CountersignRequest, context: Context
+    ) -> pb.CountersignResponse:
+        signed = convert.answer_from_proto(request)
+        _check_caller(context, signed.answer.miner)
+        await self._books.answer(signed)
+        return pb.CountersignResponse()
+
+    async def ListContributions(  # noqa: N802
+        self, request: pb.ListContributionsRequest, context: Context
+    ) -> AsyncIterator[pb.ListContributionsResponse]:
+        task_id = TaskId(exact("task_id", request.task_id)) if request.task_id else None
+        async for entry in self._books.entries(task_id, request.after):
+            yield pb.ListContributionsResponse(entry=entry)
+
+    async def ListMinedTasks(  # noqa: N802
+        self, request: pb.ListMinedTasksRequest, context: Context
+    ) -> pb.ListMinedTasksResponse:
+        return pb.ListMinedTasksResponse(tasks=[convert.mined_to_proto(task) for task in await self._books.tasks()])
 
     async def ListMembers(self, request: pb.ListMembersRequest, context: Context) -> pb.ListMembersResponse:  # noqa: N802
         return pb.ListMembersResponse(members=[convert.member_to_proto(m) for m in self._members.listed()])

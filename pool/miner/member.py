@@ -17,6 +17,7 @@ from core.ports import Clock
 from pool.flower.jobs import JoinTicket
 from pool.flower.keys import new_node_key
 from pool.miner.config import MinerConfig
+from pool.miner.contributions import ContributionDesk
 from pool.miner.rows import TrainingRows
 from services.rpc.channel import backoff, connect, dial_forever
 from services.rpc.convert_mining import FetchRows, Join, Joined, MinerStatus, TrainOn
@@ -54,6 +55,8 @@ class Membership:
         self._pool: AccountId | None = None
         self._training: TrainOn | None = None
         self._fetching: dict[Digest, asyncio.Task[None]] = {}
+        self._contributions = ContributionDesk(role.cfg.data_dir / "contributions", role.key, role.genesis.chain_id)
+        self._answering: set[asyncio.Task[None]] = set()
         self.phase = "starting"
         self.joined = asyncio.Event()
 
@@ -91,7 +94,7 @@ class Membership:
                 log.warning("no member now, joining again", pool=cfg.pool, seconds=round(delay, 1), reason=reason)
                 await asyncio.sleep(delay)
         finally:
-            for task in self._fetching.values():
+            for task in (*self._fetching.values(), *self._answering):
                 task.cancel()
             await self._stop_fleet()
 
@@ -123,7 +126,9 @@ class Membership:
         from pool.flower.fleet import FleetMiner
 
         folder = self._role.cfg.data_dir / "flower"
-        self._fleet = FleetMiner(ticket, private, self._rows.source, folder, threads=TORCH_THREADS)
+        self._fleet = FleetMiner(
+            ticket, private, self._rows.source, folder, threads=TORCH_THREADS, on_update=self._contributions.note_sent
+        )
         self._fleet.start()
         await asyncio.to_thread(self._fleet.wait_online, ONLINE_SECONDS)
         self.phase = "idle"
@@ -145,6 +150,11 @@ class Membership:
             if isinstance(assignment, TrainOn):
                 self._training = assignment
                 log.info("training", task=assignment.task_id, deadline_ms=assignment.deadline_ms)
+                continue
+            if not isinstance(assignment, FetchRows):
+                answering = asyncio.create_task(self._contributions.take(join.pool, assignment, client))
+                self._answering.add(answering)
+                answering.add_done_callback(self._answering.discard)
                 continue
             known = self._fetching.get(assignment.trade_id)
             if not self._rows.has(assignment.trade_id) and (known is None or known.done()):

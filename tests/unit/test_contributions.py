@@ -83,9 +83,11 @@ def test_a_book_is_rebuilt_from_its_entries_and_goes_on() -> None:
     assert again.close() is closing
     with pytest.raises(SequenceError, match="closed"):
         again.add_round(facts(4), {}, {})
-    third = pool_book()
-    third.load([*kept, sheet, closing])
-    assert third.close() == closing
+    third = pool_book(weight_factor=9, owner_cut_ppm=5)
+    third.load([*kept, sheet])
+    assert third.close() == closing, "one rule to the task's end, whatever the configuration says by now"
+    with pytest.raises(CryptoError, match="another chain"):
+        pool_book(TaskId(bytes(32))).load(kept)
 
 
 def test_a_member_alone_knows_its_share_from_its_own_receipts() -> None:
@@ -112,7 +114,6 @@ def test_a_member_that_was_away_fills_its_gaps_from_the_public_book() -> None:
     assert late.missing == (1, 2, 3, 4)
     for sheet in sheets:
         late.receive_sheet(sheet)
-    late.objections.clear()
     assert late.receive_closing(pool.close()).answer.objection == ""
 
 
