@@ -168,7 +168,7 @@ class StockFleet:
         # One key on two nodes would count twice; a node started anew has another id, and the old one is not online.
         self._key_of = {n: k for n, k in self._key_of.items() if k != miner} | {node: miner}
         self._registered[miner] = examples
-        _log.info("SuperNode %d takes part as %s with %d rows", node, miner.hex()[:16], examples)
+        _log.info("SuperNode %d takes part with node key %s and %d rows", node, miner.hex(), examples)
 
     def _fetch(self, message_id: str, until: float) -> None:
         arrived: _Arrived | None = None
