@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from enum import Enum, auto
 from time import monotonic
@@ -52,6 +52,8 @@ TOGETHER_SECONDS: Final = 0.025
 to an idle link goes at once."""
 MAX_SEEN: Final = 65_536
 MAX_KNOWN: Final = 16_384
+KEPT_SECONDS: Final = 60.0
+"""Copies of a message come within seconds. One that comes later is looked at again, which costs little and is not relayed."""
 MESSAGE_RATE, MESSAGE_BURST = 1_000.0, 8_000.0
 """Messages a second that one node is read at, over all its links."""
 BYTE_RATE, BYTE_BURST = 8.0 * 2**20, 32.0 * 2**20
@@ -83,21 +85,28 @@ GossipCall = Callable[[Connection, AsyncIterator[Gossip]], AsyncGenerator[Gossip
 
 
 class _Recent:
-    """The last ``limit`` digests."""
+    """Digests of the last minute or two, at most ``limit``; at least the last half of them within KEPT_SECONDS."""
 
-    __slots__ = ("_known", "_limit")
+    __slots__ = ("_limit", "_old", "_since", "_young")
 
     def __init__(self, limit: int) -> None:
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+        self._since = monotonic()
         self._limit = limit
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._known
+        return key in self._young or key in self._old
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
 
     def add(self, key: bytes) -> None:
-        self._known[key] = None
-        if len(self._known) > self._limit:
-            self._known.popitem(last=False)
+        now = monotonic()
+        if len(self._young) >= self._limit // 2 or now >= self._since + KEPT_SECONDS:
+            # In one go, and by age: kept one by one up to the limit, a node that runs for days would hold them all.
+            self._old, self._young, self._since = self._young, set(), now
+        self._young.add(key)
 
 
 class _Pace:

@@ -14,7 +14,7 @@ from core.chain.vote import SignedVote
 from core.errors import AuthError, LimitError, SequenceError, VoteError, WrongChainError
 from core.ids import Amount, BlockHash, Digest, Height, NodeId, Signature
 from node import links as links_module
-from node.links import Acceptance, Link, Links
+from node.links import Acceptance, Link, Links, _Recent
 from services.rpc.convert_peer import Gossip, Hello, Progress, Transactions
 from services.rpc.handshake import ChainIdentity, LocalIdentity, Remote
 from services.rpc.peer_client import gossip
@@ -323,3 +323,24 @@ def state_with(endpoints: dict[bytes, str]) -> State:
         memberships = memberships.put(node, Membership(Height(1), Amount(1), endpoint, None))
     validators = tuple(Validator(NodeId(node), 1, Amount(1), False) for node in sorted(endpoints))
     return replace(state, validators=validators[:1], next_validators=validators, memberships=memberships)
+
+
+def test_what_was_seen_is_forgotten_by_age_and_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(links_module, "monotonic", lambda: now)
+    recent = _Recent(100)
+    recent.add(b"first")
+    now = links_module.KEPT_SECONDS - 1
+    recent.add(b"second")
+    now += 2
+    recent.add(b"third")
+    assert b"first" in recent
+    assert b"second" in recent
+    now += links_module.KEPT_SECONDS
+    recent.add(b"fourth")
+    assert b"second" not in recent
+    assert b"third" in recent
+    for number in range(1_000):
+        recent.add(number.to_bytes(4, "big"))
+        assert len(recent) <= 100
+    assert all(number.to_bytes(4, "big") in recent for number in range(950, 1_000))
