@@ -6,7 +6,6 @@ the other two are there: neither a node nor a command may then begin a new chain
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from core.errors import CorruptError, InputError, NotFoundError, StorageError, W
 from core.params import Genesis
 from node import rows
 from node.store import store_meta
+from services.runtime.durable import sync_folder
 from services.storage import LevelDb, StoreMeta
 
 __all__ = ["ChainFolder", "open_chain_folder"]
@@ -111,7 +111,7 @@ class ChainFolder:
             shutil.rmtree(self.replaced, ignore_errors=True)
             self.path.rename(self.replaced)
             self.rebuilt.rename(self.path)
-            self._sync()
+            sync_folder(self.data_dir)
         except OSError as error:
             raise StorageError(f"cannot rename in {self.data_dir}: {error.strerror or error}") from error
         self._clean()
@@ -134,10 +134,3 @@ class ChainFolder:
     def _clean(self) -> None:
         for path in (self.replaced, self.salvaged):
             shutil.rmtree(path, ignore_errors=True)
-
-    def _sync(self) -> None:
-        descriptor = os.open(self.data_dir, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from core.ids import AccountId, Correct, Height, ModelCommitment, TaskId
 from core.ports import Rng
 from core.verification.model_file import MAX_MODEL_FILE
 from core.verification.test_set import TestSet
+from services.runtime.durable import write_private
 from services.storage import KeyValueStore
 
 __all__ = ["RequesterStore", "SessionCoins", "SessionRecord", "TaskRecord", "TaskSecret", "TaskSecrets", "WonModel"]
@@ -81,17 +81,9 @@ class TaskSecrets:
         labels = plain.labels.astype("<u2").tobytes()
         data = encode(_SecretFile(secret.key.to_bytes(), plain.classes, plain.samples, plain.features.tobytes(), labels))
         path = self._path(task_id)
-        partial = path.with_suffix(".part")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            _sync_folder(self._folder)
+            write_private(path, data)
         except OSError as error:
             raise StorageError(f"cannot write the secrets of a task to {path}: {error.strerror or error}") from error
 
@@ -248,11 +240,3 @@ class RequesterStore:
 
     def _put(self, key: bytes, value: bytes) -> None:
         self._store.put_batch({key: value})
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,6 @@ Each is one file, written beside its place, forced to the disk and renamed: a re
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
@@ -16,6 +15,7 @@ from core.codec import DIGEST, PUBLIC_KEY, U8, U32, U64, Record, Seq, Var, decod
 from core.errors import CorruptError, InputError, StorageError
 from core.ids import AccountId, Correct, ModelCommitment
 from core.verification.body import ModelOpening
+from services.runtime.durable import write_private
 
 __all__ = ["Claimed", "Committed", "Contribution", "TaskFolder", "write_durably"]
 
@@ -129,18 +129,7 @@ def _work_file(parent: bytes) -> str:
 
 def write_durably(path: Path, data: bytes) -> None:
     """The file is there, whole and on the disk, when this returns; 0600. Raises StorageError."""
-    partial = path.with_suffix(".part")
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_private(path, data)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error

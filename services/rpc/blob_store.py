@@ -26,6 +26,7 @@ from core.errors import (
     UnavailableError,
 )
 from services.rpc.limits import CHUNK
+from services.runtime.durable import sync_folder
 
 __all__ = ["DIGEST_SIZE", "BlobStore", "Part", "checked_digest"]
 
@@ -218,7 +219,7 @@ class Part:
             os.fsync(self._file.fileno())
             self._target.parent.mkdir(exist_ok=True)
             self._path.replace(self._target)
-            _sync_folder(self._target.parent)
+            sync_folder(self._target.parent)
         self.finished = True
 
     def __exit__(self, *_: object) -> None:
@@ -237,15 +238,6 @@ def checked_digest(digest: bytes) -> bytes:
 
 def _name(digest: bytes) -> str:
     return checked_digest(digest).hex()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is only certain once its folder is on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from core.errors import CorruptError, LimitError, StorageError, StorageFullError
+from services.runtime.durable import sync_folder
 
 __all__ = ["Journal", "read_journal"]
 
@@ -51,7 +52,7 @@ class Journal:
             os.ftruncate(self._descriptor, self._size)
             if not self._size:
                 self._write(MAGIC)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
         except OSError as error:
             self.close()
             raise _storage_error(path, error) from error
@@ -142,14 +143,6 @@ def _framed(record: bytes) -> bytes:
         raise LimitError(f"a record of {len(record)} bytes, at most {MAX_RECORD}")
     length = len(record).to_bytes(4, "big")
     return length + hashlib.sha256(length + record).digest()[:8] + record
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
