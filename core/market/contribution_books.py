@@ -35,6 +35,7 @@ from core.market.contributions import (
     head_digest,
     lines_root,
     receipt_of,
+    shares_of,
     sign_answer,
     sign_closing,
     sign_head,
@@ -44,7 +45,7 @@ from core.market.contributions import (
     verify_receipt,
 )
 
-__all__ = ["Audited", "MinerBook", "PoolBook", "RoundFacts", "audit", "check_lines", "check_link", "clipped"]
+__all__ = ["Audited", "MinerBook", "PoolBook", "RoundFacts", "audit", "audit_held", "check_lines", "check_link", "clipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,3 +416,37 @@ def _check_closing(closing: Closing, found: Audited) -> None:
         raise CheatingError("the closing has other sums than the rounds")
     if found.heads and closing.owner_cut_ppm != found.heads[-1].owner_cut_ppm:
         raise CheatingError("the closing has another cut than the rounds")
+
+
+def audit_held(entries: Sequence[Entry], chain_id: Digest) -> tuple[Mapping[int, RoundReceipt], SignedClosing | None]:
+    """Check what one miner holds, without its key or its pool: receipts by number of the head, and the closing.
+
+    Raises CryptoError for what is not signed, CheatingError for what is signed and contradicts itself, NotFoundError for a book
+    without any receipt.
+    """
+    receipts = {e.signed.head.number: e for e in entries if isinstance(e, RoundReceipt)}
+    if not receipts:
+        raise NotFoundError("it holds no receipts")
+    first = receipts[min(receipts)]
+    place = (chain_id, first.signed.head.pool, first.signed.head.task_id)
+    for entry in entries:
+        if isinstance(entry, RoundReceipt):
+            verify_receipt(entry)
+            _check_book(entry.signed.head, *place)
+            if entry.line.miner != first.line.miner:
+                raise CheatingError("it holds receipts of two miners")
+            check_same(receipts[entry.signed.head.number].signed, entry.signed)
+    for number, receipt in receipts.items():
+        if number + 1 in receipts:
+            check_link(receipt.signed.head, receipts[number + 1].signed.head)
+    closings = [entry for entry in entries if isinstance(entry, SignedClosing)]
+    for closing in closings:
+        verify_closing(closing)
+        _check_book(closing.closing, *place)
+        check_same(closings[0], closing)
+    if closings:
+        own = shares_of(closings[0].closing).get(first.line.miner, 0)
+        held = sum(receipt.line.counted for receipt in receipts.values())
+        if own < held:
+            raise CheatingError(f"the closing counts {own} examples of {short(first.line.miner)}, its receipts {held}")
+    return receipts, closings[0] if closings else None

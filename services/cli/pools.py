@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from services.cli import pool_books
 from services.cli.output import JsonOption
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Around a mining pool.", no_args_is_help=True)
+pool_books.register(app)
 
 
 @app.callback()
