@@ -98,7 +98,8 @@ class Door:
             await self._held(scope, body, send, hold)
             return
         await self._app(scope, _replay(body), send)
-        if path.endswith(("/push-messages", "/push-object")):
+        # Only messages change what a pull finds. Their parts are many, and each ring makes everyone who waits look again.
+        if path.endswith("/push-messages"):
             self._rings.ring()
 
     async def _held(self, scope: Scope, body: bytes, send: Send, hold: float) -> None:

@@ -20,7 +20,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from core.errors import LimitError, MalformedError
 from pool.flower import blobs, keys
 from pool.flower.guard import Registry
-from pool.flower.listeners import FLEET_PATHS, LARGE_BODY, RUNTIME_PATHS, SMALL_BODY, Bell, Door
+from pool.flower.listeners import FLEET_PATHS, LARGE_BODY, RUNTIME_PATHS, SMALL_BODY, Bell, Door, Receive, Scope, Send
 from pool.flower.superlink import SuperLink
 
 PROTOBUF = {"content-type": "application/protobuf"}
@@ -145,6 +145,32 @@ async def test_an_empty_pull_is_held_until_the_bell(guard: Guard) -> None:
     started = loop.time()
     assert (await guard.public.post("/v1/fleet/pull-messages", content=body, headers=refused)).status_code == 401
     assert loop.time() - started < 0.5, "a stranger is not held"
+
+
+async def test_parts_of_messages_wake_nobody() -> None:
+    looked: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        looked.append(scope["path"])
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    to_fleet, to_manager = Bell(), Bell()
+    public = Door(app, FLEET_PATHS, listens=to_fleet, rings=to_manager)
+    inner = Door(app, RUNTIME_PATHS, listens=to_manager, rings=to_fleet)
+    async with (
+        httpx.AsyncClient(transport=httpx.ASGITransport(public), base_url="http://guard") as miner,
+        httpx.AsyncClient(transport=httpx.ASGITransport(inner), base_url="http://guard") as manager,
+    ):
+        held = asyncio.create_task(miner.post("/v1/fleet/pull-messages", headers={"x-pofl-hold-ms": "300"}))
+        await asyncio.sleep(0.05)
+        for _ in range(20):
+            await manager.post("/v1/runtime/push-object")
+        assert looked.count("/v1/fleet/pull-messages") == 1
+        await manager.post("/v1/runtime/push-messages")
+        await held
+        assert looked.count("/v1/fleet/pull-messages") == 2
 
 
 def message_of(content: RecordDict) -> Message:
