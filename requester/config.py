@@ -25,6 +25,12 @@ class AutoConfig:
     activation: Literal["sigmoid", "relu", "identity"] = config.option("Of the hidden layers.", default="sigmoid")
     weight_bits: int = config.option("Bits of a scored weight.", default=10, low=2, high=16)
     feature_scale_micro: int = config.option("int8 feature = round(x * this / 10^6).", default=127_000_000, low=1)
+    buckets: int = config.option(
+        "y are real targets, counted by so many buckets, cut by the practice set; 0: y are classes.", default=0, low=0
+    )
+    cuts_micro: tuple[int, ...] = config.option(
+        "y are real targets, counted by the buckets between these values, in millionths.", default=()
+    )
     reward: int = config.option("Reward of each task.", default=1_000_000, low=1)
     bond: int = config.option("Bond of each task, at least the reward; 0: the reward.", default=0, low=0)
 
@@ -44,3 +50,5 @@ class RequesterConfig(RoleConfig):
         super().check()
         if self.auto.tasks and (self.auto.test_set is None or self.auto.practice_set is None):
             raise ConfigError("auto.tasks is set, so auto.test_set and auto.practice_set must name files")
+        if self.auto.buckets and self.auto.cuts_micro:
+            raise ConfigError("auto.buckets and auto.cuts_micro exclude one another: cut points make the buckets")

@@ -14,6 +14,7 @@ from pofl.task.v1 import task_pb2 as pb
 from pofl.task.v1 import task_pb2_grpc as rpc
 from pofl.verify.v1 import verify_pb2, verify_pb2_grpc
 
+from core.chain.transaction import MAX_CUTS
 from core.errors import AuthError, LimitError, MalformedError, NotFoundError, PoflError, SequenceError
 from core.ids import TaskId
 from core.verification.messages import Envelope
@@ -179,10 +180,12 @@ def _order(request: pb.PublishTaskRequest) -> Order:
         raise MalformedError(f"name: 1 to {MAX_NAME} bytes are needed, got {len(request.name.encode())}", field="name")
     if len(request.hidden) > MAX_HIDDEN:
         raise LimitError(f"hidden: {len(request.hidden)} layers, at most {MAX_HIDDEN}", field="hidden")
+    if len(request.cuts_micro) > MAX_CUTS:
+        raise LimitError(f"cuts_micro: {len(request.cuts_micro)} cut points, at most {MAX_CUTS}", field="cuts_micro")
     if request.reward < 1 or request.bond < 0:
         raise MalformedError(f"reward {request.reward} must be positive and bond {request.bond} not negative", field="reward")
     return Order(
         request.name, Path(request.test_set), Path(request.practice_set), tuple(request.hidden),
         activation_from_proto(request.activation), request.reward, request.bond,
-        request.weight_bits or DEFAULT_WEIGHT_BITS, request.leak_bits,
+        request.weight_bits or DEFAULT_WEIGHT_BITS, request.leak_bits, 0, tuple(request.cuts_micro), request.buckets,
     )  # fmt: skip

@@ -33,11 +33,12 @@ from core.verification.scored_model import ModelFamily
 from core.verification.task import check_spec, key_context
 from core.verification.test_set import encrypt_test_set
 from requester.config import AutoConfig
-from requester.data import clamped_features, feature_scale_of, load_rows, practice_bytes, scored_test_set
+from requester.data import clamped_features, feature_scale_of, scored_test_set
 from requester.models import BodySource, TaskBooks, won_model
 from requester.sessions import Sessions
 from requester.standing import Follower
 from requester.store import RequesterStore, TaskRecord, TaskSecret, TaskSecrets
+from requester.targets import read_task_rows
 from services.rpc.blob_store import BlobStore
 from services.rpc.chain_client import ChainClient, Wallet
 from services.rpc.channel import backoff, connect
@@ -77,6 +78,9 @@ class Order:
     """0: what the family needs."""
     feature_scale_micro: int = 0
     """0: the scale that brings the largest practice feature to 127."""
+    cuts_micro: tuple[int, ...] = ()
+    """Of a regression, whose y are real targets; or ``buckets``: so many, with cut points from the practice set."""
+    buckets: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ def auto_order(auto: AutoConfig, number: int) -> Order:
     assert auto.practice_set is not None
     return Order(
         f"{auto.name}-{number}", auto.test_set, auto.practice_set, auto.hidden, Activation[auto.activation.upper()],
-        auto.reward, auto.bond, auto.weight_bits, 0, auto.feature_scale_micro,
+        auto.reward, auto.bond, auto.weight_bits, 0, auto.feature_scale_micro, auto.cuts_micro, auto.buckets,
     )  # fmt: skip
 
 
@@ -108,10 +112,8 @@ class TaskMaker:
             NotFoundError, MalformedError, LimitError: one sentence about the file, the row, or the family.
             StorageFullError, StorageError.
         """
-        rows, practice = load_rows(order.test_set), load_rows(order.practice_set)
-        if practice.features != rows.features:
-            raise MalformedError(f"{practice.source}: {practice.features} features a row, {rows.source} has {rows.features}")
-        classes = max(2, rows.classes, practice.classes)
+        read = read_task_rows(order.test_set, order.practice_set, order.cuts_micro, order.buckets)
+        rows, practice, classes = read.test, read.practice, read.classes
         family = ModelFamily((rows.features, *order.hidden, classes), order.activation, order.weight_bits)
         scale = order.feature_scale_micro or feature_scale_of(practice)
         plain = scored_test_set(rows, classes, scale)
@@ -124,7 +126,8 @@ class TaskMaker:
             name=order.name, features=rows.features, classes=classes, samples=plain.samples, hidden=order.hidden,
             activation=order.activation, weight_bits=order.weight_bits, feature_scale_micro=scale, test_root=root,
             test_blobs=digests, public_key_blob=Digest(self._blobs.put(public_key(sk).to_bytes())),
-            practice_blob=Digest(self._blobs.put(practice_bytes(practice))), endpoint=endpoint, leak_bits=0,
+            practice_blob=Digest(self._blobs.put(read.blob)), endpoint=endpoint, leak_bits=0,
+            cuts_micro=read.cuts_micro,
         )  # fmt: skip
         spec = replace(spec, leak_bits=self._leak_bits(order, spec))
         check_spec(spec)
@@ -135,7 +138,7 @@ class TaskMaker:
         bond = order.bond or reward
         least = -(-reward * self._genesis.params.min_pool_bond_ppm // 1_000_000)
         payload = PublishTask(spec, Amount(reward), Amount(bond), Amount(least), nonce, expires_ms)
-        warnings = self._warnings(spec, clamped_features(rows, scale), family)
+        warnings = (*self._warnings(spec, clamped_features(rows, scale), family), *read.warnings())
         return TaskRecord(task, number, is_auto, payload, warnings)
 
     def _leak_bits(self, order: Order, spec: TaskSpec) -> int:

@@ -48,8 +48,8 @@ MAX_SMALL: Final = 2048
 """Bytes of a transaction that is remembered."""
 MAX_CUTS: Final = 510
 """A task lists at most 512 blobs, one a feature and one a class."""
-MAX_CUT: Final = 1 << 53
-"""Magnitude of a cut point in millionths: every one is a float64 exactly."""
+MAX_CUT: Final = 1 << 50
+"""Magnitude of a cut point in millionths: divided by a million, no two of them are the same float64."""
 ENDPOINT = Text(255)
 """host:port, no scheme."""
 

@@ -33,6 +33,12 @@ class TrainingConfig:
         high=65_535,
     )
     seed: int = config.option("Seed of initial weights and shuffling.", default=1, low=0)
+    update: Literal["float32", "float16"] = config.option(
+        "How miners send the numbers of an update; float16 halves what they upload.", default="float32"
+    )
+    model: Literal["dense", "lenet", "alexnet"] = config.option(
+        "Kind of the models that are trained for tasks on chain; only dense ones are scored there.", default="dense"
+    )
     sealing: Literal["x25519", "hybrid"] = config.option(
         "HPKE suite that updates are sealed with; hybrid: with ML-KEM-768, against a future quantum computer.", default="x25519"
     )
@@ -77,6 +83,11 @@ class PoolConfig(RoleConfig):
 
     def check(self) -> None:
         super().check()
+        if self.training.model != "dense":
+            raise ConfigError(
+                f"training.model is {self.training.model}, but a task on chain is won by dense models only (softmax, linear "
+                "regression, MLP): remove it; convolutional models train through the engine, docs/mining.md says how"
+            )
         if self.admission.mode == "token" and not self.admission.token:
             raise ConfigError("admission.mode is token, so admission.token must be set")
         if self.training.aggregation == "secure" and self.training.algorithm not in ("fedavg", "fedsgd"):

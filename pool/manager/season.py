@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 from grpc import aio
 
 from core.chain.block import Accuracy, Block
@@ -27,9 +28,11 @@ from core.verification.body import VmBody, body_digest, commitment, make_body
 from core.verification.evaluation_pool import EvaluationPool
 from core.verification.field import centred, unpack_values
 from core.verification.quantise import quantise
+from core.verification.regression import check_buckets, cuts_from_micro, quantise_regression
 from core.verification.scored_model import ModelFamily, ScoredModel
 from pool.flower.engine import MiningJob, MiningResult, RoundReport
 from pool.learning.datasets import Dataset
+from pool.learning.targets import TargetRows, Targets
 from pool.manager import trading
 from pool.manager.archive import Claimed, Committed, Contribution, TaskFolder
 from pool.manager.board import TaskFeed
@@ -149,8 +152,10 @@ class Season:
     def _unfit(self, view: TaskView) -> str:
         """Why this pool cannot do the task, or an empty text."""
         try:
-            ModelFamily.of(view.spec)
-            self._job(view, Milliseconds(0))
+            family = ModelFamily.of(view.spec)
+            if view.spec.cuts_micro:
+                check_buckets(family)
+            self._job(view, Milliseconds(0), None)
         except PoflError as error:
             return error.message
         return ""
@@ -221,16 +226,25 @@ class Season:
 
     async def _trade(self) -> None:
         view = self._feed.view
+        if view.spec.cuts_micro:
+            log.info("rows on the market have classes, not real targets: none are bought", task=self._task_id)
+            return
         self._show("trading", "")
         await trading.buy_rows(self._pool, view, self._pool.members.online_for(view.spec.features))
 
     # Training
 
-    def _job(self, view: TaskView, deadline_ms: Milliseconds) -> MiningJob:
-        """Raises ConfigError or LimitError for a model that cannot be trained here."""
+    def _job(self, view: TaskView, deadline_ms: Milliseconds, practice: Dataset | TargetRows | None) -> MiningJob:
+        """``practice``: None to see whether it can be done. Raises ConfigError or LimitError for a model that cannot be
+        trained here."""
         spec, training = view.spec, self._pool.cfg.training
+        targets = None
+        if spec.cuts_micro:
+            known = practice.y if isinstance(practice, TargetRows) else np.zeros(1)
+            targets = Targets.of(known, tuple(cuts_from_micro(spec.cuts_micro).tolist()))
         return MiningJob(
-            job_id=view.task_id, features=spec.features, classes=spec.classes, practice=self._folder.practice,
+            job_id=view.task_id, features=spec.features, classes=1 if targets else spec.classes,
+            kind="regression" if targets else "dense", targets=targets, update=training.update, practice=self._folder.practice,
             deadline_ms=deadline_ms, hidden=spec.hidden, activation=spec.activation.name.lower(),
             round_timeout_s=training.round_timeout_s, quorum=training.quorum, algorithm=training.algorithm,
             local_epochs=training.local_epochs, optimizer=training.optimizer,
@@ -252,7 +266,7 @@ class Season:
         key = asyncio.create_task(supplies.public_key(pool.seconds_until(windows.commit_close_ms)))
         try:
             end = windows.training_end_ms if book.closing is None else pool.clock.now_ms()
-            job = replace(self._job(view, end), weight_factor=book.weight_factor)
+            job = replace(self._job(view, end, practice), weight_factor=book.weight_factor)
             roster = pool.members.roster(features, allowance)
             result = await pool.engine.mine(job, roster, lambda report: self._on_round(report, book))
             closing = (await book.close()).closing
@@ -260,7 +274,7 @@ class Season:
             public_key = await key
         finally:
             key.cancel()
-        model = await pool.cpu.run(self._quantise, view, result, practice)
+        model = await pool.cpu.run(self._quantise, view, job, result, practice)
         body, opening = await pool.cpu.run(make_body, public_key, model, SystemRng())
         c_w = commitment(pool.chain_id, self._task_id, pool.account, body)
         committed = Committed(c_w, body, opening, tuple(Contribution(m, c) for m, c in shares.items()))
@@ -295,12 +309,18 @@ class Season:
         )  # fmt: skip
         return shares
 
-    def _quantise(self, view: TaskView, result: MiningResult, practice: Dataset) -> ScoredModel:
-        spec = view.spec
-        model, report = quantise(
-            result.weights, spec.activation, spec.feature_scale_micro / MILLION, spec.weight_bits,
-            practice.x.astype("float64"), practice.y,
-        )  # fmt: skip
+    def _quantise(
+        self, view: TaskView, job: MiningJob, result: MiningResult, practice: Dataset | TargetRows
+    ) -> ScoredModel:
+        spec, rows = view.spec, practice.x.astype("float64")
+        scale, bits = spec.feature_scale_micro / MILLION, spec.weight_bits
+        if job.targets is not None:
+            layers, cuts = job.targets.unscaled(result.weights), cuts_from_micro(spec.cuts_micro)
+            assert isinstance(practice, TargetRows)
+            model, report = quantise_regression(layers, cuts, spec.activation, scale, bits, rows, practice.y)
+        else:
+            assert isinstance(practice, Dataset)
+            model, report = quantise(result.weights, spec.activation, scale, bits, rows, practice.y)
         log.info(
             "model quantised", task=self._task_id, float_correct=report.float_correct, scored_correct=report.scored_correct,
             rows=report.rows, clipped=report.clipped_weights,

@@ -14,6 +14,7 @@ from core.ids import Digest, short
 from core.verification.task import TaskContext, check_spec
 from core.verification.test_set import EncryptedTestSet
 from pool.learning.datasets import Dataset, load_npz
+from pool.learning.targets import TargetRows, load_targets
 from pool.manager.archive import TaskFolder, write_durably
 from pool.manager.context import Pool
 from services.rpc import blobs
@@ -54,12 +55,14 @@ class Supplies:
         self._sources: Sequence[tuple[str, aio.Channel]] = ((view.spec.endpoint, requester), *pool.nodes)
         self.context = TaskContext(pool.chain_id, view.task_id, view.requester, view.spec)
 
-    async def practice(self, deadline_s: float) -> Dataset:
+    async def practice(self, deadline_s: float) -> Dataset | TargetRows:
         """The practice set, also as a file for the engine. Raises InputError if it is not one for this task."""
         spec, path = self._view.spec, self._folder.practice
         await self._fetch(spec.practice_blob, MAX_PRACTICE, deadline_s)
         data = await asyncio.to_thread(self._pool.blobs.get, spec.practice_blob)
         await asyncio.to_thread(write_durably, path, data)
+        if spec.cuts_micro:
+            return await asyncio.to_thread(load_targets, path, features=spec.features)
         return await asyncio.to_thread(load_npz, path, features=spec.features, classes=spec.classes)
 
     async def public_key(self, deadline_s: float) -> PublicKey:

@@ -31,7 +31,7 @@ async def main(role: Role[MinerConfig], life: Lifecycle) -> None:
         rows = await asyncio.to_thread(TrainingRows.load, cfg.data)
     except InputError as error:
         raise ConfigError(f"data: {error.message}") from None
-    log.info("own rows loaded", rows=rows.own, features=rows.features, file=str(cfg.data))
+    log.info("own rows loaded", rows=rows.own, features=rows.features, y=rows.kind, file=str(cfg.data))
     # It logs each request of the Flower client at INFO.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     membership = Membership(role, rows, SystemClock())

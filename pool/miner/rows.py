@@ -12,7 +12,7 @@ from core.errors import MalformedError
 from core.ids import Digest
 from core.market.delivery import to_floats
 from core.market.rows import Features, Labels
-from pool.learning.datasets import Dataset, load_npz
+from pool.learning.targets import TargetRows, load_targets
 
 __all__ = ["TrainingRows"]
 
@@ -20,7 +20,7 @@ __all__ = ["TrainingRows"]
 class TrainingRows:
     """Safe to use from the training thread while rows arrive on the event loop."""
 
-    def __init__(self, own: Dataset) -> None:
+    def __init__(self, own: TargetRows) -> None:
         self._own = own
         self._x, self._y = own.x, own.y
         self._trades: set[Digest] = set()
@@ -29,7 +29,7 @@ class TrainingRows:
     @classmethod
     def load(cls, path: Path) -> TrainingRows:
         """Raises NotFoundError, LimitError or MalformedError, naming the file."""
-        return cls(load_npz(path))
+        return cls(load_targets(path))
 
     @property
     def own(self) -> int:
@@ -56,10 +56,20 @@ class TrainingRows:
         with self._lock:
             if trade_id not in self._trades:
                 self._x = np.concatenate([self._x, to_floats(x, feature_scale_micro)])
-                self._y = np.concatenate([self._y, y.astype(np.int64)])
+                self._y = np.concatenate([self._y, y.astype(np.float64)])
                 self._trades.add(trade_id)
 
-    def source(self, job_id: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-        """What the Flower client trains on (pool.flower.client_app.DataSource): all rows, for every task."""
+    @property
+    def kind(self) -> str:
+        """What ``y`` is, for the owner to see: classes, or real targets that only a regression can learn."""
+        low, high = float(self._own.y.min()), float(self._own.y.max())
+        if low >= 0 and bool((self._own.y == np.floor(self._own.y)).all()):
+            return f"classes {low:.0f} to {high:.0f}"
+        return f"real targets {low:g} to {high:g}"
+
+    def source(self, job_id: bytes) -> tuple[NDArray[np.float32], NDArray[np.float64]] | None:
+        """What the Flower client trains on (pool.flower.client_app.DataSource): all rows, for every task.
+
+        Whether ``y`` fits the task's model is checked there."""
         with self._lock:
             return self._x, self._y

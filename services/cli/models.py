@@ -1,4 +1,4 @@
-"""``pofl model``: fetch a winning model, and score it."""
+"""``pofl model``: fetch a winning model, show it, and score it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import typer
 from numpy.typing import NDArray
 
 from core.errors import ConfigError, InputError, PoflError
-from core.verification.model_file import MAX_MODEL_FILE, dump_model, load_model
+from core.verification.model_file import MAX_MODEL_FILE, TaskModel, dump_task_model, load_task_model
 from core.verification.quantise import quantise_features
+from core.verification.regression import buckets, cuts_from_micro
 from core.verification.scored_model import ScoredModel
 from services.cli.connection import NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json
-from services.cli.tasks import RequesterOption, find_task_id
+from services.cli.tasks import RequesterOption, cuts_in_words, find_task_id
 from services.rpc.task_client import RequesterClient
 from services.runtime.npz import UNREADABLE, check_archive
 
-__all__ = ["app", "score_model"]
+__all__ = ["app", "read_model", "score_model"]
 
+MILLION: Final = 1_000_000
+DEFAULT_SCALE: Final = 127 * MILLION
 MAX_DATA: Final = 2 << 30
 """Bytes of a data set unpacked."""
 
-app = typer.Typer(help="Fetch a winning model, and score it.", no_args_is_help=True)
+app = typer.Typer(help="Fetch a winning model, show it, and score it.", no_args_is_help=True)
 
 
 @app.command()
@@ -48,8 +51,9 @@ async def fetch(
         address = connection.address("requester", requester)
         client = RequesterClient(connection.channel(address, "requester"), address)
         found = await client.fetch_model(await find_task_id(connection, task) if task else None)
+        spec = (await connection.chain.task(found.task_id)).spec
     try:
-        out.write_bytes(dump_model(found.model))
+        out.write_bytes(dump_task_model(TaskModel(found.model, spec.feature_scale_micro, spec.cuts_micro)))
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror or error}") from None
     if as_json:
@@ -68,24 +72,21 @@ async def fetch(
 def score(
     model: Annotated[Path, typer.Argument(help="File that `pofl model fetch` wrote.")],
     data: Annotated[Path, typer.Option("--data", help="npz with x (n, M) and y (n).")],
-    feature_scale_micro: Annotated[int, typer.Option(min=1, help="int8 feature = round(x * this / 10^6).")] = 127_000_000,
+    feature_scale_micro: Annotated[
+        int | None, typer.Option(min=1, help="int8 feature = round(x * this / 10^6). Default: the task's, from the file.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How many rows of a data set a model predicts right, in exact integers.
+    """How many rows of a data set a model predicts right, in exact integers; of a regression, y in the right bucket.
 
     Example: pofl model score model.pofl --data test.npz
     """
 
     @runs
     async def run() -> None:
-        try:
-            with model.open("rb") as file:
-                loaded = load_model(file.read(MAX_MODEL_FILE + 1))
-        except OSError as error:
-            raise ConfigError(f"cannot read {model}: {error.strerror or error}") from None
-        except PoflError as error:
-            raise ConfigError(f"{model} is no file of `pofl model fetch`: {error.message}") from None
-        correct, total = score_model(loaded, data, feature_scale_micro)
+        stored = read_model(model)
+        scale = feature_scale_micro or stored.feature_scale_micro or DEFAULT_SCALE
+        correct, total = score_model(stored.model, data, scale, stored.cuts_micro)
         if as_json:
             emit_json({"correct": correct, "total": total})
         else:
@@ -94,8 +95,51 @@ def score(
     run()
 
 
-def score_model(model: ScoredModel, data: Path, feature_scale_micro: int) -> tuple[int, int]:
-    """(correct, total) of a model on a file. Raises ConfigError naming what is wrong with the file."""
+@app.command()
+def show(
+    model: Annotated[Path, typer.Argument(help="File that `pofl model fetch` wrote.")], as_json: JsonOption = False
+) -> None:
+    """What a model is: its layers, its features' scale and, of a regression, its buckets.
+
+    Example: pofl model show model.pofl
+    """
+
+    @runs
+    async def run() -> None:
+        stored = read_model(model)
+        shape = stored.model.shape
+        kind = "regression" if stored.cuts_micro else "classification"
+        if as_json:
+            emit_json({
+                "kind": kind, "dims": shape.dims, "activation": shape.activation.name.lower(),
+                "weight_bits": shape.weight_bits, "parameters": stored.model.family.parameters,
+                "feature_scale_micro": stored.feature_scale_micro, "cuts_micro": stored.cuts_micro,
+            })  # fmt: skip
+            return
+        layers = "-".join(str(width) for width in shape.dims)
+        console.print(f"{kind} · {layers} · {shape.activation.name.lower()} · {shape.weight_bits}-bit weights")
+        console.print(f"  parameters {stored.model.family.parameters}")
+        if stored.feature_scale_micro:
+            console.print(f"  features   int8, round(x * {stored.feature_scale_micro / MILLION:.10g})")
+        if stored.cuts_micro:
+            console.print(f"  targets    real, {cuts_in_words(stored.cuts_micro)}")
+
+    run()
+
+
+def read_model(path: Path) -> TaskModel:
+    """The model of a file. Raises ConfigError naming what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            return load_task_model(file.read(MAX_MODEL_FILE + 1))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+    except PoflError as error:
+        raise ConfigError(f"{path} is no file of `pofl model fetch`: {error.message}") from None
+
+
+def score_model(model: ScoredModel, data: Path, feature_scale_micro: int, cuts_micro: tuple[int, ...] = ()) -> tuple[int, int]:
+    """(correct, total) of a model on a file; with cut points, y is real. Raises ConfigError naming what is wrong with it."""
     try:
         check_archive(data, MAX_DATA)
         with np.load(data, allow_pickle=False) as stored:
@@ -116,6 +160,10 @@ def score_model(model: ScoredModel, data: Path, feature_scale_micro: int) -> tup
         raise ConfigError(f"{data}: x and y must be numbers, they are {rows.dtype} and {labels.dtype}")
     x: NDArray[np.float64] = rows.astype(np.float64)
     whole: NDArray[np.float64] = labels.astype(np.float64)
+    if cuts_micro:
+        if not np.isfinite(x).all() or not np.isfinite(whole).all():
+            raise ConfigError(f"{data}: x and y must be finite: a value is not")
+        whole = buckets(whole, cuts_from_micro(cuts_micro)).astype(np.float64)
     if not np.isfinite(x).all() or not (np.abs(whole) < 2**31).all() or (whole != np.rint(whole)).any():
         raise ConfigError(f"{data}: x must be finite and y whole numbers: a value is neither")
     y: NDArray[np.int64] = whole.astype(np.int64)

@@ -6,18 +6,22 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
-from core.chain.transaction import Activation
-from core.errors import ConfigError, NotFoundError
+from core.chain.transaction import MAX_CUTS, Activation
+from core.errors import ConfigError, InputError, NotFoundError
 from core.ids import Amount, TaskId, short
+from core.verification.regression import MICRO, cuts_to_micro
 from services.cli.connection import Connection, NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, instant, table
 from services.rpc.task_client import RequesterClient
 from services.rpc.views import TaskPhase, TaskView
 
-__all__ = ["all_tasks", "app", "ending_in_words", "find_task", "find_task_id", "leak_in_words", "parse_task_id"]
+__all__ = [
+    "all_tasks", "app", "cuts_in_words", "ending_in_words", "find_task", "find_task_id", "leak_in_words", "parse_task_id",
+]  # fmt: skip
 
 app = typer.Typer(help="Publish learning tasks and follow them.", no_args_is_help=True)
 
@@ -97,6 +101,24 @@ def leak_in_words(leak_bits: int, features: int) -> str:
     return f"{leak_bits}: so many bits may the pools together learn of a test row, which has {8 * features}: {share}"
 
 
+def cuts_in_words(cuts_micro: tuple[int, ...]) -> str:
+    """The buckets of a regression, in the targets' unit."""
+    named = [f"{cut / MICRO:.10g}" for cut in cuts_micro]
+    shown = named if len(named) <= 12 else [*named[:6], "…", *named[-5:]]
+    return f"right in one of {len(named) + 1} buckets, cut at {', '.join(shown)}"
+
+
+def _cuts(text: str) -> tuple[int, ...]:
+    """Cut points of an option. Raises ConfigError."""
+    try:
+        values = [float(part) for part in text.split(",") if part.strip()]
+        return cuts_to_micro(np.array(values)) if values else ()
+    except ValueError:
+        raise ConfigError(f"--cuts is {text!r}: it must be numbers between commas") from None
+    except InputError as error:
+        raise ConfigError(f"--cuts: {error.message}") from None
+
+
 def _from_hex(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
@@ -111,10 +133,17 @@ async def submit(
     practice_set: Annotated[Path, typer.Option("--practice", help="Public practice set, same form.")],
     reward: Annotated[int, typer.Option(min=1, help="Reward for the winning pool, in the smallest unit.")],
     name: Annotated[str, typer.Option(help="Name of the task.")] = "task",
-    hidden: Annotated[str, typer.Option(help="Widths of the hidden layers, for example 16,16; empty: softmax.")] = "16",
+    hidden: Annotated[
+        str | None,
+        typer.Option(help="Widths of the hidden layers, like 16,16; empty: none. Default: 16, or empty for a regression."),
+    ] = None,
     activation: Annotated[str, typer.Option(help="sigmoid, relu or identity.")] = "sigmoid",
     bond: Annotated[int, typer.Option(min=0, help="Bond, at least the reward; 0: the reward.")] = 0,
     weight_bits: Annotated[int, typer.Option(min=0, max=12, help="Bits of a scored weight; 0: 10.")] = 0,
+    buckets: Annotated[
+        int, typer.Option(min=0, max=MAX_CUTS + 1, help="Regression: y is real, counted by so many buckets of practice rows.")
+    ] = 0,
+    cuts: Annotated[str, typer.Option(help="Regression: y is real, counted by the buckets between values, like 10,20.5.")] = "",
     requester: RequesterOption = None, net: NetOption = None, node: NodeOption = None, tls: TlsOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -122,8 +151,15 @@ async def submit(
 
     The test set never leaves the requester's machine in the clear. What pools can learn of it is printed in bits.
 
+    With --buckets or --cuts, y is a real target: the task is a regression, and a prediction is right when it is in the target's
+    bucket.
+
     Example: pofl task submit --test test.npz --practice practice.npz --reward 1000000
     """
+    cuts_micro = _cuts(cuts)
+    if buckets and cuts_micro:
+        raise ConfigError("--buckets and --cuts exclude one another: cut points make the buckets")
+    hidden = hidden if hidden is not None else "" if buckets or cuts_micro else "16"
     try:
         kind = Activation[activation.upper()]
         widths = [int(width) for width in hidden.split(",") if width.strip()]
@@ -135,8 +171,9 @@ async def submit(
         address = connection.address("requester", requester)
         client = RequesterClient(connection.channel(address, "requester"), address)
         published = await client.publish(
-            name, test_set.resolve(), practice_set.resolve(), widths, kind, Amount(reward), Amount(bond or reward), weight_bits
-        )
+            name, test_set.resolve(), practice_set.resolve(), widths, kind, Amount(reward), Amount(bond or reward), weight_bits,
+            cuts_micro=cuts_micro, buckets=buckets,
+        )  # fmt: skip
     if as_json:
         emit_json(published)
         return
@@ -185,6 +222,8 @@ async def show(
         widths = "-".join(str(width) for width in (spec.features, *spec.hidden, spec.classes))
         console.print(f"{spec.name} · {found.phase.name.lower()} · {found.task_id.hex()}")
         console.print(f"  family     {widths}, {spec.activation.name.lower()}, {spec.weight_bits}-bit weights")
+        if spec.cuts_micro:
+            console.print(f"  targets    real, {cuts_in_words(spec.cuts_micro)}")
         console.print(f"  test set   {spec.samples} rows, secret")
         console.print(f"  reward     {found.reward}, bond {found.bond}, pools lock at least {found.min_pool_bond}")
         console.print(f"  leak_bits  {leak_in_words(spec.leak_bits, spec.features)}")

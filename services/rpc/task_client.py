@@ -109,13 +109,14 @@ class RequesterClient:
 
     async def publish(
         self, name: str, test_set: Path, practice_set: Path, hidden: Sequence[int], activation: Activation,
-        reward: Amount, bond: Amount, weight_bits: int = 0, leak_bits: int = 0,
+        reward: Amount, bond: Amount, weight_bits: int = 0, leak_bits: int = 0, cuts_micro: Sequence[int] = (),
+        buckets: int = 0,
     ) -> Published:  # fmt: skip
-        """Prepare a task from files on the requester's machine and publish it."""
+        """Prepare a task from files on the requester's machine and publish it; with cut points or buckets, a regression."""
         request = pb.PublishTaskRequest(
             name=name, test_set=str(test_set), practice_set=str(practice_set), hidden=hidden,
             activation=convert.activation_to_proto(activation), weight_bits=weight_bits, reward=reward, bond=bond,
-            leak_bits=leak_bits,
+            leak_bits=leak_bits, cuts_micro=cuts_micro, buckets=buckets,
         )  # fmt: skip
         with translate(self._name):
             answer = await self._stub.PublishTask(request, timeout=PUBLISH_TIMEOUT)
