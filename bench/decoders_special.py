@@ -32,7 +32,7 @@ from core.crypto.zero_check import ZeroQuery
 from core.errors import ConfigError, MalformedError
 from core.ids import AccountId, Amount, Digest, Milliseconds, NodeId
 from core.market.contract import Offer, decode_offer
-from core.market.rows import Chunk, DataSet, open_chunk
+from core.market.rows import Chunk, DataSet, Held, Sold, open_chunk
 from core.params import Genesis, GenesisAccount, GenesisValidator
 from core.verification.body import VmBody, ciphertexts_of, read_body
 from core.verification.field import pack_values, unpack_values
@@ -95,10 +95,10 @@ def _arrays() -> Iterator[Decoder]:
         return rows, rows.root
 
     def chunk(rng: random.Random) -> bytes:
-        return encode(table()[0].chunk(2, 5))
+        return encode(table()[0].chunk(2, 5, Sold(0, ((b"0", b"1"),), np.zeros(10, np.uint8))))
 
     def opened(data: bytes) -> object:
-        return open_chunk(decode(Chunk, data), table()[1], 10, 4, 3, 2, 5)
+        return open_chunk(decode(Chunk, data), table()[1], 10, 4, 3, 2, 5, Held(0, (1,), (b"1",)))
 
     yield Decoder("core.market.rows.open_chunk", chunk, opened)
 

@@ -89,6 +89,12 @@ class ChainParams:
     chunks: Annotated[int, U16] = 10
     highs_window: Annotated[int, U16] = 16
     """m_bar and D_bar: second highest over this many settled trades, one per pool."""
+    report_window_ms: Annotated[int, U64] = 30 * 24 * 3_600_000
+    """After the delivery deadline of a trade: how long a leak of its rows can be reported, and its seeds must be kept."""
+    answer_ms: Annotated[int, U32] = 120_000
+    """After a report: how long the marks may be opened. At least the longest stall of a work height."""
+    report_bond: Annotated[int, I64] = 5_000
+    """Locked by a report; to the accused pool if its marks clear it."""
     provider_fee: Annotated[int, I64] = 1_000
     initial_reputation_ppm: Annotated[int, U32] = 500_000
     clean_trade_ppm: Annotated[int, U32] = 50_000
@@ -133,9 +139,9 @@ class ChainParams:
         stall = self.max_pools * (self.body_ms + self.audit_ms + self.open_ms)
         if self.unbond_ms < stall:
             raise ConfigError(f"genesis: unbond_ms is {self.unbond_ms}, shorter than the longest stall, {stall} ms")
-        if self.delivery_ms < stall:
-            raise ConfigError(f"genesis: delivery_ms is {self.delivery_ms}, shorter than the longest stall, {stall} ms")
-
+        for name, window in (("delivery_ms", self.delivery_ms), ("answer_ms", self.answer_ms)):
+            if window < stall:
+                raise ConfigError(f"genesis: {name} is {window}, shorter than the longest stall, {stall} ms")
 
     def _check_bounds(self) -> None:
         shares = (
@@ -146,8 +152,8 @@ class ChainParams:
             # Claims are listed in a header, and highs in a record, of limited size.
             "max_pools": (1, MAX_CLAIMS), "highs_window": (1, 256), "audit_slots": (1, 1 << 16),
             "min_reward": (1, MAX_SUPPLY), "kept_tasks": (16, 65_536), "upgrade_notice": (2, 1 << 31),
-            "min_fee": (0, MAX_SUPPLY), "provider_fee": (0, MAX_SUPPLY), "validator_bond": (0, MAX_SUPPLY),
-            **dict.fromkeys(shares, (0, 1000000)),
+            "min_fee": (0, MAX_SUPPLY), "provider_fee": (0, MAX_SUPPLY), "report_bond": (0, MAX_SUPPLY),
+            "validator_bond": (0, MAX_SUPPLY), **dict.fromkeys(shares, (0, 1000000)),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = int(getattr(self, name))

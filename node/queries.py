@@ -12,7 +12,7 @@ from core.chain import rules_validators
 from core.chain.block import Block, BlockKind, Certificate, Outcome, OutcomeKind
 from core.chain.claims import ClaimStatus, tally
 from core.chain.rules_market import highs
-from core.chain.state import Entry, Provider, State, Task, Trade, Validator
+from core.chain.state import Entry, Provider, State, Task, Trade, Validator, report_key
 from core.chain.state import TaskPhase as StatePhase
 from core.chain.transaction import Claim, SignedTransaction
 from core.chain.vote import SignedVerdict, Verdict, VerdictKind
@@ -30,8 +30,10 @@ from services.rpc.views import (
     ClaimView,
     EntryView,
     Explanation,
+    LeakReportView,
     MarketView,
     ProviderView,
+    ReportOutcome,
     TaskPhase,
     TaskView,
     TradePhase,
@@ -180,7 +182,24 @@ def trade_view(state: State, trade_id: Digest) -> TradeView:
         chunks_total=len(trade.miners) * state.params.chunks,
         chunks_delivered=_delivered(trade),
         delivery_deadline_ms=trade.deadline_ms,
+        rows=trade.rows,
+        marks=trade.marks,
+        reports=_reports(state, trade_id, trade),
+        is_leaked=trade.is_leaked,
     )
+
+
+def _reports(state: State, trade_id: Digest, trade: Trade) -> tuple[LeakReportView, ...]:
+    """In order of the miners."""
+    known = ((miner, state.reports.get(report_key(trade_id, miner))) for miner in trade.miners)
+    return tuple(
+        LeakReportView(
+            miner, ReportOutcome(report.outcome), int.from_bytes(report.found, "little").bit_count(), report.agreeing,
+            report.copy, report.height, report.deadline_ms,
+        )
+        for miner, report in known
+        if report is not None
+    )  # fmt: skip
 
 
 def _delivered(trade: Trade) -> int:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from core.errors import ConfigError, MarketError
 from core.ids import Amount
 from core.market.contract import DEFAULT_RULE, MAX_RULE_AMOUNT, IntegerRule, check_rule
+from core.market.variants import DEFAULT_STRENGTH, MAX_STRENGTH
 from services.rpc.role import RoleConfig
 from services.runtime import config
 
@@ -23,6 +24,10 @@ class DataConfig:
     name: str = config.option("Name shown to buyers.", default="rows")
     feature_scale_micro: int = config.option("int8 feature = round(x * this / 10^6).", default=127_000_000, low=1, high=2**63)
     classes: int = config.option("Number of classes; 0: the largest label and one.", default=0, low=0, high=256)
+    mark_strength_ppm: int = config.option(
+        "How far marks move a value, millionths of its column's range; 0: a leak can never be proven.",
+        default=DEFAULT_STRENGTH, low=0, high=MAX_STRENGTH,
+    )  # fmt: skip
 
     def check(self) -> None:
         if not 1 <= len(self.name) <= 64:

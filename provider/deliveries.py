@@ -11,6 +11,8 @@ import asyncio
 from types import TracebackType
 from typing import Final
 
+import numpy as np
+
 from core.chain.transaction import ChunkReceipt
 from core.errors import (
     AbortError,
@@ -19,13 +21,15 @@ from core.errors import (
     CryptoError,
     DeadlineError,
     LimitError,
+    MarketError,
     NotFoundError,
     SequenceError,
 )
 from core.ids import AccountId, Digest, Milliseconds, Signature, short
-from core.market import delivery
+from core.market import delivery, marks
 from core.market.contract import CHUNKS
-from core.market.delivery import Share, SignedOpen
+from core.market.delivery import DeliveryOpen, Share, SignedOpen
+from core.market.rows import Sold
 from core.ports import Clock
 from provider.goods import Goods
 from provider.ledger import SalesLedger
@@ -64,6 +68,7 @@ class Deliveries:
         self._clock = clock
         self._draw_wait = draw_wait
         self._running: dict[tuple[Digest, AccountId], Delivery] = {}
+        self._sold: dict[tuple[Digest, AccountId, Digest, Digest], tuple[Sold, bytes]] = {}
 
     async def begin(self, signed: SignedOpen) -> Delivery:
         """A delivery, to be used as a context manager. A newer one of the same miner and trade ends the older.
@@ -72,6 +77,8 @@ class Deliveries:
             AuthError: the miner did not sign, or has no rows to get in a drawn trade of this provider.
             NotFoundError: the trade was on a data set that is not here any more.
             LimitError: too many deliveries run.
+            MarketError: the miner's marks are not those that the trade commits to.
+            CheatingError: they are, and no honest buyer made them.
         """
         opened = signed.opened
         try:
@@ -94,7 +101,32 @@ class Deliveries:
         # What is settled is paid for, so it may be fetched at any time.
         deadline = trade.delivery_deadline_ms if trade.phase is TradePhase.DELIVERY else None
         found = self._running[place] = Delivery(self, signed, share, start, deadline)
+        try:
+            found.sold, found.transfer = await run_cpu(self._sell, trade, opened, share)
+        except MarketError as error:
+            self._end(found)
+            raise MarketError(f"trade {short(opened.trade_id)}: {error.message}") from None
+        except BaseException:
+            self._end(found)
+            raise
         return found
+
+    def _sell(self, trade: TradeView, opened: DeliveryOpen, share: Share) -> tuple[Sold, bytes]:
+        """The share's keys and the message of their transfer; the same in every stream of a miner and trade."""
+        place = (opened.trade_id, opened.miner, marks.points_digest(opened.points), opened.seed_hash)
+        known = self._sold.get(place)
+        if known is None:
+            session = marks.session_id(self._chain_id, self._provider, trade.pool, trade.data_root, opened.miner)
+            committed = trade.marks[trade.miners.index(opened.miner)]
+            keys, transfer = marks.seller_keys(
+                session, committed, opened.seed_hash, opened.points, share.marks, self._goods.data.coins(opened.trade_id)
+            )
+            trace = self._goods.data.trace(opened.trade_id, opened.miner, share.count)
+            known = Sold(share.first, keys, trace), transfer
+            while len(self._sold) >= MAX_DELIVERIES:
+                self._sold.pop(next(iter(self._sold)), None)
+            self._sold[place] = known
+        return known
 
     async def _drawn(self, trade_id: Digest, miner: AccountId) -> TradeView:
         """The trade once it is drawn. Raises AuthError unless it is a deal of ours with this miner in it."""
@@ -130,8 +162,9 @@ class Deliveries:
             )  # fmt: skip
 
     async def _seal(self, run: Delivery, chunk: int) -> SealedChunk:
-        sealed = await run_cpu(delivery.seal_chunk, self._goods.data, run.signed.opened, run.share, chunk)
-        return SealedChunk(chunk, sealed)
+        sealed = await run_cpu(delivery.seal_chunk, self._goods.data, run.signed.opened, run.share, chunk, run.sold)
+        transfer, run.transfer = run.transfer, b""
+        return SealedChunk(chunk, sealed, transfer)
 
     async def _keep(self, receipt: ChunkReceipt) -> None:
         # On another thread: it waits for the disk.
@@ -155,6 +188,9 @@ class Delivery:
         self.share = share
         self.deadline_ms = deadline_ms
         self.is_superseded = False
+        self.sold = Sold(share.first, (), np.zeros(0, np.uint8))
+        self.transfer = b""
+        """Goes with the first chunk."""
         self._next = start
         self._is_due = False
         """A receipt is."""

@@ -23,6 +23,7 @@ from core.market.rows import DataSet
 from core.ports import Rng
 from core.verification.quantise import quantise_features
 from provider.config import DataConfig
+from services.data.loading import is_described, load_rows
 from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["DOMAIN_ORDER", "DOMAIN_SALTS", "Goods", "load_goods", "row_secret"]
@@ -47,7 +48,7 @@ class Goods:
 def load_goods(cfg: DataConfig, secret: bytes) -> Goods:
     """The data set of a configuration. Raises ConfigError: one sentence that names the file, and the row at fault."""
     if cfg.path is None:
-        raise ConfigError("data.path is not set: give an npz file with x (n, M) and y (n)")
+        raise ConfigError("data.path is not set: give an npz file with x (n, M) and y (n), or a descriptor")
     x, y = _read(cfg.path)
     classes = cfg.classes or int(y.max()) + 1
     _check_labels(cfg.path, y, classes)
@@ -56,7 +57,7 @@ def load_goods(cfg: DataConfig, secret: bytes) -> Goods:
     features = quantise_features(x[order], cfg.feature_scale_micro / MILLION)
     salts = expand(DOMAIN_SALTS, 32, secret)
     try:
-        data = DataSet(features, y[order].astype(np.uint8), classes, salts)
+        data = DataSet(features, y[order].astype(np.uint8), classes, salts, cfg.mark_strength_ppm)
     except MarketError as error:
         raise ConfigError(f"{cfg.path}: {error.message}") from None
     return Goods(cfg.name, data, cfg.feature_scale_micro)
@@ -107,6 +108,9 @@ def _write(path: Path, text: str) -> None:
 def _read(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """x float64 [n, M], finite, and y int64 [n]; n, M within the market's limits."""
     try:
+        if is_described(path):
+            made = load_rows(path)
+            return _checked(path, made.x.astype(np.float64), made.y)
         check_archive(path, MAX_UNPACKED)
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in ("x", "y") if name not in arrays.files]
@@ -118,6 +122,10 @@ def _read(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise ConfigError(f"{path} is no readable npz file of plain arrays: {reason or error}") from None
+    return _checked(path, x, y)
+
+
+def _checked(path: Path, x: NDArray[np.generic], y: NDArray[np.generic]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     if x.dtype.kind not in "fiu" or x.ndim != 2:
         raise ConfigError(f"{path}: x must be numbers of shape (n, M), got {x.dtype} {list(x.shape)}")
     if y.dtype.kind not in "fiu" or y.shape != (len(x),):

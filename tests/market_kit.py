@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from core.crypto import signing
 from core.crypto.signing import KeyPair
 from core.errors import TransactionError, UnavailableError
 from core.ids import AccountId, Digest, Height, Milliseconds, PartsPerMillion, Signature, StateRoot, TxId
-from core.market import contract, delivery, draw
+from core.market import contract, delivery, draw, marks
 from core.market.bridge import choose_bid
 from core.market.contract import DEFAULT_RULE, Offer, TradeTerms
-from core.market.delivery import DeliveryOpen, SignedOpen
+from core.market.delivery import DeliveryOpen, Share, SignedOpen
+from core.market.marks import Marking
 from core.market.reverse_game import PoolPrivate
 from core.market.rows import DataSet
 from node import queries
@@ -44,9 +46,10 @@ def rows_and_labels(rows: int = 90, features: int = 8) -> tuple[NDArray[np.float
     return generator.random((rows, features), dtype=np.float32), generator.integers(0, 10, rows)
 
 
-def make_goods(rows: int = 90) -> Goods:
+def make_goods(rows: int = 90, strength: int = 0) -> Goods:
+    """Without marks in its values, where ``strength`` is 0: tests compare rows. Choices are made all the same."""
     x, y = rows_and_labels(rows)
-    data = DataSet(np.rint(x * 127).astype(np.int8), y.astype(np.uint8), 10, b"s" * 32)
+    data = DataSet(np.rint(x * 127).astype(np.int8), y.astype(np.uint8), 10, b"s" * 32, strength)
     return Goods("rows", data, SCALE_MICRO)
 
 
@@ -126,7 +129,7 @@ class KitChain:
         payload = signed.decoded().payload
         if isinstance(payload, Bid) and self.deal is not None:
             offer = contract.decode_offer(payload.offer)
-            self.draw(TradeTerms(offer, payload.bid, PartsPerMillion(payload.p_ppm), payload.miners), self.deal)
+            self.draw(TradeTerms(offer, payload.bid, PartsPerMillion(payload.p_ppm), payload.miners, payload.marks), self.deal)
         return self.final[signed.tx_id]
 
     def draw(self, trade: TradeTerms, deal: bool) -> None:
@@ -192,21 +195,57 @@ class Shop:
 def terms_for(offer: Offer, miners: tuple[AccountId, ...] = MINERS) -> TradeTerms:
     chosen = choose_bid(offer.rule, PRIVATE, offer.reputation_ppm)
     assert chosen is not None
-    return TradeTerms(offer, chosen[0], chosen[1].p_ppm, miners)
+    return TradeTerms(offer, chosen[0], chosen[1].p_ppm, miners, tuple(_marking(offer, miners, m).commitment for m in miners))
+
+
+def seed_of(miner: AccountId) -> bytes:
+    """From which a miner's choices follow in every trade of these tests."""
+    return SeededRng(miner.hex()).bytes(32)
+
+
+def session_of(offer: Offer, miner: AccountId) -> Digest:
+    return marks.session_id(offer.chain_id, offer.provider, offer.pool, offer.data_root, miner)
+
+
+@functools.cache
+def _marking_of(session: Digest, miner: AccountId, count: int) -> Marking:
+    return marks.commit(seed_of(miner), session, count)
+
+
+def _marking(offer: Offer, miners: tuple[AccountId, ...], miner: AccountId) -> Marking:
+    share = Share.of(offer.data_root, offer.rows, offer.features, offer.classes, len(miners), miners.index(miner))
+    return _marking_of(session_of(offer, miner), miner, share.marks)
+
+
+def marking_of(trade: TradeTerms, miner: AccountId) -> Marking:
+    """A miner's choices in a trade that `terms_for` made; a stranger's are another's."""
+    return _marking(trade.offer, trade.miners, miner if miner in trade.miners else trade.miners[0])
+
+
+class MemoryKeeper(dict[Digest, dict[AccountId, bytes]]):
+    """A SeedKeeper in memory."""
+
+    def keep(self, trade_id: Digest, miners: tuple[AccountId, ...], seeds: tuple[bytes, ...]) -> None:
+        self[trade_id] = dict(zip(miners, seeds, strict=True))
 
 
 def bidding(trade: TradeTerms, pool: str = "pool0") -> Bidding:
     return Bidding(trade, delivery.sign_bid(key(pool), trade))
 
 
-def asked(kit: KitChain, trade_id: Digest, miner: str, public: bytes, from_chunk: int = 0) -> SignedOpen:
-    return delivery.sign_open(key(miner), DeliveryOpen(kit.chain_id, trade_id, account(miner), public, from_chunk))
+def asked(
+    kit: KitChain, trade_id: Digest, miner: str, public: bytes, marking: Marking | None, from_chunk: int = 0
+) -> SignedOpen:
+    """``marking``: None for a miner that makes something up."""
+    seed_hash, points = (Digest(bytes(32)), b"") if marking is None else (marking.seed_hash, marking.points)
+    opened = DeliveryOpen(kit.chain_id, trade_id, account(miner), public, from_chunk, seed_hash, points)
+    return delivery.sign_open(key(miner), opened)
 
 
 def on_chain(trade: TradeTerms, seller: KeyPair, provider_signature: bytes) -> Bid:
     offer = encode(trade.offer)
     return Bid(
-        offer, signing.sign(seller, contract.DOMAIN_OFFER, offer), trade.bid, trade.p_ppm, trade.miners,
+        offer, signing.sign(seller, contract.DOMAIN_OFFER, offer), trade.bid, trade.p_ppm, trade.miners, trade.marks,
         Signature(provider_signature),
     )  # fmt: skip
 

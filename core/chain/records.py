@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from core.chain.block import MAX_VALIDATORS, BlockKind, Vm
 from core.chain.transaction import ENDPOINT, PublishTask
-from core.codec import BOOL, DIGEST, I64, PUBLIC_KEY, U16, U32, U64, Enum, Maybe, Record, Seq, Var
+from core.codec import BOOL, DIGEST, I64, PUBLIC_KEY, U16, U32, U64, Enum, Fixed, Maybe, Record, Seq, Var
 from core.ids import (
     AccountId,
     Amount,
@@ -25,8 +25,8 @@ from core.ids import (
 
 __all__ = [
     "MAX_ENDED", "MAX_ENTRANTS", "MAX_LIVE", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit",
-    "Membership", "Pot", "Provider", "Reputation", "Standing", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade",
-    "TradePhase", "Validator", "ValidatorSet", "Windows", "Upgrade",
+    "LeakReport", "Membership", "Pot", "Provider", "ReportOutcome", "Reputation", "Standing", "Task", "TaskEnd", "TaskPhase",
+    "Tip", "Trade", "TradePhase", "Validator", "ValidatorSet", "Windows", "Upgrade",
 ]  # fmt: skip
 
 MAX_ENTRANTS: Final = 1024
@@ -249,10 +249,44 @@ class Trade:
     """What of the price is still locked."""
     credit_ms: Annotated[Milliseconds | None, Maybe(U64)]
     """Block time at which the settled trade counts as clean; None when it does not or has counted."""
+    marks: Annotated[tuple[Digest, ...], Seq(DIGEST, 1024)]
+    """Commitments to the miners' choices of variants, in their order."""
+    accused: Annotated[tuple[AccountId, ...], Seq(PUBLIC_KEY, 1024)]
+    """Miners whose marks are due, in order of the reports."""
+    is_leaked: Annotated[bool, BOOL]
+    """A leak was proven, and has cost its pool reputation."""
 
     @property
     def markup(self) -> Amount:
         return Amount(self.price - self.bid)
+
+
+class ReportOutcome(IntEnum):
+    OPEN = 1
+    """The marks are due until ``deadline_ms``."""
+    LEAKED = 2
+    """The opened marks agree with the copy."""
+    SILENT = 3
+    """They were not opened in time: the pool answers for its miner."""
+    CLEARED = 4
+    """They do not agree: the bond went to the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeakReport:
+    """One for each miner of a trade, ever: opened marks are known to everybody."""
+
+    found: Annotated[bytes, Fixed(32)]
+    seen: Annotated[bytes, Fixed(32)]
+    copy: Annotated[Digest, DIGEST]
+    height: Annotated[Height, U64]
+    """Of its block."""
+    deadline_ms: Annotated[Milliseconds, U64]
+    held: Annotated[Amount, I64]
+    """What of the bond is still locked."""
+    outcome: Annotated[ReportOutcome, Enum(ReportOutcome)]
+    agreeing: Annotated[int, U16]
+    """Of the found groups, those whose opened choice is the copy's; 0 while unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,13 @@ An invalid block or transaction raises and changes nothing.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Final
 
-from core.chain import evidence, rules_market, rules_tasks, rules_validators, verify, versions
+from core.chain import evidence, rules_leaks, rules_market, rules_tasks, rules_validators, verify, versions
 from core.chain.block import MAX_BODY, MAX_HEADER, Accuracy, Block, BlockKind, Body, Certificate, Header, OutcomeKind
 from core.chain.ledger import credit, debit, work_payout_total
-from core.chain.state import Entry, State, Task, TaskEnd, TaskPhase, Tip, TradePhase, state_root
+from core.chain.state import Entry, State, Task, TaskEnd, TaskPhase, Tip, state_root
 from core.chain.transaction import (
     DOMAIN_TRANSACTION_SIGNATURE,
     Bid,
@@ -25,11 +24,13 @@ from core.chain.transaction import (
     Equivocation,
     JoinValidator,
     LeaveValidator,
+    OpenMarks,
     Payload,
     PoolFault,
     PublishTask,
     Refusal,
     RegisterProvider,
+    ReportLeak,
     ScheduleUpgrade,
     SignedTransaction,
     Stored,
@@ -52,6 +53,8 @@ MAX_NONCE_AHEAD: Final = 64
 """How far a waiting transaction's nonce may be ahead of its account's."""
 MAX_REMEMBERED: Final = 2048
 """Bytes of a transaction whose good signature is remembered."""
+SIGNATURES: Final = signing.Remembered(8192)
+"""Of small transactions: each is checked for the mempool, again for every block while it waits, and in its own."""
 _NOBODY: Final = AccountId(bytes(32))
 """Author of no block: a fee that is tried comes back to nobody."""
 _FEE_FREE: Final = (Stored, Verdicts, PoolFault, Equivocation, VerdictEquivocation)
@@ -317,19 +320,12 @@ def _verified(state: State, signed: SignedTransaction) -> Transaction:
         raise TransactionError(f"a fee of {tx.fee}; at least {least} is asked", Refusal.FEE_TOO_LOW, fee=tx.fee, least=least)
     try:
         if len(signed.transaction) <= MAX_REMEMBERED:
-            _verify_remembered(tx.sender, signed.transaction, signed.signature)
+            SIGNATURES.verify(tx.sender, DOMAIN_TRANSACTION_SIGNATURE, signed.transaction, signed.signature)
         else:
             signing.verify(tx.sender, DOMAIN_TRANSACTION_SIGNATURE, signed.transaction, signed.signature)
     except CryptoError as error:
         raise TransactionError(f"transaction: {error.message}", Refusal.BAD_SIGNATURE) from None
     return tx
-
-
-@functools.lru_cache(maxsize=8192)
-def _verify_remembered(sender: bytes, data: bytes, signature: bytes) -> None:
-    """A transaction is checked for the mempool, for the proposal and for the block: its signature once. Failures raise and
-    are not remembered."""
-    signing.verify(sender, DOMAIN_TRANSACTION_SIGNATURE, data, signature)
 
 
 def _dispatch(state: State, tx: Transaction, context: Context) -> State:
@@ -354,6 +350,10 @@ def _dispatch(state: State, tx: Transaction, context: Context) -> State:
             return rules_market.bid(state, context.parent, tx, p, context.time_ms)
         case ChunkReceipt() as p:
             return rules_market.chunk_receipt(state, p, context.time_ms)
+        case ReportLeak() as p:
+            return rules_leaks.report_leak(state, tx, p, context.height, context.time_ms)
+        case OpenMarks() as p:
+            return rules_leaks.open_marks(state, p, context.time_ms)
         case Verdicts() as p:
             return evidence.verdicts(state, p, context.index, context.height)
         case PoolFault() as p:
@@ -404,10 +404,7 @@ def due_ms(state: State, has_transactions: bool) -> Milliseconds:
         if live.phase in (TaskPhase.PENDING, TaskPhase.OPEN):
             instants.append(live.published.expires_ms)
     instants += [at for at in (state.tasks[i].settle_ms for i in state.settling) if at is not None]
-    for trade in (state.trades[i] for i in state.trading):
-        instants += [0] if trade.phase is TradePhase.BID else []
-        later = trade.deadline_ms if trade.phase is TradePhase.DELIVERY else trade.credit_ms
-        instants += [] if later is None else [later]
+    instants += [at for at in (rules_market.next_instant(state, i) for i in state.trading) if at is not None]
     return Milliseconds(max(min(instants), tip.timestamp_ms + p.tick_ms))
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from core.chain import rules_leaks
 from core.chain.ledger import burn, credit, debit, part
-from core.chain.state import High, LastCredit, Provider, Reputation, State, Trade, TradePhase
+from core.chain.state import High, LastCredit, Provider, Reputation, State, Trade, TradePhase, report_key
 from core.chain.transaction import (
     DOMAIN_CHUNK_RECEIPT,
     Bid,
@@ -27,22 +28,13 @@ from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds,
 from core.market import contract, draw, reputation, rows
 from core.params import ChainParams
 
-__all__ = ["bid", "chunk_receipt", "highs", "register", "reputation_rule", "run_trades"]
+__all__ = ["bid", "chunk_receipt", "highs", "next_instant", "register", "run_trades"]
 
 EPOCH_TRADES_MS: Final = 60_000
 """Least length of an epoch of clean-trade credit: a pool gets one per provider and epoch."""
 MAX_OPEN: Final = 256
 """Trades of one provider that wait for a draw, a delivery or a credit: every bid looks at all that are open, and each provider
 paid to be one. She signs each of hers, so nobody else can use them up."""
-
-
-def reputation_rule(params: ChainParams) -> reputation.ReputationRule:
-    return reputation.ReputationRule(
-        PartsPerMillion(params.initial_reputation_ppm),
-        PartsPerMillion(params.leak_penalty_ppm),
-        PartsPerMillion(params.clean_trade_ppm),
-        Milliseconds(params.leak_window_ms),
-    )
 
 
 def highs(state: State, provider: AccountId) -> tuple[Amount, Amount] | None:
@@ -115,7 +107,7 @@ def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Mil
     ):
         if not ok:
             raise TransactionError(f"offer: {problem}", reason)
-    trade = contract.TradeTerms(offer, payload.bid, PartsPerMillion(payload.p_ppm), payload.miners)
+    trade = contract.TradeTerms(offer, payload.bid, PartsPerMillion(payload.p_ppm), payload.miners, payload.marks)
     try:
         terms = contract.check_trade(trade)
         signing.verify(offer.provider, contract.DOMAIN_TRADE_SIGNATURE, encode(trade), payload.provider_signature)
@@ -143,7 +135,7 @@ def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Mil
     record = Trade(
         offer.provider, tx.sender, offer.data_root, offer.rows, payload.miners, payload.bid, terms.price, terms.p_ppm,
         offer.reputation_ppm, Height(state.height + 1), time_ms, TradePhase.BID, None, None,
-        bytes(-(-len(payload.miners) * contract.CHUNKS // 8)), terms.price, None,
+        bytes(-(-len(payload.miners) * contract.CHUNKS // 8)), terms.price, None, payload.marks, (), False,
     )  # fmt: skip
     return replace(_put(state, trade_id, record), trading=(*state.trading, trade_id))
 
@@ -194,7 +186,7 @@ def _settle(state: State, trade: Trade, time_ms: Milliseconds) -> tuple[State, T
     others = tuple(h for h in provider.highs if h.pool != trade.pool)
     kept = (*others, High(trade.pool, trade.bid, trade.markup))[-state.params.highs_window :]
     state = replace(state, providers=state.providers.put(trade.provider, replace(provider, highs=kept)))
-    credit_ms = Milliseconds(time_ms + state.params.leak_window_ms)
+    credit_ms = None if trade.is_leaked else Milliseconds(time_ms + state.params.leak_window_ms)
     return state, replace(trade, phase=TradePhase.SETTLED, credit_ms=credit_ms)
 
 
@@ -204,6 +196,7 @@ def _settle(state: State, trade: Trade, time_ms: Milliseconds) -> tuple[State, T
 def run_trades(state: State, height: Height, block_hash: BlockHash, time_ms: Milliseconds) -> State:
     """Draws the parent's bids by this block's hash, refunds what was not delivered in time, credits clean trades."""
     for trade_id in state.trading:
+        state = rules_leaks.end_silence(state, trade_id, time_ms)
         trade = state.trades[trade_id]
         if trade.phase is TradePhase.BID:
             # Not by the hash of its own block, which bidder and proposer can choose among many.
@@ -213,7 +206,7 @@ def run_trades(state: State, height: Height, block_hash: BlockHash, time_ms: Mil
         elif trade.phase is TradePhase.DELIVERY and trade.deadline_ms is not None and time_ms >= trade.deadline_ms:
             state = credit(state, trade.pool, trade.held)
             state = _put(state, trade_id, replace(trade, phase=TradePhase.REFUNDED, held=Amount(0)))
-        elif trade.credit_ms is not None and time_ms >= trade.credit_ms:
+        elif trade.credit_ms is not None and time_ms >= trade.credit_ms and not trade.accused:
             state = _credit_clean(state, trade, time_ms)
             state = _put(state, trade_id, replace(trade, credit_ms=None))
     waiting = tuple(i for i in state.trading if _is_waiting(state.trades[i], time_ms, state.params))
@@ -239,7 +232,7 @@ def _credit_clean(state: State, trade: Trade, time_ms: Milliseconds) -> State:
     last = state.credits.get(key)
     if last is not None and epoch <= last.epoch:
         return state
-    better = reputation.after_clean_trade(reputation_rule(state.params), state.reputation(trade.pool))
+    better = reputation.after_clean_trade(rules_leaks.reputation_rule(state.params), state.reputation(trade.pool))
     return replace(
         state,
         reputations=state.reputations.put(trade.pool, Reputation(better)),
@@ -252,8 +245,21 @@ def _is_waiting(trade: Trade, time_ms: Milliseconds, params: ChainParams) -> boo
     return (
         trade.phase in (TradePhase.BID, TradePhase.DELIVERY)
         or trade.credit_ms is not None
+        or bool(trade.accused)
         or time_ms < trade.bid_ms + params.draw_window_ms
     )
+
+
+def next_instant(state: State, trade_id: Digest) -> int | None:
+    """Block time at which time changes something about a trade; 0: the next block does."""
+    trade = state.trades[trade_id]
+    if trade.phase is TradePhase.BID:
+        return 0
+    instants: list[int | None] = [trade.deadline_ms if trade.phase is TradePhase.DELIVERY else None]
+    instants += [state.reports[report_key(trade_id, miner)].deadline_ms for miner in trade.accused]
+    # A credit waits for the answers to all reports.
+    instants += [] if trade.accused else [trade.credit_ms]
+    return min((instant for instant in instants if instant is not None), default=None)
 
 
 def _put(state: State, trade_id: Digest, trade: Trade) -> State:

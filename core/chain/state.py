@@ -24,9 +24,11 @@ from core.chain.records import (
     Evidence,
     High,
     LastCredit,
+    LeakReport,
     Membership,
     Pot,
     Provider,
+    ReportOutcome,
     Reputation,
     Standing,
     Task,
@@ -59,9 +61,9 @@ from core.ids import (
 from core.params import ChainParams, Genesis
 
 __all__ = [
-    "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "Membership", "Pot", "Provider",
-    "Reputation", "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade", "TradePhase", "Validator",
-    "ValidatorSet", "Windows", "DOMAIN_STATE", "TABLES", "decode_state", "encode_state", "encode_scalars",
+    "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "LeakReport", "Membership", "Pot",
+    "Provider", "ReportOutcome", "Reputation", "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade",
+    "TradePhase", "Validator", "ValidatorSet", "Windows", "DOMAIN_STATE", "TABLES", "decode_state", "encode_state", "encode_scalars",
     "entry_key", "genesis_state", "genesis_validators", "height_key", "state_leaves", "state_root", "state_tree",
     "total_supply", "Upgrade",
 ]  # fmt: skip
@@ -120,13 +122,15 @@ class State:
     settling: tuple[TaskId, ...]
     """Ended tasks whose claimants' bonds are still locked."""
     trading: tuple[Digest, ...]
-    """Trades that wait for a draw, a delivery or a credit."""
+    """Trades that wait for a draw, a delivery, a credit or the opening of marks."""
     accounts: Table[Account]
     tasks: Table[Task]
     entries: Table[Entry]
     """By task id ‖ pool."""
     providers: Table[Provider]
     trades: Table[Trade]
+    reports: Table[LeakReport]
+    """By ``report_key``: trade id ‖ miner."""
     reputations: Table[Reputation]
     credits: Table[LastCredit]
     """By pool ‖ provider."""
@@ -228,8 +232,8 @@ class State:
 _EMPTY: Final = Account(Amount(0), 0)
 TABLES: Final[tuple[tuple[str, type], ...]] = (
     ("accounts", Account), ("tasks", Task), ("entries", Entry), ("providers", Provider), ("trades", Trade),
-    ("reputations", Reputation), ("credits", LastCredit), ("evidence", Evidence), ("memberships", Membership),
-    ("sets", ValidatorSet),
+    ("reports", LeakReport), ("reputations", Reputation), ("credits", LastCredit), ("evidence", Evidence),
+    ("memberships", Membership), ("sets", ValidatorSet),
 )  # fmt: skip
 
 
@@ -244,6 +248,10 @@ def entry_key(task_id: bytes, pool: bytes) -> bytes:
 def genesis_validators(genesis: Genesis) -> tuple[Validator, ...]:
     """Who votes at height 1, by node id."""
     return tuple(sorted((Validator(v.node_id, v.power, Amount(0), False) for v in genesis.validators), key=lambda v: v.node_id))
+
+
+def report_key(trade_id: bytes, miner: bytes) -> bytes:
+    return trade_id + miner
 
 
 def genesis_state(genesis: Genesis) -> State:
@@ -271,6 +279,7 @@ def genesis_state(genesis: Genesis) -> State:
         entries=Table(Entry),
         providers=Table(Provider),
         trades=Table(Trade),
+        reports=Table(LeakReport),
         reputations=Table(Reputation),
         credits=Table(LastCredit),
         evidence=Table(Evidence),
@@ -361,6 +370,7 @@ def _holdings(state: State) -> Iterator[int]:
     yield from (t.locked for t in state.tasks.values())
     yield from (e.held for e in state.entries.values())
     yield from (t.held for t in state.trades.values())
+    yield from (r.held for r in state.reports.values())
     yield from (m.bond for m in state.memberships.values())
     if state.pot is not None:
         yield state.pot.amount

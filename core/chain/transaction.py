@@ -19,6 +19,7 @@ from core.codec import (
     U32,
     U64,
     Enum,
+    Fixed,
     Record,
     Seq,
     Text,
@@ -32,7 +33,8 @@ from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, M
 
 __all__ = [
     "Activation", "Approval", "Bid", "ChunkReceipt", "Claim", "Commit", "EnterTask", "Equivocation", "JoinValidator",
-    "LeaveValidator", "Payload", "PoolFault", "PublishTask", "Refusal", "RegisterProvider", "ScheduleUpgrade",
+    "LeaveValidator", "OpenMarks", "Payload", "PoolFault", "PublishTask", "Refusal", "RegisterProvider", "ReportLeak",
+    "ScheduleUpgrade",
     "SignedTransaction", "Stored", "TaskSpec", "Transaction", "Transfer", "VerdictEquivocation", "Verdicts",
     "DOMAIN_APPROVAL", "DOMAIN_CHUNK_RECEIPT", "DOMAIN_TASK", "DOMAIN_TRANSACTION", "DOMAIN_TRANSACTION_SIGNATURE",
     "PAYLOAD", "approval_message",
@@ -50,6 +52,7 @@ MAX_CUTS: Final = 510
 """A task lists at most 512 blobs, one a feature and one a class."""
 MAX_CUT: Final = 1 << 50
 """Magnitude of a cut point in millionths: divided by a million, no two of them are the same float64."""
+BITMAP = Fixed(32)
 ENDPOINT = Text(255)
 """host:port, no scheme."""
 
@@ -78,6 +81,10 @@ class Refusal(StrEnum):
     BAD_OFFER = "bad-offer"
     BAD_BID = "bad-bid"
     UNKNOWN_TRADE = "unknown-trade"
+    NOT_THE_SELLER = "not-the-seller"
+    BAD_REPORT = "bad-report"
+    UNKNOWN_REPORT = "unknown-report"
+    BAD_OPENING = "bad-opening"
     EXPIRED = "expired"
     BAD_EVIDENCE = "bad-evidence"
     LIMIT = "limit"
@@ -198,8 +205,10 @@ class Bid:
     """The trading probability of eq. (2); nodes recompute it."""
     miners: Annotated[tuple[AccountId, ...], Seq(PUBLIC_KEY, 1024)]
     """Who is to receive rows, in order: shares are even (core.market.rows.plan)."""
+    marks: Annotated[tuple[Digest, ...], Seq(DIGEST, 1024)]
+    """Of each miner, the commitment to its choices of variants (core.market.marks)."""
     provider_signature: Annotated[Signature, SIGNATURE]
-    """The provider's, over (offer, bid, p_ppm, miners): both sides sign."""
+    """The provider's, over (offer, bid, p_ppm, miners, marks): both sides sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +219,31 @@ class ChunkReceipt:
     chunk: Annotated[int, U16]
     miner: Annotated[AccountId, PUBLIC_KEY]
     miner_signature: Annotated[Signature, SIGNATURE]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLeak:
+    """The seller of a trade found a copy of a miner's rows, and says which variants it has. Locks ``report_bond``."""
+
+    trade_id: Annotated[Digest, DIGEST]
+    miner: Annotated[AccountId, PUBLIC_KEY]
+    found: Annotated[bytes, BITMAP]
+    """Bit g: group g of the share is in the copy (core.market.marks.bitmap)."""
+    seen: Annotated[bytes, BITMAP]
+    """Bit g: which choice the copy shows; 0 where nothing was found."""
+    copy: Annotated[Digest, DIGEST]
+    """SHA-256 of the copy as it was found: for people, nodes do not ask for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMarks:
+    """The answer to a report: the seed of the accused miner's choices. Anybody who knows it may send it."""
+
+    trade_id: Annotated[Digest, DIGEST]
+    miner: Annotated[AccountId, PUBLIC_KEY]
+    seed: Annotated[bytes, Fixed(32)]
+    points: Annotated[Digest, DIGEST]
+    """Of the message that the miner sent: with it a wrong seed is refused before any arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,18 +333,17 @@ class ScheduleUpgrade:
 
 Payload = (
     Transfer | PublishTask | Stored | EnterTask | Commit | Claim | RegisterProvider | Bid | ChunkReceipt
-    | Verdicts | PoolFault | Equivocation | JoinValidator | LeaveValidator
+    | ReportLeak | OpenMarks | Verdicts | PoolFault | Equivocation | JoinValidator | LeaveValidator
     | VerdictEquivocation | ScheduleUpgrade
 )  # fmt: skip
 
 PAYLOAD: Final = Union(
     {
         1: Transfer, 2: PublishTask, 3: Stored, 4: EnterTask, 5: Commit, 6: Claim, 7: RegisterProvider, 8: Bid,
-        9: ChunkReceipt, 12: Verdicts, 13: PoolFault, 14: Equivocation, 15: JoinValidator, 16: LeaveValidator,
-        17: VerdictEquivocation, 18: ScheduleUpgrade,
+        9: ChunkReceipt, 10: ReportLeak, 11: OpenMarks, 12: Verdicts, 13: PoolFault, 14: Equivocation,
+        15: JoinValidator, 16: LeaveValidator, 17: VerdictEquivocation, 18: ScheduleUpgrade,
     }
 )  # fmt: skip
-"""Tags 10 and 11 are kept for leak reports and the opening of marks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,13 +115,15 @@ class SignedOffer:
 
 @dataclass(frozen=True, slots=True)
 class TradeTerms:
-    """What both sides sign: the offer, the bid, its probability, and who receives rows, in order."""
+    """What both sides sign: the offer, the bid, its probability, who receives rows, in order, and their marks."""
 
     offer: Offer
     bid: Annotated[Amount, I64]
     """``m``."""
     p_ppm: Annotated[PartsPerMillion, U32]
     miners: Annotated[tuple[AccountId, ...], Seq(PUBLIC_KEY, MAX_BUYERS)]
+    marks: Annotated[tuple[Digest, ...], Seq(DIGEST, MAX_BUYERS)]
+    """Of each miner, the pool's commitment to its choices of variants (core.market.marks.commit)."""
 
 
 DEFAULT_RULE: Final = IntegerRule(
@@ -235,7 +237,7 @@ def check_trade(trade: TradeTerms) -> Terms:
 
     Raises:
         MarketError: the offer contradicts itself, the bid is refused, ``p_ppm`` is not eq. (2)'s, or the miners are
-            none, repeated, or too many for the rows.
+            none, repeated, too many for the rows, or not one commitment to marks each.
     """
     check_offer(trade.offer)
     found = terms(trade.offer.rule, trade.bid, trade.offer.reputation_ppm)
@@ -252,6 +254,8 @@ def check_trade(trade: TradeTerms) -> Terms:
         )  # fmt: skip
     if len(set(trade.miners)) != count:
         raise MarketError("a miner is listed twice; each receives one share")
+    if len(trade.marks) != count:
+        raise MarketError(f"{len(trade.marks)} commitments to marks for {count} miners: one each", marks=len(trade.marks))
     return found
 
 

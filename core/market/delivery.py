@@ -7,19 +7,20 @@ checked against the Merkle root of the offer, and holds (design: market, "A trad
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.chain.transaction import DOMAIN_CHUNK_RECEIPT, ChunkReceipt, chunk_receipt_message
-from core.codec import DIGEST, PUBLIC_KEY, SIGNATURE, U16, Fixed, decode, encode
+from core.codec import DIGEST, PUBLIC_KEY, SIGNATURE, U16, Fixed, Var, decode, encode
 from core.crypto import sealing, signing
 from core.errors import MarketError
 from core.ids import MILLION, AccountId, Digest, Signature
 from core.market.contract import CHUNKS, TradeTerms
-from core.market.rows import MAX_CHUNK_BYTES, Chunk, DataSet, Features, Labels, chunk_range, open_chunk
+from core.market.marks import MARKS, mark_count, points_size
+from core.market.rows import MAX_CHUNK_BYTES, Chunk, DataSet, Features, Held, Labels, Sold, chunk_range, open_chunk
 
 __all__ = [
     "DeliveryOpen", "Share", "SignedOpen", "open_sealed", "seal_chunk", "sign_bid", "sign_open", "sign_receipt",
@@ -39,13 +40,18 @@ MAX_SEALED: Final = _MAX_ENCODED + sealing.OVERHEAD
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOpen:
-    """A miner asks for its rows. What is sealed to ``hpke_public_key`` only this miner can open."""
+    """A miner asks for its rows. What is sealed to ``hpke_public_key`` only this miner can open.
+
+    ``seed_hash`` and ``points`` open the trade's commitment to its marks (core.market.marks.Marking).
+    """
 
     chain_id: Annotated[Digest, DIGEST]
     trade_id: Annotated[Digest, DIGEST]
     miner: Annotated[AccountId, PUBLIC_KEY]
     hpke_public_key: Annotated[bytes, Fixed(sealing.KEY_SIZE)]
     from_chunk: Annotated[int, U16]
+    seed_hash: Annotated[Digest, DIGEST]
+    points: Annotated[bytes, Var(points_size(MARKS))] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,11 @@ class Share:
         first = chunk_range(rows, miners, miner, 0)[0]
         last = chunk_range(rows, miners, miner, CHUNKS - 1)[1]
         return cls(data_root, rows, features, classes, first, last - first)
+
+    @property
+    def marks(self) -> int:
+        """Groups of rows of this share of which the buyer takes one of two variants."""
+        return mark_count(self.count)
 
     def range(self, chunk: int) -> tuple[int, int]:
         """``(start, stop)`` of a chunk. Raises MarketError unless ``0 <= chunk < CHUNKS``."""
@@ -112,19 +123,19 @@ def verify_receipt(chain_id: Digest, receipt: ChunkReceipt) -> None:
     signing.verify(receipt.miner, DOMAIN_CHUNK_RECEIPT, message, receipt.miner_signature)
 
 
-def seal_chunk(data: DataSet, opened: DeliveryOpen, share: Share, chunk: int) -> bytes:
-    """Chunk number ``chunk`` of a share, for this miner, trade and place only.
+def seal_chunk(data: DataSet, opened: DeliveryOpen, share: Share, chunk: int, sold: Sold) -> bytes:
+    """Chunk number ``chunk`` of a share, for this miner, trade, place and choice of variants only.
 
     Raises:
         MarketError: there is no such chunk, or it is too large.
         CryptoError: the miner's key is no X25519 key.
     """
-    plain = encode(data.chunk(*share.range(chunk)))
+    plain = encode(data.chunk(*share.range(chunk), sold))
     return sealing.seal(opened.hpke_public_key, plain, _INFO, _place(opened, chunk))
 
 
 def open_sealed(
-    key: sealing.SealingKeyPair, opened: DeliveryOpen, share: Share, chunk: int, sealed: bytes
+    key: sealing.SealingKeyPair, opened: DeliveryOpen, share: Share, chunk: int, sealed: bytes, held: Held
 ) -> tuple[Features, Labels]:
     """The features [k, M] and labels [k] of a chunk, checked against the root of the share.
 
@@ -136,7 +147,7 @@ def open_sealed(
     chunk_bytes = sealing.open_(key.private_key, sealed, _INFO, _place(opened, chunk))
     start, stop = share.range(chunk)
     found = decode(Chunk, chunk_bytes, _MAX_ENCODED)
-    return open_chunk(found, share.data_root, share.rows, share.features, share.classes, start, stop)
+    return open_chunk(found, share.data_root, share.rows, share.features, share.classes, start, stop, held)
 
 
 def to_floats(features: Features, feature_scale_micro: int) -> NDArray[np.float32]:

@@ -1,13 +1,15 @@
 """Rows on sale: their bytes, their Merkle root, who gets which, and the check of a delivered chunk.
 
-A row is ``salt (16 bytes) || label (1 byte) || features (int8 each, in [-127, 127])``. It is a leaf of an RFC 6962
-tree. The salt hides the row behind its hash: without it, a buyer of one row could guess the others from their hashes.
-Chunks are runs of neighbouring rows, so one short proof covers a whole chunk.
+A row has two variants (core.market.variants), and a buyer gets one of them (core.market.marks). Each is ``salt (16 bytes)
+|| label (1 byte) || features (int8 each, in [-127, 127])``, and leaves 2 i and 2 i + 1 of an RFC 6962 tree are those of row
+i. The salt hides a row behind its hash: without it, a buyer of one could guess the others from their hashes.
+Chunks are runs of neighbouring rows, so one short proof covers a whole chunk. A chunk has both variants of each row, each
+under the key of one choice, and the hashes of both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final, TypeAlias
 
 import numpy as np
@@ -17,18 +19,22 @@ from core.chain.merkle import leaf_hash, node_hash
 from core.codec import DIGEST, U32, Seq, Var
 from core.crypto.hashing import expand
 from core.errors import MarketError
-from core.ids import Digest
+from core.ids import AccountId, Digest
 from core.market.contract import CHUNKS, MAX_BUYERS, MAX_CLASSES, MAX_FEATURES, MAX_ROWS
+from core.market.marks import encrypt_row, group_of
+from core.market.variants import DEFAULT_STRENGTH, make_variants
 
 __all__ = [
-    "Chunk", "DataSet", "Features", "Labels", "chunk_range", "open_chunk", "plan", "row_size", "DOMAIN_SALT",
-    "MAX_CHUNK_BYTES", "SALT_SIZE",
+    "Chunk", "DataSet", "Features", "Held", "Labels", "Sold", "chunk_range", "open_chunk", "plan", "row_size",
+    "DOMAIN_SALT", "DOMAIN_TRACE", "DOMAIN_TRANSFER", "MAX_CHUNK_BYTES", "SALT_SIZE",
 ]  # fmt: skip
 
 DOMAIN_SALT: Final = b"pofl/row-salt/1"
+DOMAIN_TRACE: Final = b"pofl/marks/trace/1"
+DOMAIN_TRANSFER: Final = b"pofl/marks/transfer-secret/1"
 SALT_SIZE: Final = 16
-MAX_CHUNK_BYTES: Final = 3 << 20
-"""Row bytes of one chunk: it travels sealed in one message of at most 4 MiB."""
+MAX_CHUNK_BYTES: Final = 3_750_000
+"""Hashes and encrypted rows of one chunk: it travels sealed in one message of at most 4 MiB."""
 _MAX_PROOF: Final = 64
 
 Features: TypeAlias = NDArray[np.int8]
@@ -40,20 +46,46 @@ class Chunk:
     """Rows ``start..`` of the data set, and what proves them."""
 
     start: Annotated[int, U32]
-    rows: Annotated[bytes, Var(MAX_CHUNK_BYTES)]
-    """Row bytes, one after another."""
+    hashes: Annotated[bytes, Var(MAX_CHUNK_BYTES)]
+    """Leaf hashes of both variants of each row, 64 bytes a row."""
+    sealed: Annotated[bytes, Var(MAX_CHUNK_BYTES)]
+    """Of each row two encrypted variants, ``2 * row_size`` bytes: under the key of choice 0, then of choice 1."""
     proof: Annotated[tuple[Digest, ...], Seq(DIGEST, _MAX_PROOF)]
-    """Hashes beside the run, lowest level first, left before right."""
+    """Hashes beside the run of rows, lowest level first, left before right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sold:
+    """The seller's side of one share's marks."""
+
+    first: int
+    """The share's first row in the data set."""
+    keys: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    """Of each group, those of choices 0 and 1 (core.market.marks.seller_keys)."""
+    trace: NDArray[np.uint8] = field(repr=False)
+    """One bit a row of the share: choice c opens variant ``c ^ trace`` (DataSet.trace)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The buyer's side of the same."""
+
+    first: int
+    choices: tuple[int, ...] = field(repr=False)
+    keys: tuple[bytes, ...] = field(repr=False)
+    """Of each group, the chosen one (core.market.marks.group_keys)."""
 
 
 class DataSet:
     """A provider's rows with their tree. Shuffle rows before: neighbours are sold together."""
 
-    __slots__ = ("_levels", "_table", "classes", "features")
+    __slots__ = ("_levels", "_secret", "_tables", "classes", "features", "labels")
 
-    def __init__(self, features: Features, labels: Labels, classes: int, salt_secret: bytes) -> None:
+    def __init__(
+        self, features: Features, labels: Labels, classes: int, salt_secret: bytes, strength_ppm: int = DEFAULT_STRENGTH
+    ) -> None:
         """``features``: [n, M] int8; ``labels``: [n] uint8 below ``classes``; ``salt_secret``: 32 secret bytes, kept by
-        the provider, from which all salts follow.
+        the provider, from which salts and marks follow; ``strength_ppm``: of the marks (core.market.variants), 0 for none.
 
         Raises:
             MarketError: a shape, type, value or size is out of its range.
@@ -75,23 +107,44 @@ class DataSet:
         if len(salt_secret) != 32:
             raise MarketError(f"the salt secret has {len(salt_secret)} bytes, must have 32")
         _check_values(features, labels, classes, 0)
-        salts = np.frombuffer(expand(DOMAIN_SALT, SALT_SIZE * count, salt_secret), np.uint8).reshape(count, SALT_SIZE)
-        self._table = np.hstack([salts, labels[:, None], features.view(np.uint8)])
-        self._levels = _levels([leaf_hash(row.tobytes()) for row in self._table])
+        salts = np.frombuffer(expand(DOMAIN_SALT, 2 * SALT_SIZE * count, salt_secret), np.uint8)
+        self._tables = tuple(
+            np.hstack([salt, labels[:, None], variant.view(np.uint8)])
+            for salt, variant in zip(
+                salts.reshape(2, count, SALT_SIZE), make_variants(features, strength_ppm, salt_secret), strict=True
+            )
+        )
+        pairs = zip(*self._tables, strict=True)
+        self._levels = _levels([leaf_hash(row.tobytes()) for pair in pairs for row in pair])
+        self._secret = salt_secret
         self.features = width
         self.classes = classes
+        self.labels = labels
 
     @property
     def rows(self) -> int:
-        return len(self._table)
+        return len(self._tables[0])
 
     @property
     def root(self) -> Digest:
         """The ``data_root`` of offers."""
         return Digest(self._levels[-1][0])
 
-    def chunk(self, start: int, stop: int) -> Chunk:
-        """Rows ``start..stop-1`` with their proof.
+    def variant(self, which: int) -> Features:
+        """Variant 0 or 1 of all rows, int8 [n, M]."""
+        return self._tables[which][:, SALT_SIZE + 1 :].view(np.int8)
+
+    def trace(self, trade_id: Digest, miner: AccountId, count: int) -> NDArray[np.uint8]:
+        """The seller's own secret bits of a share of ``count`` rows, uint8 [count]: by them she knows a copy again."""
+        coins = expand(DOMAIN_TRACE, -(-count // 8), self._secret, trade_id, miner)
+        return np.unpackbits(np.frombuffer(coins, np.uint8))[:count]
+
+    def coins(self, trade_id: Digest) -> bytes:
+        """32 secret bytes for the transfers of a trade (core.market.marks.seller_keys)."""
+        return expand(DOMAIN_TRANSFER, 32, self._secret, trade_id)
+
+    def chunk(self, start: int, stop: int, sold: Sold) -> Chunk:
+        """Rows ``start..stop-1`` of the share that begins at ``sold.first``, with their proof.
 
         Raises:
             MarketError: the run is empty, outside the data set, or too large for one chunk.
@@ -99,39 +152,59 @@ class DataSet:
         _check_run(self.rows, self.features, start, stop)
         proof: list[Digest] = []
         low, high = start, stop
-        for level in self._levels[:-1]:
+        for level in self._levels[1:-1]:
             if low % 2:
                 proof.append(Digest(level[low - 1]))
             if high % 2 and high < len(level):
                 proof.append(Digest(level[high]))
             low, high = low // 2, (high + 1) // 2
-        return Chunk(start, self._table[start:stop].tobytes(), tuple(proof))
+        sealed = bytearray()
+        for row in range(start, stop):
+            keys = sold.keys[group_of(row - sold.first, len(sold.keys))]
+            for choice, key in enumerate(keys):
+                variant = self._tables[choice ^ int(sold.trace[row - sold.first])][row].tobytes()
+                sealed += encrypt_row(key, row, variant)
+        return Chunk(start, b"".join(self._levels[0][2 * start : 2 * stop]), bytes(sealed), tuple(proof))
 
 
 def open_chunk(
-    chunk: Chunk, root: Digest, rows: int, features: int, classes: int, start: int, stop: int
+    chunk: Chunk, root: Digest, rows: int, features: int, classes: int, start: int, stop: int, held: Held
 ) -> tuple[Features, Labels]:
     """The features [k, M] and labels [k] of rows ``start..stop-1``, checked against the root of the offer.
 
+    Which of a row's two leaves a choice opens is the seller's to say: that tells her nothing, because she knows what she
+    put there. That it opens one of them, every buyer checks.
+
     Raises:
-        MarketError: not the rows that were due, a proof that does not lead to the root, or a value out of range.
+        MarketError: not the rows that were due, a proof that does not lead to the root, a row that is none of the two
+            variants that the root commits to, or a value out of range.
     """
     _check_run(rows, features, start, stop)
-    size = row_size(features)
-    if chunk.start != start or len(chunk.rows) != size * (stop - start):
+    count, size = stop - start, row_size(features)
+    if (chunk.start, len(chunk.hashes), len(chunk.sealed)) != (start, 64 * count, 2 * size * count):
         raise MarketError(
-            f"due are rows {start}..{stop - 1} of {size} bytes; the chunk starts at {chunk.start} and has "
-            f"{len(chunk.rows)} bytes, expected {size * (stop - start)}",
-            start=start, stop=stop, got_start=chunk.start, got_bytes=len(chunk.rows),
+            f"due are {count} rows of {size} bytes from {start}; the chunk starts at {chunk.start} and has "
+            f"{len(chunk.hashes)} bytes of hashes and {len(chunk.sealed)} of rows, expected {64 * count} and "
+            f"{2 * size * count}",
+            start=start, stop=stop, got_start=chunk.start, got_bytes=len(chunk.sealed),
         )  # fmt: skip
-    hashes: list[bytes] = [leaf_hash(chunk.rows[i : i + size]) for i in range(0, len(chunk.rows), size)]
-    found = _climb(hashes, start, stop, rows, chunk.proof)
+    leaves: list[bytes] = [chunk.hashes[i : i + 32] for i in range(0, len(chunk.hashes), 32)]
+    found = _climb(_above(leaves), start, stop, rows, chunk.proof)
     if found != root:
         raise MarketError(
             f"rows {start}..{stop - 1} lead to the root {found.hex()}, the offer says {root.hex()}; sign no receipt",
             start=start, stop=stop,
         )  # fmt: skip
-    table = np.frombuffer(chunk.rows, np.uint8).reshape(stop - start, size)
+    plain = bytearray()
+    for place in range(count):
+        row = start + place
+        group = group_of(row - held.first, len(held.keys))
+        offset = size * (2 * place + held.choices[group])
+        data = encrypt_row(held.keys[group], row, chunk.sealed[offset : offset + size])
+        if leaf_hash(data) not in leaves[2 * place : 2 * place + 2]:
+            raise MarketError(f"row {row} is none of its two variants under the root; sign no receipt", row=row)
+        plain += data
+    table = np.frombuffer(bytes(plain), np.uint8).reshape(count, size)
     labels = table[:, SALT_SIZE].copy()
     values = table[:, SALT_SIZE + 1 :].copy().view(np.int8)
     _check_values(values, labels, classes, start)
@@ -208,10 +281,10 @@ def _check_run(rows: int, features: int, start: int, stop: int) -> None:
         raise MarketError(
             f"rows {start}..{stop - 1} of {rows} rows with {features} features", start=start, stop=stop, rows=rows
         )
-    if (stop - start) * row_size(features) > MAX_CHUNK_BYTES:
+    if (stop - start) * (2 * row_size(features) + 64) > MAX_CHUNK_BYTES:
         raise MarketError(
-            f"{stop - start} rows of {row_size(features)} bytes are more than a chunk's {MAX_CHUNK_BYTES}; "
-            "trade with more miners or a smaller data set",
+            f"{stop - start} rows of {row_size(features)} bytes in two variants are more than a chunk's {MAX_CHUNK_BYTES} "
+            "bytes; trade with more miners or a smaller data set",
             start=start, stop=stop,
         )  # fmt: skip
 

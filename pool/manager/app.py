@@ -20,6 +20,7 @@ from pool.manager.config import PoolConfig
 from pool.manager.context import Pool
 from pool.manager.follower import Follower
 from pool.manager.key_owners import KeyOwners
+from pool.manager.marks import MarksDesk
 from pool.manager.members import Members
 from pool.manager.receipts import ReceiptDesk
 from pool.manager.season import Season
@@ -56,6 +57,7 @@ async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
     )
     members.greeting = books.greeting
     receipts = ReceiptDesk(cfg.data_dir / "receipts", chain, wallet, genesis.chain_id)
+    marks = MarksDesk(cfg.data_dir / "marks", chain, wallet, genesis.chain_id, clock, genesis.params.report_window_ms)
     blobs = BlobStore(cfg.data_dir / "blobs", BLOB_QUOTA)
 
     life.on_stop(engine.stop)
@@ -70,11 +72,12 @@ async def main(role: Role[PoolConfig], life: Lifecycle) -> None:
     pool = Pool(
         role=role, endpoint=advertised(cfg, server.address), chain=chain, wallet=wallet, nodes=_nodes(role, life),
         engine=engine, members=members, books=books, board=board, shelf=shelf, blobs=blobs, cpu=cpu, clock=clock,
-        voters=ValidatorWatch(chain, genesis),
+        marks=marks, voters=ValidatorWatch(chain, genesis),
     )  # fmt: skip
     await wait_for_chain(role, chain)
     follower = Follower(chain, board, lambda feed: Season(pool, feed).run())
     life.spawn(receipts.run(), "put receipts on chain")
+    life.spawn(marks.run(), "answer leak reports")
     life.spawn(follower.run(), "follow tasks")
     life.spawn(pool.voters.run(), "follow the validators")
     await engine_started

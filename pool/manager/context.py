@@ -15,6 +15,7 @@ from pool.manager.board import Board
 from pool.manager.books import Books
 from pool.manager.claims import Shelf
 from pool.manager.config import PoolConfig
+from pool.manager.marks import MarksDesk
 from pool.manager.members import Members
 from services.rpc.blobs import BlobStore
 from services.rpc.chain_client import ChainClient, Wallet
@@ -43,6 +44,7 @@ class Pool:
     blobs: BlobStore
     cpu: CpuPool
     clock: Clock
+    marks: MarksDesk
     voters: ValidatorWatch
 
     @property

@@ -48,7 +48,7 @@ async def buy_rows(pool: Pool, task: TaskView, miners: Sequence[AccountId]) -> N
     private = PoolPrivate(
         Q=float(market.profit), alpha=market.leak_alpha_micro / MILLION, beta=market.leak_beta_micro / MILLION
     )
-    buyer = Buyer(pool.chain, pool.wallet, pool.role.key, pool.chain_id, private)
+    buyer = Buyer(pool.chain, pool.wallet, pool.role.key, pool.chain_id, private, pool.marks)
     try:
         providers = await pool.chain.providers()
     except PoflError as error:
@@ -90,12 +90,13 @@ def _hand_out(pool: Pool, provider: ProviderView, outcome: TradeOutcome) -> None
             log.warning("the draw is not there in time; its rows come too late", trade=short(trade_id))
         case Deal(trade) as deal:
             deadline = trade.delivery_deadline_ms or Milliseconds(pool.clock.now_ms() + LONGEST_DELIVERY_MS)
+            seeds = pool.marks.seeds(trade.trade_id)
             for miner, share in deal.shares():
                 pool.members.assign_rows(
                     miner,
                     FetchRows(
                         trade.trade_id, share.data_root, provider.endpoint, provider.provider, CHUNKS, share.first,
-                        share.count, deadline,
+                        share.count, deadline, seeds[miner],
                     ),
                 )  # fmt: skip
             log.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from grpc import aio
@@ -11,8 +12,18 @@ from grpc import aio
 from core.chain.transaction import ChunkReceipt
 from core.crypto.masking import Aggregation
 from core.crypto.sealing import Suite
-from core.errors import AuthError, CryptoError, DeadlineError, MalformedError, PoflError, UnavailableError
+from core.errors import (
+    AuthError,
+    CheatingError,
+    CryptoError,
+    DeadlineError,
+    MalformedError,
+    MarketError,
+    PoflError,
+    UnavailableError,
+)
 from core.ids import AccountId, Digest, TaskId, short
+from core.market import marks
 from core.ports import Clock
 from pool.flower.jobs import JoinTicket
 from pool.flower.keys import new_node_key
@@ -42,6 +53,8 @@ ONLINE_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5.0
 LEAST_DELIVERY_SECONDS: Final = 5.0
 TORCH_THREADS: Final = 1
+REFUSED: Final = "refused-trades"
+"""Folder with a file for each trade of which a row did not open: its rows are never asked for again (docs/adr/0107)."""
 
 
 class Membership:
@@ -127,8 +140,9 @@ class Membership:
 
         folder = self._role.cfg.data_dir / "flower"
         self._fleet = FleetMiner(
-            ticket, private, self._rows.source, folder, threads=TORCH_THREADS, on_update=self._contributions.note_sent
-        )
+            ticket, private, self._rows.source, folder, threads=TORCH_THREADS, on_update=self._contributions.note_sent,
+            privacy=self._role.cfg.privacy, secure_least=self._role.cfg.secure_least,
+        )  # fmt: skip
         self._fleet.start()
         await asyncio.to_thread(self._fleet.wait_online, ONLINE_SECONDS)
         self.phase = "idle"
@@ -179,6 +193,7 @@ class Membership:
     async def _fetch(self, client: PoolClient, fetch: FetchRows) -> None:
         """Fetch this miner's share straight from the provider; failing costs the rows, nothing else."""
         channel: aio.Channel | None = None
+        refused = self._role.cfg.data_dir / REFUSED / fetch.trade_id.hex()
         try:
             channel = connect(
                 fetch.provider_endpoint, self._role.tls, expect_role="provider", caller=self._role.identity.caller
@@ -188,14 +203,27 @@ class Membership:
             share = share_of(data_set, fetch.first_row, fetch.rows)
             if data_set.features != self._rows.features:
                 raise MalformedError(f"rows of {data_set.features} features, own rows have {self._rows.features}")
+            if refused.exists():
+                raise MarketError("a row of this trade did not open once; asked again, it would tell the provider our choices")
+            pool = self._pool
+            assert pool is not None
+            session = marks.session_id(
+                self._role.genesis.chain_id, fetch.provider, pool, fetch.data_root, self._role.account
+            )
+            marking = await asyncio.to_thread(marks.commit, fetch.marks_seed, session, share.marks)
             left = max(LEAST_DELIVERY_SECONDS, (fetch.deadline_ms - self._clock.now_ms()) / 1000)
 
             async def hand_in(receipt: ChunkReceipt) -> None:
                 await client.hand_in(receipt)
 
-            x, y = await receive_rows(
-                seller, self._role.genesis.chain_id, fetch.trade_id, self._role.key, share, hand_in, timeout=left
-            )
+            try:
+                x, y = await receive_rows(
+                    seller, self._role.genesis.chain_id, fetch.trade_id, self._role.key, share, marking, session, hand_in,
+                    timeout=left,
+                )  # fmt: skip
+            except CheatingError as error:
+                await asyncio.to_thread(_refuse, refused, error.message)
+                raise
             self._rows.add(fetch.trade_id, x, y, data_set.feature_scale_micro)
         except PoflError as error:
             log.warning("bought rows did not come", trade=fetch.trade_id, provider=fetch.provider_endpoint, error=error)
@@ -213,6 +241,11 @@ def check_secrecy(cfg: MinerConfig, joined: Joined) -> None:
         raise AuthError(f"the pool seals with {joined.sealing.label}, this miner asks for hybrid (its option `sealing`)")
     if cfg.aggregation == "secure" and joined.aggregation is not Aggregation.SECURE:
         raise AuthError("the manager of the pool sees each update, this miner asks for secure aggregation (`aggregation`)")
+
+
+def _refuse(path: Path, reason: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(reason + "\n", encoding="utf-8")
 
 
 def warm_up(threads: int = TORCH_THREADS) -> None:

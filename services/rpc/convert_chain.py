@@ -38,6 +38,7 @@ from core.ids import (
     TaskId,
     TxId,
 )
+from core.market.marks import MARKS
 from services.rpc.views import (
     AccountView,
     BlockView,
@@ -45,8 +46,10 @@ from services.rpc.views import (
     ClaimView,
     EntryView,
     Explanation,
+    LeakReportView,
     MarketView,
     ProviderView,
+    ReportOutcome,
     TaskPhase,
     TaskView,
     Tip,

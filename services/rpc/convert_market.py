@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pofl.market.v1 import market_pb2 as pb
 
 from core.codec import encode
+from core.crypto.oblivious_transfer.base import POINT_SIZE
 from core.crypto.sealing import KEY_SIZE
 from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Amount, Digest, PartsPerMillion, Signature
@@ -24,6 +25,7 @@ from core.market.contract import (
     decode_offer,
 )
 from core.market.delivery import MAX_SEALED, DeliveryOpen, SignedOpen
+from core.market.marks import MARKS, points_size
 from services.rpc.convert_chain import exact
 
 __all__ = [
@@ -63,6 +65,8 @@ class SealedChunk:
 
     chunk: int
     sealed: bytes
+    transfer: bytes = b""
+    """With the first message of a stream, the sender's message of the oblivious transfer."""
 
 
 def data_set_to_proto(view: DataSetView) -> pb.DataSet:
@@ -106,7 +110,7 @@ def bid_to_proto(bidding: Bidding) -> pb.AcceptBidRequest:
     trade = bidding.trade
     return pb.AcceptBidRequest(
         offer=encode(trade.offer), bid=trade.bid, p_ppm=trade.p_ppm, miners=trade.miners,
-        pool_signature=bidding.pool_signature,
+        pool_signature=bidding.pool_signature, marks=trade.marks,
     )  # fmt: skip
 
 
@@ -114,6 +118,8 @@ def bid_from_proto(message: pb.AcceptBidRequest) -> Bidding:
     """Decoded; whether it follows the rule is the provider's to check. Raises MarketError for an impossible offer."""
     if len(message.miners) > MAX_BUYERS:
         raise LimitError(f"miners: {len(message.miners)}, at most {MAX_BUYERS}", field="miners")
+    if len(message.marks) > MAX_BUYERS:
+        raise LimitError(f"marks: {len(message.marks)}, at most {MAX_BUYERS}", field="marks")
     if message.bid < 0:
         raise MalformedError(f"bid: {message.bid} is negative", field="bid")
     trade = TradeTerms(
@@ -121,6 +127,7 @@ def bid_from_proto(message: pb.AcceptBidRequest) -> Bidding:
         bid=Amount(message.bid),
         p_ppm=PartsPerMillion(_within("p_ppm", message.p_ppm, 0, 1_000_000)),
         miners=tuple(AccountId(exact("miners", m)) for m in message.miners),
+        marks=tuple(Digest(exact("marks", m)) for m in message.marks),
     )
     return Bidding(trade, Signature(exact("pool_signature", message.pool_signature, 64)))
 
@@ -129,7 +136,7 @@ def open_to_proto(signed: SignedOpen) -> pb.DeliverRequest:
     opened = signed.opened
     message = pb.DeliverOpen(
         trade_id=opened.trade_id, miner=opened.miner, hpke_public_key=opened.hpke_public_key,
-        from_chunk=opened.from_chunk, signature=signed.signature,
+        from_chunk=opened.from_chunk, signature=signed.signature, seed_hash=opened.seed_hash, points=opened.points,
     )  # fmt: skip
     return pb.DeliverRequest(open=message)
 
@@ -145,6 +152,8 @@ def open_from_proto(message: pb.DeliverRequest, chain_id: Digest) -> SignedOpen:
         miner=AccountId(exact("open.miner", body.miner)),
         hpke_public_key=exact("open.hpke_public_key", body.hpke_public_key, KEY_SIZE),
         from_chunk=_within("open.from_chunk", body.from_chunk, 0, CHUNKS - 1),
+        seed_hash=Digest(exact("open.seed_hash", body.seed_hash)),
+        points=_short("open.points", body.points, points_size(MARKS)),
     )
     return SignedOpen(opened, Signature(exact("open.signature", body.signature, 64)))
 
@@ -162,7 +171,7 @@ def receipt_from_proto(message: pb.DeliverRequest) -> tuple[int, Signature]:
 
 
 def sealed_to_proto(part: SealedChunk) -> pb.DeliverResponse:
-    return pb.DeliverResponse(chunk=part.chunk, chunks=CHUNKS, sealed=part.sealed)
+    return pb.DeliverResponse(chunk=part.chunk, chunks=CHUNKS, sealed=part.sealed, transfer=part.transfer)
 
 
 def sealed_from_proto(message: pb.DeliverResponse) -> SealedChunk:
@@ -170,7 +179,14 @@ def sealed_from_proto(message: pb.DeliverResponse) -> SealedChunk:
         raise MalformedError(f"chunks: {message.chunks}, a share has {CHUNKS}", field="chunks")
     if len(message.sealed) > MAX_SEALED:
         raise LimitError(f"sealed: {len(message.sealed)} bytes, at most {MAX_SEALED}", field="sealed")
-    return SealedChunk(_within("chunk", message.chunk, 0, CHUNKS - 1), message.sealed)
+    transfer = _short("transfer", message.transfer, POINT_SIZE * MARKS)
+    return SealedChunk(_within("chunk", message.chunk, 0, CHUNKS - 1), message.sealed, transfer)
+
+
+def _short(name: str, value: bytes, limit: int) -> bytes:
+    if len(value) > limit:
+        raise LimitError(f"{name}: {len(value)} bytes, at most {limit}", field=name)
+    return value
 
 
 def _within(name: str, value: int, low: int, high: int) -> int:

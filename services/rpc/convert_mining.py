@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Final
 
 from pofl.mining.v1 import mining_pb2 as pb
@@ -32,6 +32,7 @@ from core.crypto.masking import Aggregation
 from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
 from core.market.contributions import ENTRY, MAX_ENTRY, Entry, RoundReceipt, SignedAnswer, SignedClosing
+from core.market.marks import SEED_SIZE
 from services.rpc.convert_chain import exact
 
 __all__ = [
@@ -139,6 +140,8 @@ class FetchRows:
     first_row: int
     rows: int
     deadline_ms: Milliseconds
+    marks_seed: bytes = field(repr=False)
+    """The miner's choices of variants follow from it; the trade commits to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +308,7 @@ def assignment_to_proto(assignment: Assignment) -> pb.AttendResponse:
             trade_id=assignment.trade_id, data_root=assignment.data_root,
             provider_endpoint=assignment.provider_endpoint, provider=assignment.provider, chunks=assignment.chunks,
             first_row=assignment.first_row, rows=assignment.rows, deadline_ms=assignment.deadline_ms,
+            marks_seed=assignment.marks_seed,
         )
     )  # fmt: skip
 
@@ -320,7 +324,7 @@ def assignment_from_proto(message: pb.AttendResponse) -> Assignment:
             Digest(exact("trade_id", fetch.trade_id)), Digest(exact("data_root", fetch.data_root)),
             _text("provider_endpoint", fetch.provider_endpoint, MAX_ENDPOINT),
             AccountId(exact("provider", fetch.provider)), fetch.chunks, fetch.first_row, fetch.rows,
-            Milliseconds(fetch.deadline_ms),
+            Milliseconds(fetch.deadline_ms), exact("marks_seed", fetch.marks_seed, SEED_SIZE),
         )  # fmt: skip
     if kind == "receipt":
         return decode(RoundReceipt, message.receipt, MAX_ENTRY)

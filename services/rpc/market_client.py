@@ -2,7 +2,7 @@
 
 ::
 
-    buyer = Buyer(chain, wallet, key, chain_id, PoolPrivate(Q=20_000, alpha=0, beta=0))
+    buyer = Buyer(chain, wallet, key, chain_id, PoolPrivate(Q=20_000, alpha=0, beta=0), keeper)
     match await buyer.buy(MarketClient(channel), provider, miners, timeout=30):
         case Deal() as deal:
             for miner, share in deal.shares(): ...          # tell each miner; it calls receive_rows
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -28,7 +28,10 @@ from core.crypto import signing
 from core.crypto.sealing import SealingKeyPair
 from core.errors import (
     AbortError,
+    CheatingError,
+    CryptoError,
     DeadlineError,
+    InputError,
     MarketError,
     NotFoundError,
     PoflError,
@@ -37,12 +40,13 @@ from core.errors import (
     UnavailableError,
 )
 from core.ids import AccountId, Digest, Height, Signature, TxId, short
-from core.market import contract, delivery
+from core.market import contract, delivery, marks
 from core.market.bridge import choose_bid
-from core.market.contract import CHUNKS, SignedOffer, TradeTerms
+from core.market.contract import CHUNKS, Offer, SignedOffer, TradeTerms
 from core.market.delivery import DeliveryOpen, Share, SignedOpen
+from core.market.marks import Marking
 from core.market.reverse_game import PoolPrivate
-from core.market.rows import Features, Labels
+from core.market.rows import Features, Held, Labels
 from core.ports import Rng, SystemRng
 from services.rpc import convert_market as convert
 from services.rpc.channel import backoff, call
@@ -53,8 +57,8 @@ from services.rpc.views import AccountView, MarketView, ProviderView, Tip, Trade
 from services.runtime.logging import logger
 
 __all__ = [
-    "Buyer", "ChainReads", "DataSetView", "Deal", "Declined", "MarketClient", "NoDeal", "Sender", "TradeOutcome",
-    "Undecided", "receive_rows", "share_of",
+    "Buyer", "ChainReads", "DataSetView", "Deal", "Declined", "MarketClient", "NoDeal", "SeedKeeper", "Sender",
+    "TradeOutcome", "Undecided", "commitments", "receive_rows", "share_of",
 ]  # fmt: skip
 
 log = logger(__name__)
@@ -160,6 +164,13 @@ class Sender(Protocol):
     async def send_and_wait(self, payload: Payload, timeout: float) -> tuple[TxId, Height]: ...
 
 
+class SeedKeeper(Protocol):
+    """What remembers the seeds of a pool's marks; pool.manager.marks.MarksDesk does."""
+
+    def keep(self, trade_id: Digest, miners: tuple[AccountId, ...], seeds: tuple[bytes, ...]) -> None:
+        """On disk when it returns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Declined:
     """There was no bid on the chain: one of the two sides did not want it, or it came too late. Nothing is locked."""
@@ -214,6 +225,8 @@ class Buyer:
     """The pool's; the same as the wallet's."""
     chain_id: Digest
     private: PoolPrivate
+    keeper: SeedKeeper
+    rng: Rng = field(default_factory=SystemRng)
 
     @property
     def pool(self) -> AccountId:
@@ -246,13 +259,17 @@ class Buyer:
             balance = (await self.chain.account(self.pool)).balance
             if balance < terms.price:
                 return Declined(f"the price would be {terms.price}, this pool has {balance}")
-            trade = TradeTerms(signed.offer, m, terms.p_ppm, tuple(miners))
+            seeds = tuple(self.rng.bytes(marks.SEED_SIZE) for _ in miners)
+            committed = await asyncio.to_thread(commitments, signed.offer, miners, seeds)
+            trade = TradeTerms(signed.offer, m, terms.p_ppm, tuple(miners), committed)
             contract.check_trade(trade)
             signature = await self._agree(seller, trade, end)
+            # Before the bid is: whoever cannot open his marks is taken for a leaker.
+            await asyncio.to_thread(self.keeper.keep, contract.trade_id(trade), trade.miners, seeds)
         except PoflError as error:
             return Declined(error.message)
         log.info("bidding", provider=short(provider.provider), bid=m, markup=terms.markup, p_ppm=terms.p_ppm)
-        bid = Bid(encode(signed.offer), signed.signature, m, terms.p_ppm, trade.miners, signature)
+        bid = Bid(encode(signed.offer), signed.signature, m, terms.p_ppm, trade.miners, trade.marks, signature)
         trade_id = contract.trade_id(trade)
         try:
             await self.wallet.send_and_wait(bid, max(POLL, end - _now()))
@@ -322,6 +339,16 @@ class Buyer:
             await asyncio.sleep(POLL)
 
 
+def commitments(offer: Offer, miners: Sequence[AccountId], seeds: Sequence[bytes]) -> tuple[Digest, ...]:
+    """To the marks of each miner under an offer. 50 ms each, so not on the event loop. Raises MarketError."""
+    found = []
+    for index, (miner, seed) in enumerate(zip(miners, seeds, strict=True)):
+        share = Share.of(offer.data_root, offer.rows, offer.features, offer.classes, len(miners), index)
+        session = marks.session_id(offer.chain_id, offer.provider, offer.pool, offer.data_root, miner)
+        found.append(marks.commit(seed, session, share.marks).commitment)
+    return tuple(found)
+
+
 def _check_fit(data_set: DataSetView, provider: ProviderView, features: int | None, classes: int | None) -> None:
     if data_set.rows != provider.rows:
         raise MarketError(f"the provider offers {data_set.rows} rows and registered {provider.rows}")
@@ -364,6 +391,8 @@ async def receive_rows(
     trade_id: Digest,
     key: signing.KeyPair,
     share: Share,
+    marking: Marking,
+    session: Digest,
     on_receipt: Callable[[ChunkReceipt], Awaitable[None]],
     *,
     timeout: float,
@@ -374,9 +403,13 @@ async def receive_rows(
     A receipt is signed for a chunk only once it is checked and held; ``on_receipt`` has it before the provider does. A
     broken connection is dialled again until ``timeout`` seconds are over, and goes on where it broke off.
 
+    ``marking`` and ``session``: this miner's choices of variants (core.market.marks). After a CheatingError never ask for
+    this trade's rows again with the same choices: that rows did not open may depend on them, and a second try would tell
+    the provider more.
+
     Raises:
         DeadlineError: not all came in time; ``values["chunks"]`` says how many did.
-        MarketError, CryptoError, InputError: the provider sent something else than the rows that are due.
+        CheatingError: the provider sent something else than the rows that are due.
         AuthError: the provider says that this miner has no rows in this trade.
     """
     end = _now() + timeout
@@ -386,12 +419,13 @@ async def receive_rows(
     while True:
         before = len(parts)
         opened = DeliveryOpen(
-            chain_id, trade_id, AccountId(key.public_key), sealing_key.public_key, min(len(parts), CHUNKS - 1)
-        )
+            chain_id, trade_id, AccountId(key.public_key), sealing_key.public_key, min(len(parts), CHUNKS - 1),
+            marking.seed_hash, marking.points,
+        )  # fmt: skip
         try:
             async with asyncio.timeout_at(end), market.deliver(max(POLL, end - _now())) as stream:
                 await stream.open(delivery.sign_open(key, opened))
-                await _receive(stream, opened, key, sealing_key, share, parts, on_receipt)
+                await _receive(stream, opened, key, sealing_key, share, marking, session, parts, on_receipt)
             break
         except (UnavailableError, DeadlineError, AbortError, TimeoutError) as error:
             attempt = 0 if len(parts) > before else attempt + 1
@@ -412,17 +446,26 @@ async def _receive(
     key: signing.KeyPair,
     sealing_key: SealingKeyPair,
     share: Share,
+    marking: Marking,
+    session: Digest,
     parts: list[tuple[Features, Labels]],
     on_receipt: Callable[[ChunkReceipt], Awaitable[None]],
 ) -> None:
     due: int | None = None
+    held: Held | None = None
     while (sealed := await stream.next_chunk()) is not None:
         # The first may be one that we have: its receipt was lost.
         if sealed.chunk > len(parts) if due is None else sealed.chunk != due:
             raise SequenceError(f"chunk {sealed.chunk} came, due was {len(parts) if due is None else due}")
         due = sealed.chunk + 1
-        if sealed.chunk == len(parts):
-            parts.append(delivery.open_sealed(sealing_key, opened, share, sealed.chunk, sealed.sealed))
+        try:
+            if held is None:
+                keys = await asyncio.to_thread(marks.group_keys, marking, session, sealed.transfer)
+                held = Held(share.first, marking.keys.choices, keys)
+            if sealed.chunk == len(parts):
+                parts.append(delivery.open_sealed(sealing_key, opened, share, sealed.chunk, sealed.sealed, held))
+        except (MarketError, CryptoError, InputError) as error:
+            raise CheatingError(f"chunk {sealed.chunk} does not open: {error.message}") from error
         receipt = delivery.sign_receipt(key, opened.chain_id, opened.trade_id, sealed.chunk)
         await on_receipt(receipt)
         await stream.send_receipt(receipt.chunk, receipt.miner_signature)

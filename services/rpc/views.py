@@ -29,8 +29,9 @@ from core.ids import (
 
 __all__ = [
     "ClaimView", "ClaimsView", "ValidatorView",
-    "AccountView", "BlockView", "EntryView", "Explanation", "MarketView", "ProviderView", "TaskPhase", "TaskView", "Tip",
-    "TradePhase", "TradeView", "TransactionStatus", "TransactionView", "TxStatus", "VerdictView", "WorkView",
+    "AccountView", "BlockView", "EntryView", "Explanation", "LeakReportView", "MarketView", "ProviderView",
+    "ReportOutcome", "TaskPhase", "TaskView", "Tip", "TradePhase", "TradeView",
+    "TransactionStatus", "TransactionView", "TxStatus", "VerdictView", "WorkView",
 ]  # fmt: skip
 
 
@@ -178,6 +179,29 @@ class ProviderView:
     endpoint: str
 
 
+class ReportOutcome(IntEnum):
+    """What became of a leak report (core.chain.records.ReportOutcome)."""
+
+    OPEN = 1
+    LEAKED = 2
+    SILENT = 3
+    CLEARED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LeakReportView:
+    """A report on one miner of a trade."""
+
+    miner: AccountId
+    outcome: ReportOutcome
+    found: int
+    """Marks in the copy."""
+    agreeing: int
+    copy: Digest
+    height: Height
+    deadline_ms: Milliseconds
+
+
 @dataclass(frozen=True, slots=True)
 class TradeView:
     trade_id: Digest
@@ -195,6 +219,11 @@ class TradeView:
     chunks_total: int
     chunks_delivered: int
     delivery_deadline_ms: Milliseconds | None
+    rows: int = 0
+    marks: tuple[Digest, ...] = ()
+    """Commitments to the miners' choices of variants, in their order."""
+    reports: tuple[LeakReportView, ...] = ()
+    is_leaked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

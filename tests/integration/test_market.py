@@ -23,13 +23,14 @@ from pofl.chain.v1 import chain_pb2_grpc as rpc
 
 from core.chain.transaction import ChunkReceipt, SignedTransaction
 from core.codec import decode
-from core.errors import AuthError, CheatingError, DeadlineError, MalformedError, MarketError, TransactionError
+from core.errors import AuthError, CheatingError, DeadlineError, MalformedError, TransactionError
 from core.ids import AccountId, Digest, Height, Signature, TxId
-from core.market import delivery
+from core.market import delivery, marks
 from core.market.contract import CHUNKS
 from core.market.delivery import DeliveryOpen, Share
+from core.market.marks import Marking
 from core.market.reverse_game import PoolPrivate
-from core.market.rows import Chunk, DataSet
+from core.market.rows import Chunk, DataSet, Sold
 from core.params import Genesis
 from provider.app import main
 from provider.config import DataConfig, ProviderConfig
@@ -52,7 +53,18 @@ from services.rpc.views import ProviderView, TradePhase
 from services.runtime.config import ChainConfig, PeersConfig, TlsConfig
 from services.runtime.lifecycle import Lifecycle
 from tests.chainkit import account, key
-from tests.market_kit import MINERS, PRIVATE, SCALE_MICRO, KitChain, bidding, no_receipt, rows_and_labels, terms_for, write_npz
+from tests.market_kit import (
+    MINERS,
+    PRIVATE,
+    SCALE_MICRO,
+    KitChain,
+    MemoryKeeper,
+    bidding,
+    no_receipt,
+    rows_and_labels,
+    terms_for,
+    write_npz,
+)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ChainService"].full_name
 
@@ -105,6 +117,7 @@ class World:
     kit: KitChain
     node: str
     channels: list[aio.Channel] = field(default_factory=list)
+    keeper: MemoryKeeper = field(default_factory=MemoryKeeper)
 
     def files(self, role: str, name: str) -> tls.TlsFiles:
         issued = tls.issue(self.authority, role, name, ["localhost", "127.0.0.1"], account(name))
@@ -122,7 +135,14 @@ class World:
 
     def buyer(self, name: str = "pool0", private: PoolPrivate = PRIVATE) -> Buyer:
         chain, chain_id = self.chain("pool", name), self.kit.chain_id
-        return Buyer(chain, Wallet(chain, chain_id, key(name)), key(name), chain_id, private)
+        return Buyer(chain, Wallet(chain, chain_id, key(name)), key(name), chain_id, private, self.keeper)
+
+    def marks_of(self, deal: Deal, miner: AccountId) -> tuple[Marking, Digest]:
+        """A miner's choices, as its pool tells it, and what they are bound to."""
+        trade = deal.trade
+        session = marks.session_id(self.kit.chain_id, trade.provider, trade.pool, trade.data_root, miner)
+        count = deal.shares()[trade.miners.index(miner)][1].marks
+        return marks.commit(self.keeper[trade.trade_id][miner], session, count), session
 
     def config(self) -> ProviderConfig:
         home = self.folder / "provider"
@@ -135,7 +155,8 @@ class World:
         return ProviderConfig(
             name="provider", listen="127.0.0.1:0", data_dir=home / "data", key=home / "account.key",
             tls=TlsConfig(ca=files.ca, cert=files.cert, key=files.key), chain=ChainConfig(genesis=home / "genesis.json"),
-            peers=PeersConfig(nodes=(self.node,)), data=DataConfig(path=data, name="rows", feature_scale_micro=SCALE_MICRO),
+            peers=PeersConfig(nodes=(self.node,)),
+            data=DataConfig(path=data, name="rows", feature_scale_micro=SCALE_MICRO, mark_strength_ppm=0),
             receipt_ms=2_000,
         )  # fmt: skip
 
@@ -187,8 +208,9 @@ async def fetch(world: World, provider: ProviderView, deal: Deal, miner: int, re
     share = share_of(await market.data_set(provider.data_root), told.first, told.count)
     assert share == told
     return await receive_rows(
-        market, world.kit.chain_id, deal.trade.trade_id, key(f"miner{miner}"), share, keep, timeout=20
-    )
+        market, world.kit.chain_id, deal.trade.trade_id, key(f"miner{miner}"), share,
+        *world.marks_of(deal, account(f"miner{miner}")), keep, timeout=20,
+    )  # fmt: skip
 
 
 async def test_from_offer_to_rows_to_money(world: World, provider: ProviderView) -> None:
@@ -231,7 +253,7 @@ async def test_a_pool_declines_what_is_worth_nothing_to_it(world: World, provide
     assert unfit == Declined("the data set has 8 features, the task 64")
     many = await world.buyer().buy(seller, provider, [account(f"m{i}") for i in range(10)], timeout=5)
     assert isinstance(many, Declined)
-    assert "10 miners for 90 rows" in many.reason
+    assert "90 rows for 10 miners" in many.reason
 
 
 async def test_a_bid_whose_draw_is_late_is_followed(world: World, provider: ProviderView) -> None:
@@ -286,14 +308,18 @@ async def test_a_miner_that_is_not_in_the_trade_gets_no_rows(world: World, provi
     market = world.market("miner", "miner7", provider.endpoint)
     with pytest.raises(AuthError, match="has no rows in trade"):
         await receive_rows(
-            market, world.kit.chain_id, deal.trade.trade_id, key("miner7"), deal.shares()[0][1], no_receipt, timeout=5
-        )
+            market, world.kit.chain_id, deal.trade.trade_id, key("miner7"), deal.shares()[0][1],
+            *world.marks_of(deal, account("miner0")), no_receipt, timeout=5,
+        )  # fmt: skip
 
 
 async def test_a_forged_receipt_and_silence_end_a_delivery(world: World, provider: ProviderView) -> None:
     deal = await buy(world, provider)
     market = world.market("miner", "miner0", provider.endpoint)
-    opened = DeliveryOpen(world.kit.chain_id, deal.trade.trade_id, account("miner0"), b"\x09" + bytes(31), 0)
+    marking, _ = world.marks_of(deal, account("miner0"))
+    opened = DeliveryOpen(
+        world.kit.chain_id, deal.trade.trade_id, account("miner0"), b"\x09" + bytes(31), 0, marking.seed_hash, marking.points
+    )
     signed = delivery.sign_open(key("miner0"), opened)
     async with market.deliver(10) as stream:
         await stream.open(signed)
@@ -314,16 +340,17 @@ async def test_a_miner_signs_nothing_for_rows_that_are_not_under_the_root(
     from core.codec import encode
     from core.crypto import sealing
 
-    def cheat(data: DataSet, opened: DeliveryOpen, share: Share, chunk: int) -> bytes:
-        good = data.chunk(*share.range(chunk))
-        rows = good.rows if chunk < 2 else good.rows[:-1] + bytes([good.rows[-1] ^ 1])
+    def cheat(data: DataSet, opened: DeliveryOpen, share: Share, chunk: int, sold: Sold) -> bytes:
+        good = data.chunk(*share.range(chunk), sold)
+        rows = good.sealed if chunk < 2 else bytes(byte ^ 1 for byte in good.sealed)
         place = delivery._place(opened, chunk)
-        return sealing.seal(opened.hpke_public_key, encode(Chunk(good.start, rows, good.proof)), delivery._INFO, place)
+        bad = Chunk(good.start, good.hashes, rows, good.proof)
+        return sealing.seal(opened.hpke_public_key, encode(bad), delivery._INFO, place)
 
     monkeypatch.setattr("provider.deliveries.delivery.seal_chunk", cheat)
     deal = await buy(world, provider)
     receipts: list[ChunkReceipt] = []
-    with pytest.raises(MarketError, match="sign no receipt"):
+    with pytest.raises(CheatingError, match="sign no receipt"):
         await fetch(world, provider, deal, 0, receipts)
     assert [r.chunk for r in receipts] == [0, 1]
 
@@ -358,8 +385,9 @@ async def test_a_killed_provider_process_goes_on_where_it_was(world: World) -> N
         market = world.market("miner", "miner1", provider.endpoint)
         share = deal.shares()[1][1]
         x, _ = await receive_rows(
-            market, world.kit.chain_id, deal.trade.trade_id, key("miner1"), share, keep, timeout=30
-        )
+            market, world.kit.chain_id, deal.trade.trade_id, key("miner1"), share, *world.marks_of(deal, account("miner1")),
+            keep, timeout=30,
+        )  # fmt: skip
         assert len(x) == share.count
         # The receipt that was signed but not sent is signed again; nothing else is.
         assert [r.chunk for r in receipts] == [0, 1, 2, 3, 4, *range(4, CHUNKS)]

@@ -24,6 +24,7 @@ from core.market import contract, draw
 from tests.chainkit import FUNDS, Chain, account, key, make_genesis, some
 
 ROWS, MINERS = 100, ("m0", "m1", "m2")
+MARKS = tuple(some(f"marks {name}") for name in MINERS)
 
 
 def ready() -> Chain:
@@ -45,10 +46,10 @@ def make_offer(chain: Chain, pool: str = "pool0", nonce: int = 0) -> contract.Of
 def make_bid(offer: contract.Offer, m: int = 6000, p_ppm: int | None = None, signer: str = "provider") -> Bid:
     terms = contract.terms(offer.rule, Amount(m), offer.reputation_ppm)
     miners: tuple[AccountId, ...] = tuple(account(n) for n in MINERS)
-    trade = contract.TradeTerms(offer, Amount(m), PartsPerMillion(terms.p_ppm if p_ppm is None else p_ppm), miners)
+    trade = contract.TradeTerms(offer, Amount(m), PartsPerMillion(terms.p_ppm if p_ppm is None else p_ppm), miners, MARKS)
     data = encode(offer)
     return Bid(
-        data, sign(key(signer), contract.DOMAIN_OFFER, data), trade.bid, trade.p_ppm, miners,
+        data, sign(key(signer), contract.DOMAIN_OFFER, data), trade.bid, trade.p_ppm, miners, MARKS,
         sign(key(signer), contract.DOMAIN_TRADE_SIGNATURE, encode(trade)),
     )  # fmt: skip
 

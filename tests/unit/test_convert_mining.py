@@ -23,7 +23,7 @@ ACCOUNT, OWN = AccountId(MINER.public_key), AccountId(POOL.public_key)
 TASK = TaskId(b"t" * 32)
 JOIN = c.Join(CHAIN, OWN, ACCOUNT, b"\x02" * 33, 150, 64, b"token")
 JOINED = c.Joined(CHAIN, OWN, ACCOUNT, b"\x02" * 33, "127.0.0.1:1", b"PEM", b"h" * 32)
-FETCH = c.FetchRows(Digest(b"a" * 32), Digest(b"b" * 32), "127.0.0.1:2", OWN, 10, 5, 50, Milliseconds(77))
+FETCH = c.FetchRows(Digest(b"a" * 32), Digest(b"b" * 32), "127.0.0.1:2", OWN, 10, 5, 50, Milliseconds(77), b"s" * 32)
 
 
 def test_joining_survives_the_wire() -> None:

@@ -34,7 +34,8 @@ def an_offer(**changes: object) -> Offer:
 
 
 def a_trade(**changes: object) -> TradeTerms:
-    trade = TradeTerms(an_offer(), Amount(5_958), PartsPerMillion(499_984), (AccountId(b"1" * 32), AccountId(b"2" * 32)))
+    miners, marks = (AccountId(b"1" * 32), AccountId(b"2" * 32)), (Digest(b"3" * 32), Digest(b"4" * 32))
+    trade = TradeTerms(an_offer(), Amount(5_958), PartsPerMillion(499_984), miners, marks)
     return dataclasses.replace(trade, **changes)  # type: ignore[arg-type]
 
 

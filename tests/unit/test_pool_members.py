@@ -198,7 +198,8 @@ async def test_a_new_membership_ends_the_old_one_and_keeps_what_was_assigned() -
     group, enrolment = members()
     miner = AccountId(ANN.public_key)
     fetch = FetchRows(
-        Digest(b"d" * 32), Digest(b"e" * 32), "127.0.0.1:9", AccountId(b"s" * 32), 10, 0, 30, Milliseconds(T0 + 1000)
+        Digest(b"d" * 32), Digest(b"e" * 32), "127.0.0.1:9", AccountId(b"s" * 32), 10, 0, 30, Milliseconds(T0 + 1000),
+        b"s" * 32,
     )
     train = TrainOn(TaskId(b"t" * 32), Milliseconds(T0 + 9000), 64, 10)
     await group.join(sign_join(ANN, join(ANN)))

@@ -26,7 +26,7 @@ CHAIN = Digest(b"c" * 32)
 VIEW = DataSetView(Digest(b"d" * 32), "digits", 300, 64, 10, 127_000_000)
 OPEN = delivery.sign_open(
     KeyPair.from_seed(b"m" * 32),
-    DeliveryOpen(CHAIN, Digest(b"t" * 32), AccountId(KeyPair.from_seed(b"m" * 32).public_key), b"h" * 32, 3),
+    DeliveryOpen(CHAIN, Digest(b"t" * 32), AccountId(KeyPair.from_seed(b"m" * 32).public_key), b"h" * 32, 3, Digest(b"e" * 32), b"points"),
 )
 
 
@@ -38,12 +38,12 @@ def test_every_message_comes_back() -> None:
     assert convert.bid_from_proto(convert.bid_to_proto(bidding)) == bidding
     assert convert.open_from_proto(convert.open_to_proto(OPEN), CHAIN) == OPEN
     assert convert.receipt_from_proto(convert.receipt_to_proto(9, SIGNATURE)) == (9, SIGNATURE)
-    part = SealedChunk(9, b"sealed")
+    part = SealedChunk(9, b"sealed", b"transfer")
     assert convert.sealed_from_proto(convert.sealed_to_proto(part)) == part
 
 
 def test_the_largest_chunk_fits_one_message() -> None:
-    assert len(convert.sealed_to_proto(SealedChunk(9, bytes(MAX_SEALED))).SerializeToString()) < MAX_MESSAGE
+    assert len(convert.sealed_to_proto(SealedChunk(9, bytes(MAX_SEALED), bytes(8192))).SerializeToString()) < MAX_MESSAGE
 
 
 def _data_set(**changes: Any) -> Callable[[], object]:

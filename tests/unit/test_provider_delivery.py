@@ -12,15 +12,17 @@ from core.chain.transaction import RegisterProvider
 from core.crypto.sealing import SealingKeyPair
 from core.errors import AbortError, AuthError, CheatingError, CryptoError, DeadlineError, MarketError, SequenceError
 from core.ids import Digest, Signature
-from core.market import contract, delivery
+from core.market import contract, delivery, marks
 from core.market.contract import CHUNKS
 from core.market.delivery import Share, SignedOpen
+from core.market.rows import Held
 from core.verification.quantise import quantise_features
 from provider import onchain
 from provider.deliveries import SETTLE_MS, Deliveries, Delivery
+from services.rpc.convert_market import SealedChunk
 from services.rpc.views import TradePhase
 from tests.chainkit import account, key
-from tests.market_kit import MINERS, KitChain, Shop, asked, bidding, on_chain, terms_for
+from tests.market_kit import MINERS, KitChain, Shop, asked, bidding, marking_of, on_chain, session_of, terms_for
 from tests.seeded import SeededRng
 
 SEALING = SealingKeyPair.generate(SeededRng("miner"))
@@ -29,8 +31,8 @@ SEALING = SealingKeyPair.generate(SeededRng("miner"))
 class Sold:
     """A drawn trade of pool0 with three miners."""
 
-    def __init__(self, kit: KitChain, shop: Shop, trade_id: Digest) -> None:
-        self.kit, self.shop, self.trade_id = kit, shop, trade_id
+    def __init__(self, kit: KitChain, shop: Shop, trade: contract.TradeTerms) -> None:
+        self.kit, self.shop, self.trade, self.trade_id = kit, shop, trade, contract.trade_id(trade)
         self.event = asyncio.Event()
         self.deliveries = self.restarted()
 
@@ -41,7 +43,12 @@ class Sold:
         )  # fmt: skip
 
     def ask(self, miner: str, from_chunk: int = 0) -> SignedOpen:
-        return asked(self.kit, self.trade_id, miner, SEALING.public_key, from_chunk)
+        return asked(self.kit, self.trade_id, miner, SEALING.public_key, marking_of(self.trade, account(miner)), from_chunk)
+
+    def held(self, miner: int, part: SealedChunk) -> Held:
+        name, marking = MINERS[miner], marking_of(self.trade, MINERS[miner])
+        keys = marks.group_keys(marking, session_of(self.trade.offer, name), part.transfer)
+        return Held(self.share(miner).first, marking.keys.choices, keys)
 
     def share(self, miner: int) -> Share:
         data = self.shop.goods.data
@@ -67,7 +74,7 @@ async def make_sold(deal: bool | None = True) -> Sold:
     await onchain.register(kit, kit.wallet("provider"), account("provider"), shop.goods, "127.0.0.1:9")
     accepted = await shop.seller.accept(bidding(terms_for(await shop.offer())))
     await kit.wallet("pool0").send_and_wait(on_chain(accepted.trade, key("provider"), accepted.signature), 1)
-    return Sold(kit, shop, accepted.trade_id)
+    return Sold(kit, shop, accepted.trade)
 
 
 @pytest.fixture
@@ -82,8 +89,11 @@ async def test_every_miner_gets_its_share_and_the_provider_her_price(sold: Sold)
     for index in range(3):
         signed = sold.ask(f"miner{index}")
         with await sold.deliveries.begin(signed) as run:
+            held: Held | None = None
             while (part := await run.next_chunk()) is not None:
-                x, _ = delivery.open_sealed(SEALING, signed.opened, sold.share(index), part.chunk, part.sealed)
+                assert bool(part.transfer) == (held is None)
+                held = held or sold.held(index, part)
+                x, _ = delivery.open_sealed(SEALING, signed.opened, sold.share(index), part.chunk, part.sealed, held)
                 table.append((sold.share(index).range(part.chunk)[0], x))
                 await run.take_receipt(part.chunk, sold.receipt(f"miner{index}", part.chunk))
     assert [start for start, _ in table] == sorted({start for start, _ in table})
@@ -116,7 +126,7 @@ async def test_there_are_no_rows_before_the_draw_without_a_deal_or_without_a_tra
     with pytest.raises(AuthError, match="no deal"):
         await lost.deliveries.begin(lost.ask("miner0"))
     with pytest.raises(AuthError, match="neither on the chain nor agreed to"):
-        await lost.deliveries.begin(asked(lost.kit, Digest(bytes(32)), "miner0", SEALING.public_key))
+        await lost.deliveries.begin(asked(lost.kit, Digest(bytes(32)), "miner0", SEALING.public_key, None))
 
 
 async def test_a_miner_that_comes_a_block_early_waits_for_the_draw() -> None:
@@ -182,8 +192,8 @@ async def test_a_chunk_opens_only_for_its_key_trade_miner_and_place(sold: Sold) 
     with await sold.deliveries.begin(signed) as run:
         part = await run.next_chunk()
     assert part is not None
-    opened, share = signed.opened, sold.share(0)
-    x, y = delivery.open_sealed(SEALING, opened, share, 0, part.sealed)
+    opened, share, held = signed.opened, sold.share(0), sold.held(0, part)
+    x, y = delivery.open_sealed(SEALING, opened, share, 0, part.sealed, held)
     assert len(x) == len(y) == 3
     for keys, asked_for, chunk in (
         (SEALING, opened, 1),
@@ -192,10 +202,10 @@ async def test_a_chunk_opens_only_for_its_key_trade_miner_and_place(sold: Sold) 
         (SealingKeyPair.generate(SeededRng("x")), opened, 0),
     ):
         with pytest.raises(CryptoError):
-            delivery.open_sealed(keys, asked_for, share, chunk, part.sealed)
+            delivery.open_sealed(keys, asked_for, share, chunk, part.sealed, held)
     other = replace(share, data_root=Digest(bytes(32)))
     with pytest.raises(MarketError, match="lead to the root"):
-        delivery.open_sealed(SEALING, opened, other, 0, part.sealed)
+        delivery.open_sealed(SEALING, opened, other, 0, part.sealed, held)
 
 
 def test_the_floats_of_bought_rows_quantise_to_the_rows() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import ConfigError, CorruptError
 from core.market.contract import DEFAULT_RULE
-from core.market.rows import chunk_range, open_chunk
+from core.market.rows import Held, Sold, chunk_range, open_chunk
 from provider.config import DataConfig, RuleConfig
 from provider.goods import load_goods, row_secret
 from tests.market_kit import rows_and_labels, write_npz
@@ -20,7 +20,7 @@ SECRET = b"k" * 32
 
 
 def config(path: Path, classes: int = 0) -> DataConfig:
-    return DataConfig(path=path, name="rows", feature_scale_micro=127_000_000, classes=classes)
+    return DataConfig(path=path, name="rows", feature_scale_micro=127_000_000, classes=classes, mark_strength_ppm=0)
 
 
 def test_all_rows_are_sold_shuffled_and_quantised(tmp_path: Path) -> None:
@@ -28,7 +28,8 @@ def test_all_rows_are_sold_shuffled_and_quantised(tmp_path: Path) -> None:
     goods = load_goods(config(write_npz(tmp_path / "d.npz", x, y)), SECRET)
     data = goods.data
     assert (data.rows, data.features, data.classes) == (90, 8, 10)
-    got, labels = open_chunk(data.chunk(0, 90), data.root, 90, 8, 10, 0, 90)
+    sold, held = Sold(0, ((b"0", b"1"),), np.zeros(90, np.uint8)), Held(0, (1,), (b"1",))
+    got, labels = open_chunk(data.chunk(0, 90, sold), data.root, 90, 8, 10, 0, 90, held)
     wanted = np.rint(x.astype(np.float64) * 127).astype(np.int8)
     assert not (got == wanted).all()
     assert sorted((*row, label) for row, label in zip(got.tolist(), labels.tolist(), strict=True)) == sorted(

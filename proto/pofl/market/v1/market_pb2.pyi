@@ -144,14 +144,19 @@ class AcceptBidRequest(_message.Message):
     P_PPM_FIELD_NUMBER: _builtins.int
     MINERS_FIELD_NUMBER: _builtins.int
     POOL_SIGNATURE_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
     offer: _builtins.bytes
     bid: _builtins.int
     """m"""
     p_ppm: _builtins.int
     pool_signature: _builtins.bytes
-    """over core.market.contract.TradeTerms(offer, bid, p_ppm, miners)"""
+    """over core.market.contract.TradeTerms(offer, bid, p_ppm, miners, marks)"""
     @_builtins.property
     def miners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """of each miner, the commitment to its choices of variants (core.market.marks)"""
+
     def __init__(
         self,
         *,
@@ -160,10 +165,11 @@ class AcceptBidRequest(_message.Message):
         p_ppm: _builtins.int = ...,
         miners: _abc.Iterable[_builtins.bytes] | None = ...,
         pool_signature: _builtins.bytes = ...,
+        marks: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bid", b"bid", "miners", b"miners", "offer", b"offer", "p_ppm", b"p_ppm", "pool_signature", b"pool_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bid", b"bid", "marks", b"marks", "miners", b"miners", "offer", b"offer", "p_ppm", b"p_ppm", "pool_signature", b"pool_signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,6 +204,8 @@ class DeliverOpen(_message.Message):
     HPKE_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     FROM_CHUNK_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    SEED_HASH_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
     trade_id: _builtins.bytes
     miner: _builtins.bytes
     """its account"""
@@ -205,6 +213,10 @@ class DeliverOpen(_message.Message):
     from_chunk: _builtins.int
     signature: _builtins.bytes
     """the miner's, over core.market.delivery.DeliveryOpen"""
+    seed_hash: _builtins.bytes
+    """of the seed of its marks"""
+    points: _builtins.bytes
+    """the receiver's message of the oblivious transfer, 64 bytes a mark: the same in every stream"""
     def __init__(
         self,
         *,
@@ -213,10 +225,12 @@ class DeliverOpen(_message.Message):
         hpke_public_key: _builtins.bytes = ...,
         from_chunk: _builtins.int = ...,
         signature: _builtins.bytes = ...,
+        seed_hash: _builtins.bytes = ...,
+        points: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_chunk", b"from_chunk", "hpke_public_key", b"hpke_public_key", "miner", b"miner", "signature", b"signature", "trade_id", b"trade_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_chunk", b"from_chunk", "hpke_public_key", b"hpke_public_key", "miner", b"miner", "points", b"points", "seed_hash", b"seed_hash", "signature", b"signature", "trade_id", b"trade_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,20 +292,24 @@ class DeliverResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
     chunk: _builtins.int
     chunks: _builtins.int
     sealed: _builtins.bytes
     """HPKE to the miner's key, bound to (trade, miner, chunk): encoded core.market.rows.Chunk"""
+    transfer: _builtins.bytes
+    """first message of a stream only: the sender's message of the transfer, 32 bytes a mark"""
     def __init__(
         self,
         *,
         chunk: _builtins.int = ...,
         chunks: _builtins.int = ...,
         sealed: _builtins.bytes = ...,
+        transfer: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "chunks", b"chunks", "sealed", b"sealed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "chunks", b"chunks", "sealed", b"sealed", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

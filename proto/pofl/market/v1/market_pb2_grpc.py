@@ -87,7 +87,8 @@ class ProviderServiceServicer:
     def Deliver(self, request_iterator, context):
         """A miner named in a drawn trade: its rows, chunk by chunk, each sealed to the miner's key. The miner answers each
         chunk with a signed receipt before the next is sent, so the provider trusts the miner for one chunk and no more.
-        Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else.
+        Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else;
+        FAILED_PRECONDITION when points and seed_hash do not open the trade's commitment to this miner's marks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -29,7 +29,8 @@ class ProviderServiceStub:
     Deliver: _aio.StreamStreamMultiCallable[_market_pb2.DeliverRequest, _market_pb2.DeliverResponse]
     """A miner named in a drawn trade: its rows, chunk by chunk, each sealed to the miner's key. The miner answers each
     chunk with a signed receipt before the next is sent, so the provider trusts the miner for one chunk and no more.
-    Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else.
+    Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else;
+    FAILED_PRECONDITION when points and seed_hash do not open the trade's commitment to this miner's marks.
     """
 
 class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,7 +72,8 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_market_pb2.DeliverResponse]:
         """A miner named in a drawn trade: its rows, chunk by chunk, each sealed to the miner's key. The miner answers each
         chunk with a signed receipt before the next is sent, so the provider trusts the miner for one chunk and no more.
-        Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else.
+        Begins at from_chunk, or at the first chunk without a receipt if that is lower. PERMISSION_DENIED for anyone else;
+        FAILED_PRECONDITION when points and seed_hash do not open the trade's commitment to this miner's marks.
         """
 
 def add_ProviderServiceServicer_to_server(servicer: ProviderServiceServicer, server: _aio.Server) -> None: ...

@@ -135,6 +135,7 @@ class FetchRows(_message.Message):
     FIRST_ROW_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    MARKS_SEED_FIELD_NUMBER: _builtins.int
     trade_id: _builtins.bytes
     data_root: _builtins.bytes
     provider_endpoint: _builtins.str
@@ -144,6 +145,8 @@ class FetchRows(_message.Message):
     """this miner's share of the plan"""
     rows: _builtins.int
     deadline_ms: _builtins.int
+    marks_seed: _builtins.bytes
+    """from which the miner's choices of variants follow; the trade commits to it"""
     def __init__(
         self,
         *,
@@ -155,10 +158,11 @@ class FetchRows(_message.Message):
         first_row: _builtins.int = ...,
         rows: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
+        marks_seed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "data_root", b"data_root", "deadline_ms", b"deadline_ms", "first_row", b"first_row", "provider", b"provider", "provider_endpoint", b"provider_endpoint", "rows", b"rows", "trade_id", b"trade_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "data_root", b"data_root", "deadline_ms", b"deadline_ms", "first_row", b"first_row", "marks_seed", b"marks_seed", "provider", b"provider", "provider_endpoint", b"provider_endpoint", "rows", b"rows", "trade_id", b"trade_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
