@@ -183,7 +183,7 @@ class StockFleet:
                 _log.warning("fetching a reply: %s", error)
             # Flower inflates what a peer sent inside the call: whatever that raises is this reply's end only.
             except Exception as error:  # noqa: BLE001
-                arrived = _Arrived(message_id, error=f"malformed answer: {type(error).__name__}: {error}")
+                arrived = _Arrived(message_id, error=f"no usable answer: {type(error).__name__}: {error}")
         if arrived is not None:
             self._arrived.put(arrived)
 
