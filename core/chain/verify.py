@@ -5,7 +5,6 @@ Every function raises and changes nothing. Sizes are checked before parsing, has
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -50,6 +49,8 @@ __all__ = [
 MAX_BLOCK: Final = MAX_HEADER + MAX_BODY + 128
 PAYOUT_LEAF: Final = b"\x01"
 TRANSACTION_LEAF: Final = b"\x02"
+VOTES: Final = signing.Remembered(2048)
+"""A precommit comes as a vote, in the certificate of its block and in the next block's."""
 
 
 class PowerOf(Protocol):
@@ -119,7 +120,7 @@ def check_certificate(certificate: Certificate, chain_id: Digest, validators: Se
     for commit in certificate.signatures:
         message = head + commit.time_ms.to_bytes(8, "big") + commit.validator
         try:
-            _verify_vote(commit.validator, message, commit.signature)
+            VOTES.verify(commit.validator, DOMAIN_VOTE, message, commit.signature)
         except CryptoError as error:
             raise BlockError(f"{where}: {error.message}", validator=commit.validator) from None
 
@@ -150,13 +151,6 @@ def _precommit_head(certificate: Certificate, chain_id: Digest) -> bytes:
     place, nobody = (certificate.height, certificate.round), NodeId(bytes(32))
     vote = Vote(chain_id, *place, Step.PRECOMMIT, certificate.block_hash, Milliseconds(0), nobody)
     return encode(vote)[:-40]
-
-
-@functools.lru_cache(maxsize=4096)
-def _verify_vote(key: bytes, message: bytes, signature: bytes) -> None:
-    """A precommit comes as a vote, in the certificate of its block and in the next block's: its signature is checked once.
-    Failures raise and are not remembered."""
-    signing.verify(key, DOMAIN_VOTE, message, signature)
 
 
 def median_time(certificate: Certificate, validators: Sequence[PowerOf]) -> Milliseconds:
@@ -232,7 +226,7 @@ def check_vote(signed: SignedVote, chain_id: Digest, height: Height, known: Mapp
     if vote.step is Step.PREVOTE and vote.time_ms:
         raise VoteError("a prevote carries no time", time_ms=vote.time_ms)
     try:
-        _verify_vote(vote.validator, signed.vote, signed.signature)
+        VOTES.verify(vote.validator, DOMAIN_VOTE, signed.vote, signed.signature)
     except CryptoError as error:
         raise VoteError(error.message, validator=vote.validator) from None
     return vote

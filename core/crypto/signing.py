@@ -13,6 +13,7 @@ every signature.
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +26,7 @@ from core.errors import CryptoError
 from core.ids import Signature
 from core.ports import Rng
 
-__all__ = ["PUBLIC_KEY_SIZE", "SEED_SIZE", "SIGNATURE_SIZE", "KeyPair", "check_public_key", "sign", "verify"]
+__all__ = ["PUBLIC_KEY_SIZE", "SEED_SIZE", "SIGNATURE_SIZE", "KeyPair", "Remembered", "check_public_key", "sign", "verify"]
 
 SEED_SIZE = 32
 PUBLIC_KEY_SIZE = 32
@@ -61,6 +62,35 @@ def sign(key: KeyPair, domain: bytes, message: bytes) -> Signature:
 def verify(public_key: bytes, domain: bytes, message: bytes, signature: bytes) -> None:
     """Raises CryptoError unless ``signature`` is the key's over ``message`` for this purpose."""
     _verify_raw(public_key, _framed(domain, message), signature)
+
+
+class Remembered:
+    """Good signatures, by a digest of all that was checked, so that each is checked once. Failures are not remembered.
+
+    At least the last ``limit`` are, and at most twice as many; each costs about 100 bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+
+    def verify(self, public_key: bytes, domain: bytes, message: bytes, signature: bytes) -> None:
+        """As ``verify``."""
+        framed = _framed(domain, message)
+        # Only with these sizes does what is hashed say where each part ends.
+        if len(public_key) != PUBLIC_KEY_SIZE or len(signature) != SIGNATURE_SIZE:
+            _verify_raw(public_key, framed, signature)
+        known = hashlib.sha256(b"".join((public_key, signature, framed))).digest()
+        if known in self._young or known in self._old:
+            return
+        _verify_raw(public_key, framed, signature)
+        if len(self._young) >= self._limit:
+            self._old, self._young = self._young, set()
+        self._young.add(known)
+
+    def clear(self) -> None:
+        self._young, self._old = set(), set()
 
 
 def check_public_key(public_key: bytes) -> None:

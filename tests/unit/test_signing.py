@@ -114,3 +114,38 @@ def test_without_the_fast_library_the_other_one_decides(monkeypatch: pytest.Monk
     verify(key.public_key, b"vote", b"block 7", signature)
     with pytest.raises(CryptoError):
         verify(key.public_key, b"vote", b"block 8", signature)
+
+
+def test_a_remembered_signature_is_checked_once_and_answers_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    checked: list[bytes] = []
+    really = signing._verify_raw
+    monkeypatch.setattr(signing, "_verify_raw", lambda k, m, s: (checked.append(m), really(k, m, s)))
+    known = signing.Remembered(4)
+    key, other = (KeyPair.generate(SeededRng(seed + n)) for n in range(2))
+    good = sign(key, b"vote", b"block 7")
+    for _ in range(3):
+        known.verify(key.public_key, b"vote", b"block 7", good)
+    assert len(checked) == 1
+    # Every part counts, and where one ends and the next begins.
+    for public_key, domain, message, signature in (
+        (other.public_key, b"vote", b"block 7", good),
+        (key.public_key, b"vot", b"eblock 7", good),
+        (key.public_key, b"vote", b"block 8", good),
+        (key.public_key, b"vote", b"block 7", good[:-1] + bytes([good[-1] ^ 1])),
+        (key.public_key + good[:1], b"vote", b"block 7", good[1:]),
+        (key.public_key[:-1], b"vote", b"block 7", key.public_key[-1:] + good),
+    ):
+        for _ in range(2):
+            with pytest.raises(CryptoError):
+                known.verify(public_key, domain, message, signature)
+    for number in range(100):
+        message = number.to_bytes(2, "big")
+        known.verify(key.public_key, b"vote", message, sign(key, b"vote", message))
+        assert len(known._young) + len(known._old) <= 8
+    checked.clear()
+    for number in range(96, 100):
+        message = number.to_bytes(2, "big")
+        known.verify(key.public_key, b"vote", message, sign(key, b"vote", message))
+    assert not checked
