@@ -52,7 +52,8 @@ class MiningJob:
     ``practice``: ``.npz`` with x float32 (n, features) and y int64 (n); public rows, never the requester's test set.
     ``kind``: of the model (model_spec.KINDS). A regression has ``classes = 1`` and ``targets``, and its practice set real y.
     ``update``: how the numbers of an update travel (UPDATES). ``weight_factor``: no miner counts for more than this many times
-    the median of the others' examples.
+    the median of the others' examples. ``practice_floor``: no step is taken after which less than this part of the best
+    practice score is left; 0 to take every step.
     ``deadline_ms``: wall clock, Unix. ``quorum``: accepted updates without which a round does not count.
     ``target_correct``, ``patience`` (rounds without a better practice score), ``max_rounds``: stop early; None never.
 
@@ -81,6 +82,7 @@ class MiningJob:
     targets: Targets | None = None
     update: str = "float32"
     weight_factor: int = 4
+    practice_floor: float = 0.8
 
     def __post_init__(self) -> None:
         if len(self.job_id) != 32:
@@ -100,6 +102,8 @@ class MiningJob:
         ):  # fmt: skip
             if not low <= value <= high:
                 raise ConfigError(f"{name} = {value}, must be {low} to {high}")
+        if not 0 <= self.practice_floor <= 1:
+            raise ConfigError(f"practice_floor = {self.practice_floor}, must be 0 to 1")
         for name, real in (("round_timeout_s", self.round_timeout_s), ("learning_rate", self.learning_rate)):
             if not (math.isfinite(real) and real > 0):
                 raise ConfigError(f"{name} = {real}, must be above 0")

@@ -108,6 +108,12 @@ def template_of(job: MiningJob) -> Instruction:
     )  # fmt: skip
 
 
+def rules_of(job: MiningJob) -> Rules:
+    return Rules(
+        template_of(job), job.round_timeout_s, job.quorum, weight_factor=job.weight_factor, practice_floor=job.practice_floor
+    )
+
+
 def load_practice(job: MiningJob) -> Dataset | TargetRows:
     """The job's practice rows. Raises NotFoundError, LimitError or MalformedError, naming the file."""
     if job.targets is not None:
@@ -126,7 +132,7 @@ def round_loop(
     """The loop of a job over any fleet. ``deadline``: on the clock of time.monotonic."""
     return RoundLoop(
         job.spec,
-        Rules(template_of(job), job.round_timeout_s, job.quorum, weight_factor=job.weight_factor),
+        rules_of(job),
         fleet,
         state,
         members=members,

@@ -23,7 +23,7 @@ from pool.flower.checks import WEIGHT_FACTOR, Accepted, cap_weights, check_updat
 from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
 from pool.learning.model_spec import ModelSpec, Score, Weights, add, flatten, unflatten
 
-__all__ = ["Fleet", "LoopState", "OpenRound", "Reply", "RoundLog", "RoundLoop", "Rules", "StopWhen"]
+__all__ = ["Fleet", "LoopState", "OpenRound", "Reply", "RoundLog", "RoundLoop", "Rules", "StopWhen", "is_harm"]
 
 HOLD_S = 0.25
 TTL_MARGIN_S = 10.0
@@ -55,7 +55,9 @@ class Fleet(Protocol):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How a round is run. ``straggler_factor``: after the quorum, wait until this many medians of its answer times.
-    ``weight_factor``: no miner counts for more than this many times the median of the others' examples.
+    ``weight_factor``: no miner counts for more than this many times the median of the others' examples. ``practice_floor``: a
+    step after which less than this part of the best practice score is left is not taken (0: every step is); the updates that
+    score worst alone are left out until the rest is fit.
     """
 
     template: Instruction
@@ -64,6 +66,7 @@ class Rules:
     straggler_factor: float = 3.0
     straggler_floor_s: float = 0.5
     weight_factor: int = WEIGHT_FACTOR
+    practice_floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +263,44 @@ class RoundLoop:
             current.refused |= {u.miner: f"the round had {len(kept)} of {self.rules.quorum} updates" for u in kept}
             return self._conclude(current, None, {}, {}, float("nan"))
         kept = cap_weights(kept, self.rules.weight_factor)
-        delta = self._aggregate(current.number, kept)
+        kept, delta = self._without_harm(current, kept)
+        if delta is None:
+            return self._conclude(current, None, {}, {}, float("nan"))
         loss = sum(u.loss * u.weight for u in kept) / sum(u.weight for u in kept)
         return self._conclude(current, delta, {u.miner: u.weight for u in kept}, {u.miner: u.examples for u in kept}, loss)
+
+    def _without_harm(self, current: OpenRound, kept: list[Accepted]) -> tuple[list[Accepted], NDArray[np.float64] | None]:
+        """The updates of a step that does not ruin the model on the practice set, and the step; None if there is none.
+
+        The others are refused. An update is blamed only for a step that does harm, and the worst first: miners whose rows are
+        of few classes score badly alone, and the mean with theirs is good.
+        """
+        state, first = self.state, True
+        if not self.rules.practice_floor:
+            return kept, self._aggregate(current.number, kept)
+        before = state.best_score or self._evaluate(state.weights)
+        alone: dict[bytes, Score] = {}
+        while True:
+            delta = self._aggregate(current.number, kept)
+            after = self._score_after(delta)
+            if not is_harm(before, after, self.rules.practice_floor):
+                return kept, delta
+            if first:
+                alone, first = {u.miner: self._score_after(u.vector) for u in kept}, False
+            worst = min(kept, key=lambda u: (alone[u.miner].correct, -alone[u.miner].loss))
+            kept = cap_weights([u for u in kept if u is not worst], self.rules.weight_factor)
+            current.refused[worst.miner] = (
+                f"harm: the round's step left {after.correct} of {after.total} practice rows right, {before.correct} were; "
+                f"this update alone leaves {alone[worst.miner].correct}"
+            )
+            if len(kept) < self.rules.quorum or self._now() >= self._deadline:
+                current.refused |= {u.miner: "no step of this round was fit to be taken" for u in kept}
+                return [], None
+
+    def _score_after(self, delta: NDArray[np.float64]) -> Score:
+        # A step may be too long for the forward pass: what overflows scores nothing, and that is all that counts.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._evaluate(add(self.state.weights, unflatten(self.spec, delta)))
 
     def _conclude(
         self,
@@ -287,6 +325,13 @@ class RoundLoop:
             current.number, self._now() - current.started, current.participants, accepted, current.refused, score, loss,
             current.bytes_up, current.bytes_down, claimed,
         )  # fmt: skip
+
+
+def is_harm(before: Score, after: Score, floor: float) -> bool:
+    """Whether a step ruins the model: it loses rows beyond the floor, or wins none and doubles the loss."""
+    if not np.isfinite(after.loss):
+        return True
+    return after.correct < floor * before.correct or (after.correct <= before.correct and after.loss > 2 * before.loss)
 
 
 def _is_better(score: Score, best: Score) -> bool:

@@ -32,6 +32,12 @@ class TrainingConfig:
         low=1,
         high=65_535,
     )
+    practice_floor: float = config.option(
+        "Take no step after which less than this part of the best practice score is left; 0: take every step.",
+        default=0.8,
+        low=0,
+        high=1,
+    )
     seed: int = config.option("Seed of initial weights and shuffling.", default=1, low=0)
     update: Literal["float32", "float16"] = config.option(
         "How miners send the numbers of an update; float16 halves what they upload.", default="float32"

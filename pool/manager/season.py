@@ -249,6 +249,7 @@ class Season:
             round_timeout_s=training.round_timeout_s, quorum=training.quorum, algorithm=training.algorithm,
             local_epochs=training.local_epochs, optimizer=training.optimizer,
             learning_rate=training.learning_rate, batch=training.batch or 1 << 30, seed=training.seed,
+            practice_floor=training.practice_floor,
         )  # fmt: skip
 
     async def _train(self, supplies: Supplies, trade: asyncio.Task[None], windows: Windows) -> Committed:

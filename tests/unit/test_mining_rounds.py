@@ -13,7 +13,7 @@ import pytest
 from core.codec import decode, encode
 from core.errors import AuthError, PoflError, UnavailableError
 from pool.flower.grid import _refusal
-from pool.flower.rounds import LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
+from pool.flower.rounds import LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen, is_harm
 from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, initial_weights
 
@@ -94,12 +94,14 @@ def total(weights: Weights) -> int:
 def run(
     fleet: MemoryFleet, *, deadline: float = 10.0, stop: StopWhen | None = None, quorum: int = 1, timeout: float = 2.0,
     scores: Callable[[Weights], Score] = lambda w: Score(total(w), 1000, 1.0), registered: dict[bytes, int] | None = None,
+    floor: float = 0.0,
 ) -> tuple[list[RoundLog], LoopState]:  # fmt: skip
     first = initial_weights(SPEC, 0)
     state = LoopState(0, first, first, registered=registered or {})
     logs: list[RoundLog] = []
     loop = RoundLoop(
-        SPEC, Rules(TEMPLATE, timeout, quorum), fleet, state, members=lambda: set(fleet.behaviours), evaluate=scores,
+        SPEC, Rules(TEMPLATE, timeout, quorum, practice_floor=floor), fleet, state, members=lambda: set(fleet.behaviours),
+        evaluate=scores,
         aggregate=lambda _, updates: np.average([u.vector for u in updates], axis=0, weights=[u.weight for u in updates]),
         now=lambda: fleet.now, pause=fleet.pause, deadline=deadline,
     )  # fmt: skip
@@ -224,6 +226,50 @@ def test_the_best_model_is_kept() -> None:
     assert state.best_score == Score(9, 10, 1.0)
     np.testing.assert_allclose(flatten(state.best), 2.0)
     np.testing.assert_allclose(flatten(state.weights), 4.0)
+
+
+def scored(weights: Weights) -> Score:
+    """Rows right by the first weight: more is better, below zero is ruin."""
+    value = total(weights)
+    return Score(max(0, 100 + value), 1000, 1.0 if value >= 0 else 5.0)
+
+
+@pytest.mark.parametrize("hostile", [[9], [8, 9], [7, 8, 9]])
+def test_the_updates_that_ruin_the_model_are_left_out_and_named(hostile: list[int]) -> None:
+    """Also where the liars are the majority: the practice set is nobody's vote."""
+    fleet = MemoryFleet(honest(2))
+    fleet.behaviours |= {key(i): Behaviour(value=-9.0) for i in hostile}
+    logs, state = run(fleet, stop=StopWhen(rounds=3), scores=scored, floor=0.8)
+    for log in logs:
+        assert set(log.accepted) == {key(1), key(2)}
+        assert all("harm: the round's step left" in log.refused[key(i)] for i in hostile)
+    np.testing.assert_allclose(flatten(state.weights), 3.0)
+    assert run(MemoryFleet(fleet.behaviours), stop=StopWhen(rounds=1), scores=scored)[1].best_score == Score(
+        max(0, 100 + round(10 * (2 - 9 * len(hostile)) / (2 + len(hostile)))), 1000, 5.0
+    ), "without the floor the step is taken"
+
+
+def test_an_update_that_is_bad_alone_and_good_with_the_others_is_kept() -> None:
+    """Miners whose rows are of few classes."""
+    fleet = MemoryFleet({**honest(3), key(9): Behaviour(value=-2.0)})
+    logs, _ = run(fleet, stop=StopWhen(rounds=2), scores=scored, floor=0.8)
+    assert [set(log.accepted) for log in logs] == [{key(1), key(2), key(3), key(9)}] * 2
+
+
+def test_a_round_of_nothing_but_harm_changes_nothing_and_pays_nobody() -> None:
+    fleet = MemoryFleet({key(i): Behaviour(value=-9.0) for i in (1, 2, 3)})
+    logs, state = run(fleet, deadline=1.0, scores=scored, floor=0.8, quorum=2)
+    assert len(logs) > 3
+    assert all(log.accepted == {} and len(log.refused) == 3 for log in logs)
+    np.testing.assert_array_equal(flatten(state.weights), 0.0)
+
+
+def test_a_step_that_overflows_is_harm() -> None:
+    assert is_harm(Score(10, 100, 2.0), Score(50, 100, float("nan")), 0.8)
+    assert is_harm(Score(10, 100, 2.0), Score(10, 100, 4.1), 0.8)
+    assert not is_harm(Score(10, 100, 2.0), Score(11, 100, 9.0), 0.8)
+    assert is_harm(Score(100, 100, 2.0), Score(79, 100, 0.1), 0.8)
+    assert not is_harm(Score(100, 100, 2.0), Score(80, 100, 3.9), 0.8)
 
 
 def test_reasons_to_stop() -> None:
