@@ -1,9 +1,13 @@
-"""Labelled rows from ``.npz`` files, checked before anything is made of them; and the public practice set as bytes."""
+"""Labelled rows, checked before anything is made of them; and the public practice set as bytes.
+
+An ``.npz`` file with x and y holds features; other files have a descriptor whose recipe makes them (docs/mining.md).
+"""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +18,9 @@ from core.errors import MalformedError, NotFoundError
 from core.verification.quantise import quantise_features
 from core.verification.scored_model import FEATURE_BOUND
 from core.verification.test_set import TestSet
+from services.data.loading import is_described
+from services.data.loading import load_rows as load_described
+from services.data.stored import public_arrays, recipe_in
 from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["Rows", "clamped_features", "feature_scale_of", "load_rows", "practice_bytes", "scored_test_set"]
@@ -29,6 +36,10 @@ class Rows:
     source: str
     x: NDArray[np.float64]
     y: NDArray[np.int64]
+    declared: int = 0
+    """Classes that the recipe names; 0: the labels say how many."""
+    recipe: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """What the practice set carries along of how its features were made."""
 
     @property
     def features(self) -> int:
@@ -37,15 +48,21 @@ class Rows:
     @property
     def classes(self) -> int:
         """Labels are 0 to this less 1."""
-        return int(self.y.max()) + 1
+        return self.declared or int(self.y.max()) + 1
 
 
 def load_rows(path: Path) -> Rows:
-    """``x`` (n, M) and ``y`` (n,) of an ``.npz`` file; nothing in it is unpickled.
+    """``x`` (n, M) and ``y`` (n,) of an ``.npz`` file, or the rows of a descriptor; nothing is unpickled.
 
     Raises:
         NotFoundError, LimitError, MalformedError: one sentence with the file, and the row where there is one.
     """
+    if is_described(path):
+        made = load_described(path)
+        if made.y.dtype.kind == "f":
+            raise MalformedError(f"{path}: its targets are real: give the task cut points or a number of buckets")
+        public = public_arrays(made.recipe, made.projection)
+        return Rows(str(path), made.x.astype(np.float64), made.y.astype(np.int64), made.classes, public)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file; it must be an .npz file with the arrays x and y")
     try:
@@ -54,9 +71,12 @@ def load_rows(path: Path) -> Rows:
             if missing := sorted({"x", "y"} - set(arrays.files)):
                 raise MalformedError(f"{path}: it holds {sorted(arrays.files)}, but no array {' and '.join(missing)}")
             x, y = arrays["x"], arrays["y"]
+            carried = {name: arrays[name] for name in ("recipe", "pca_mean", "pca_matrix") if name in arrays.files}
     except UNREADABLE as error:
         raise MalformedError(f"{path}: not an .npz file of plain arrays ({error})") from None
-    return _checked(str(path), x, y)
+    rows = _checked(str(path), x, y)
+    stored = recipe_in(path) if "recipe" in carried else None
+    return rows if stored is None else replace(rows, declared=stored[0].classes, recipe=carried)
 
 
 def _checked(source: str, x: NDArray[np.generic], y: NDArray[np.generic]) -> Rows:
@@ -99,7 +119,10 @@ def clamped_features(rows: Rows, feature_scale_micro: int) -> int:
 
 
 def practice_bytes(practice: Rows) -> bytes:
-    """The blob that pools read: ``.npz`` with x float32 and y int64, no pickle in it."""
+    """The blob that pools read: ``.npz`` with x float32 and y int64, no pickle in it, and the recipe if there is one.
+
+    So the task names its preprocessing: by the digest of this blob.
+    """
     out = io.BytesIO()
-    np.savez(out, allow_pickle=False, x=practice.x.astype(np.float32), y=practice.y)
+    np.savez(out, allow_pickle=False, x=practice.x.astype(np.float32), y=practice.y, **practice.recipe)
     return out.getvalue()

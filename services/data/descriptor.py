@@ -59,7 +59,7 @@ class Descriptor:
 
 
 def find_descriptor(data: Path) -> Path | None:
-    """The descriptor that belongs to ``data``: itself, in it (a folder), or beside it: ``NAME.toml``, ``data.toml``."""
+    """The descriptor that belongs to ``data``: itself; in a folder ``data.toml``; beside a file ``NAME.toml``."""
     if data.suffix == ".toml":
         return data
     if data.is_dir():
@@ -123,6 +123,8 @@ def _check(d: Descriptor, given: list[str]) -> None:
             raise ConfigError(f"{path}: {key} is of no use for kind {d.kind}", key=key)
     if d.kind == "idx" and len(d.labels) != len(d.files):
         raise ConfigError(f"{path}: labels must name a file for each of the {len(d.files)} in files, it names {len(d.labels)}")
+    if recipe.real and d.kind not in ("csv", "npz"):
+        raise ConfigError(f"{path}: real targets come from csv and npz, not from files of kind {d.kind}")
     if d.kind == "csv" and not d.target:
         raise ConfigError(f"{path}: target is not set: the name of the column to predict")
     if d.kind == "text" and d.class_files and len(d.files) != recipe.classes:

@@ -7,9 +7,10 @@ Rows in, labelled float32 features out, and the digest of the recipe they were m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,19 +30,22 @@ from services.data.transform import Transform
 __all__ = ["RawChunk", "is_described", "load_rows", "open_descriptor", "raw_chunks", "rows_of"]
 
 
+Labels: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
+
+
 @dataclass(slots=True)
 class RawChunk:
     """Raw rows with their labels, and keys if there are any."""
 
     raw: NDArray[np.generic]
-    labels: NDArray[np.int64]
+    labels: Labels
     keys: NDArray[np.str_] | None = None
 
 
 @dataclass(slots=True)
 class _Parts:
     x: list[NDArray[np.float32]] = field(default_factory=list)
-    y: list[NDArray[np.int64]] = field(default_factory=list)
+    y: list[Labels] = field(default_factory=list)
     keys: list[NDArray[np.str_]] = field(default_factory=list)
 
 
@@ -101,8 +105,8 @@ def rows_of(d: Descriptor) -> Rows:
             parts.keys.append(chunk.keys)
     if not total:
         raise MalformedError(f"{d.files[0]}: no rows: an empty data set teaches nothing")
-    y = np.concatenate(parts.y)
-    whole = hashlib.sha256(transform.digest + y.astype("<i8").tobytes()).digest()
+    y = _as_labels(np.concatenate(parts.y), d.recipe.real)
+    whole = hashlib.sha256(transform.digest + y.astype("<f8" if d.recipe.real else "<i8").tobytes()).digest()
     return Rows(
         str(d.path), d.name, np.concatenate(parts.x), y, d.recipe.classes, np.concatenate(parts.keys) if parts.keys else None,
         d.recipe, projection, whole,
@@ -115,10 +119,11 @@ def raw_chunks(d: Descriptor) -> Iterator[RawChunk]:
         counter = TextCounter(d.recipe.text) if d.recipe.text is not None else None
         for part in read_texts(d) if counter is not None else read_tables(d):
             values = part.matrix(d.recipe.raw_width) if counter is None else counter.rows(part.texts)
-            yield RawChunk(values, np.array(part.labels, dtype=np.int64), np.array(part.keys) if part.keys else None)
+            yield RawChunk(values, _as_labels(part.labels, d.recipe.real), np.array(part.keys) if part.keys else None)
         return
     for index, path in enumerate(d.files):
         raw: NDArray[np.generic]
+        labels: Labels
         keys: NDArray[np.str_] | None = None
         if d.kind == "cifar10":
             raw, labels = read_cifar10(path)
@@ -134,7 +139,11 @@ def raw_chunks(d: Descriptor) -> Iterator[RawChunk]:
             yield RawChunk(raw[start:stop], labels[start:stop], None if keys is None else keys[start:stop])
 
 
-def _check_raw(path: Path, d: Descriptor, raw: NDArray[np.generic], labels: NDArray[np.int64]) -> None:
+def _as_labels(values: Sequence[float] | NDArray[np.generic], real: bool) -> Labels:
+    return np.array(values, dtype=np.float64) if real else np.array(values, dtype=np.int64)
+
+
+def _check_raw(path: Path, d: Descriptor, raw: NDArray[np.generic], labels: Labels) -> None:
     if raw.shape[1:] != d.recipe.shape:
         raise MalformedError(f"{path}: rows of shape {list(raw.shape[1:])}, the recipe has {list(d.recipe.shape)}")
     if len(raw) != len(labels):
@@ -153,18 +162,18 @@ def _idx_labels(d: Descriptor, index: int) -> NDArray[np.int64]:
     return whole_labels(d.labels[index], read_idx(d.labels[index], 1), d.recipe.classes)
 
 
-def _labels(path: Path, d: Descriptor, y: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Numbers of classes; names are looked up, and regression targets fall between the cuts."""
+def _labels(path: Path, d: Descriptor, y: NDArray[np.generic]) -> Labels:
+    """Numbers of classes; names are looked up, and regression targets stay, or fall between the cuts."""
     if y.ndim != 1:
         raise MalformedError(f"{path}: {d.y} must be of shape (rows), it is {y.shape}")
-    if y.dtype.kind == "U" or (d.recipe.cuts and y.dtype.kind in "fiu"):
-        labels = np.empty(len(y), dtype=np.int64)
+    if y.dtype.kind == "U" or ((d.recipe.cuts or d.recipe.real) and y.dtype.kind in "fiu"):
+        found = np.empty(len(y))
         for row, value in enumerate(y.tolist()):
             try:
-                labels[row] = label_of(d.recipe, str(value))
+                found[row] = label_of(d.recipe, str(value))
             except MalformedError as error:
                 raise MalformedError(f"{path}: row {row}: {error.message}", row=row) from None
-        return labels
+        return _as_labels(found, d.recipe.real)
     return whole_labels(path, y, d.recipe.classes)
 
 

@@ -12,19 +12,22 @@ __all__ = ["by_key", "dirichlet", "even", "split"]
 Ints = NDArray[np.int64]
 
 
-def split(rule: str, labels: Ints, keys: NDArray[np.str_] | None, parts: int, seed: int) -> list[Ints]:
+def split(rule: str, labels: NDArray[np.generic], keys: NDArray[np.str_] | None, parts: int, seed: int) -> list[Ints]:
     """Row numbers of each part by a rule as it is written on a command line: ``even``, ``dirichlet:ALPHA``, ``key``.
 
     Raises ConfigError for another rule, for ``key`` without keys, and whatever the partitioner refuses.
     """
     name, colon, argument = rule.partition(":")
     if name == "even" and not colon:
-        return even(labels, parts, seed)
+        return even(np.zeros(len(labels), np.int64), parts, seed)
     if name == "dirichlet":
+        if labels.dtype.kind == "f":
+            raise ConfigError("real targets have no classes to skew: split evenly, or by key")
         try:
-            return dirichlet(labels, parts, float(argument or "nan"), seed)
+            alpha = float(argument)
         except ValueError:
             raise ConfigError(f"{rule!r}: dirichlet needs a number, for example dirichlet:0.5") from None
+        return dirichlet(labels.astype(np.int64), parts, alpha, seed)
     if name == "key" and not colon:
         if keys is None:
             raise ConfigError("the data have no natural key: name its column with key in the descriptor")

@@ -77,6 +77,8 @@ class Recipe:
     classes: int
     class_names: tuple[str, ...] = ()
     """Texts that labels are written as, in the order of their numbers; empty: labels are numbers already."""
+    real: bool = False
+    """Regression: y is a real number; the task's cut points say what counts as right. ``classes`` is 0 then."""
     cuts: tuple[float, ...] = ()
     """Regression: the class of a target is how many cuts lie below it (docs/adr/0065)."""
     shape: tuple[int, ...] = ()
@@ -133,6 +135,9 @@ class Recipe:
         return digest(DOMAIN_RECIPE, self.to_bytes())
 
     def class_name(self, label: int) -> str:
+        if self.cuts:
+            low, high = (f"{c:g}" for c in (self.cuts[max(0, label - 1)], self.cuts[min(label, len(self.cuts) - 1)]))
+            return f"up to {high}" if not label else f"above {low}" if label == len(self.cuts) else f"{low} to {high}"
         return self.class_names[label] if self.class_names else str(label)
 
 
@@ -142,10 +147,13 @@ def recipe_from_table(table: object, where: str) -> Recipe:
     raw = f.text("raw", choices=RAW)
     columns = tuple(_column(item, f"{where}: columns[{index}]") for index, item in enumerate(f.tables("columns")))
     rule = _text_rule(f.raw("text"), f"{where}: text") if f.has("text") and f.raw("text") is not None else None
-    cuts, class_names = f.numbers("cuts"), f.distinct("class_names")
+    cuts, class_names, real = f.numbers("cuts"), f.distinct("class_names"), f.flag("real", False)
+    if real and f.has("classes") and f.raw("classes"):
+        raise ConfigError(f"{where}: real targets have no classes")
     counted = len(cuts) + 1 if cuts else len(class_names)
     return Recipe(
-        raw=raw, classes=f.whole("classes", counted or None, 2, MAX_CLASSES), class_names=class_names, cuts=cuts,
+        raw=raw, classes=0 if real else f.whole("classes", counted or None, 2, MAX_CLASSES), class_names=class_names,
+        real=real, cuts=cuts,
         shape=f.wholes("shape", 1, MAX_WIDTH), divide=f.number("divide", 255.0 if raw == "pixels" else 1.0, LEAST_SCALE),
         grey=f.flag("grey", False), resize=f.wholes("resize", 1, 4096), columns=columns, missing=f.texts("missing"), text=rule,
         mean=f.numbers("mean"), std=f.numbers("std", LEAST_SCALE), pca=f.text("pca", ""),
@@ -222,8 +230,8 @@ def _check(r: Recipe) -> None:
             raise ConfigError(f"recipe: {key} has {len(values)} numbers, it must be one, or {r.raw_width}: one a feature")
     if bool(r.pca) != bool(r.pca_size) or (r.pca and (len(r.pca) != 64 or set(r.pca) - set("0123456789abcdef"))):
         raise ConfigError("recipe: pca is the digest of the projection, 64 hex digits, and pca_size its number of features")
-    if r.class_names and r.cuts:
-        raise ConfigError("recipe: class_names and cuts exclude one another")
+    if sum((bool(r.class_names), bool(r.cuts), r.real)) > 1:
+        raise ConfigError("recipe: class_names, cuts and real exclude one another")
     counted = len(r.cuts) + 1 if r.cuts else len(r.class_names)
     if counted and counted != r.classes:
         raise ConfigError(f"recipe: classes is {r.classes}, but {'cuts make' if r.cuts else 'class_names name'} {counted}")

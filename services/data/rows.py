@@ -15,12 +15,15 @@ __all__ = ["Rows"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """``x`` float32 (n, M), finite; ``y`` int64 (n), 0 <= y < classes. ``keys``: the natural key of each row, or none."""
+    """``x`` float32 (n, M), finite; ``y`` int64 (n), 0 <= y < classes, or with ``classes`` 0 float64: real targets.
+
+    ``keys``: the natural key of each row, or none.
+    """
 
     source: str
     name: str
     x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    y: NDArray[np.int64] | NDArray[np.float64]
     classes: int
     keys: NDArray[np.str_] | None = None
     recipe: Recipe | None = None

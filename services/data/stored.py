@@ -81,7 +81,13 @@ def read_made_rows(path: Path) -> Rows:
     carried = recipe_in(path)
     recipe, projection = carried if carried is not None else (None, None)
     most = recipe.classes if recipe is not None else MOST_CLASSES
-    labels = whole_labels(path, y, most)
+    labels: NDArray[np.int64] | NDArray[np.float64]
+    if recipe is not None and recipe.real:
+        labels = y.astype(np.float64) if y.dtype.kind in "fiu" and y.shape == (len(x),) else np.array([np.nan])
+        if not np.isfinite(labels).all():
+            raise MalformedError(f"{path}: y must be a finite number for each of {len(x)} rows, it is {y.dtype} of {y.shape}")
+    else:
+        labels = whole_labels(path, y, most)
     if recipe is not None and recipe.features != floats.shape[1]:
         raise MalformedError(f"{path}: {floats.shape[1]} features, the recipe in it makes {recipe.features}")
     keys = None
@@ -91,7 +97,8 @@ def read_made_rows(path: Path) -> Rows:
             raise MalformedError(f"{path}: key is {stored.dtype} of {stored.shape}; it must be a text or a number for each row")
         keys = stored.astype(np.str_)
     classes = recipe.classes if recipe is not None else max(2, int(labels.max()) + 1)
-    whole = hashlib.sha256(np.ascontiguousarray(floats, "<f4").tobytes() + labels.astype("<i8").tobytes()).digest()
+    parts = floats.astype("<f4").tobytes(), labels.astype("<f8" if labels.dtype.kind == "f" else "<i8").tobytes()
+    whole = hashlib.sha256(b"".join(parts)).digest()
     return Rows(str(path), path.stem, floats, labels, classes, keys, recipe, projection, whole)
 
 

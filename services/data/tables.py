@@ -31,7 +31,7 @@ class TableChunk:
 
     values: array[float] = field(default_factory=lambda: array("d"))
     texts: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    labels: list[float] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
 
     def matrix(self, width: int) -> NDArray[np.float64]:
@@ -50,8 +50,10 @@ def read_texts(d: Descriptor) -> Iterator[TableChunk]:
     return _lines_of_classes(d)
 
 
-def label_of(recipe: Recipe, text: str) -> int:
-    """The class that a cell says. Raises MalformedError."""
+def label_of(recipe: Recipe, text: str) -> float:
+    """The class that a cell says, or the real target. Raises MalformedError."""
+    if recipe.real:
+        return _number(text)
     if recipe.class_names:
         try:
             return recipe.class_names.index(text)
