@@ -462,7 +462,8 @@ def _key(message: Gossip) -> bytes | None:
     """What two copies of a message have in common; None for what is never relayed."""
     if isinstance(message, Hello | Progress | Transactions):
         return None
-    return hashlib.sha256(encode(message)).digest()
+    data = message.to_bytes() if isinstance(message, SignedTransaction) else encode(message)
+    return hashlib.sha256(data).digest()
 
 
 def _size(message: Gossip) -> int:

@@ -25,7 +25,7 @@ from core.chain.state import TABLES, State, Validator, encode_scalars
 from core.chain.table import Table
 from core.chain.transaction import SignedTransaction
 from core.chain.vote import SignedVerdict
-from core.codec import DIGEST, U32, U64, Record, Seq, decode, encode
+from core.codec import DIGEST, U32, U64, Record, Seq, encode
 from core.ids import BlockHash, Digest, Height, ModelCommitment, StateRoot, TxId
 
 __all__ = [
@@ -115,7 +115,7 @@ def block_rows(
 
 def transaction_ids(block: Block) -> list[TxId]:
     """Of the block's transactions, in order. Raises MalformedError, LimitError."""
-    return [decode(SignedTransaction, data).tx_id for data in block.decoded_body().transactions]
+    return [SignedTransaction.from_bytes(data).tx_id for data in block.decoded_body().transactions]
 
 
 def changes(old: State, new: State, puts: dict[bytes, bytes], deletes: list[bytes]) -> None:

@@ -135,7 +135,7 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
             )
         # Each is as much work as a call that hands in one.
         self._submitted.charge(str(auth.caller(context)), len(several))
-        transactions = [decode(SignedTransaction, data, MAX_TRANSACTION_BYTES) for data in several]
+        transactions = [SignedTransaction.from_bytes(data) for data in several]
         return results_to_proto(transactions, await self._api.submit_all(transactions))
 
     async def GetTransaction(  # noqa: N802

@@ -148,7 +148,7 @@ def build_transaction_block(
     room = MAX_BODY - BODY_RESERVE
     left_out = 0
     for signed in sorted(transactions, key=lambda s: not _pays_auditors(s, state)):
-        data = encode(signed)
+        data = signed.to_bytes()
         if len(data) + 4 > room or len(taken) >= MAX_TAKEN:
             left_out += 1
             continue

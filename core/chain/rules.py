@@ -39,7 +39,6 @@ from core.chain.transaction import (
     VerdictEquivocation,
     Verdicts,
 )
-from core.codec import decode
 from core.crypto import signing
 from core.errors import BlockError, CryptoError, InputError, TransactionError, WrongChainError
 from core.ids import AccountId, Amount, Height, Milliseconds, short
@@ -254,7 +253,7 @@ def _void(state: State, header: Header, task: Task) -> State:
 def decode_transaction(data: bytes) -> SignedTransaction:
     """Raises TransactionError."""
     try:
-        return decode(SignedTransaction, data)
+        return SignedTransaction.from_bytes(data)
     except InputError as error:
         raise TransactionError(f"transaction: {error.message}", Refusal.MALFORMED) from None
 

@@ -80,9 +80,9 @@ def gossip_to_proto(message: Gossip) -> pb.GossipMessage:
                 progress=pb.Progress(height=message.height, round=message.round, tip_hash=message.tip_hash)
             )
         case SignedTransaction():
-            return pb.GossipMessage(transaction=encode(message))
+            return pb.GossipMessage(transaction=message.to_bytes())
         case Transactions():
-            return pb.GossipMessage(transactions=pb.Transactions(transactions=[encode(s) for s in message.signed]))
+            return pb.GossipMessage(transactions=pb.Transactions(transactions=[s.to_bytes() for s in message.signed]))
         case SignedVote():
             return pb.GossipMessage(vote=encode(message))
         case SignedProposal():
@@ -112,13 +112,13 @@ def gossip_from_proto(message: pb.GossipMessage) -> Gossip:
             Height(progress.height), progress.round, BlockHash(exact("progress.tip_hash", progress.tip_hash))
         )
     if kind == "transaction":
-        return decode(SignedTransaction, message.transaction, MAX_TRANSACTION + 128)
+        return SignedTransaction.from_bytes(message.transaction)
     if kind == "transactions":
         several = message.transactions.transactions
         size = sum(len(data) for data in several)
         if not 0 < len(several) <= MAX_TOGETHER or size > MAX_TRANSACTION + 128:
             raise LimitError(f"{len(several)} transactions of {size} bytes, at most {MAX_TOGETHER} of {MAX_TRANSACTION + 128}")
-        return Transactions(tuple(decode(SignedTransaction, data, MAX_TRANSACTION + 128) for data in several))
+        return Transactions(tuple(SignedTransaction.from_bytes(data) for data in several))
     if kind == "vote":
         return decode(SignedVote, message.vote, MAX_VOTE)
     if kind == "proposal":
