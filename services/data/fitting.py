@@ -190,6 +190,8 @@ def _relative(path: Path, descriptor: Path) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, Mapping):
         kept = {k: v for k, v in value.items() if v is not None and v is not False and v not in ((), "")}
+        if "values" in kept:  # a category
+            kept = {k: v for k, v in kept.items() if k not in ("center", "scale")}
         return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in kept.items()) + " }"
     if isinstance(value, list | tuple):
         if value and isinstance(value[0], Mapping):
