@@ -5,25 +5,29 @@ from __future__ import annotations
 import pytest
 
 from core.chain import build
-from core.chain.block import NIL
+from core.chain.block import NIL, Block
 from core.chain.messages import (
+    BlockAvailable,
     BlockBuilt,
     Broadcast,
     Finalise,
     NeedBlock,
     Persist,
+    ReceivedVerdict,
+    RequestBlock,
     SetTimer,
     Start,
     TimerKind,
     TransactionsWaiting,
 )
 from core.chain.state import DOMAIN_TIE
-from core.chain.vote import Proposal, SignedProposal, Step
+from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Step, VerdictKind, Vote
 from core.codec import decode
 from core.crypto.hashing import digest
+from core.errors import VoteError
 from core.ids import Milliseconds
-from tests.chainkit import Chain, account, key
-from tests.unit.test_consensus_machine import Bench, follower, of, own_votes
+from tests.chainkit import Chain, account, key, make_verdict, signed_verdict
+from tests.unit.test_consensus_machine import Bench, at_work, follower, of, own_votes
 
 NAMES = ("v0", "v1", "v2", "v3")
 
@@ -115,3 +119,133 @@ def test_who_is_first_among_equal_claims_hangs_on_the_closing_block(blocks: int)
     closing = chain.state.tip.block_hash
     ties = {e.pool: digest(DOMAIN_TIE, closing, e.claim.vm.model_commitment) for e in ranked if e.claim is not None}
     assert [e.pool for e in ranked] == sorted((account(p) for p in pools), key=ties.__getitem__)
+
+
+def test_a_late_polka_is_remembered_and_locks_nobody() -> None:
+    """Line 37 locks only from the step prevote: who has precommitted nothing has promised nothing."""
+    bench = follower()
+    block, other = bench.block(bench.at(0)), bench.block(bench.at(1), amount=2)
+    bench.do(bench.proposal(0, block))
+    others = [n for n in bench.chain.names if n != bench.name]
+    bench.do(bench.vote(others[0], 0, Step.PREVOTE, NIL))
+    bench.do(bench.vote(others[1], 0, Step.PREVOTE, block.block_hash))
+    bench.timeout(TimerKind.PREVOTE, 0)
+    bench.do(bench.vote(others[2], 0, Step.PREVOTE, block.block_hash))
+    bench.votes(0, Step.PRECOMMIT, NIL, 3)
+    bench.timeout(TimerKind.PRECOMMIT, 0)
+    bench.do(bench.proposal(1, other))
+    assert (1, Step.PREVOTE, other.block_hash) in own_votes(bench)
+
+
+def test_who_votes_twice_counts_once_for_the_timeouts_too() -> None:
+    bench = follower()
+    block = bench.block(bench.at(0))
+    bench.do(bench.proposal(0, block))
+    others = [n for n in bench.chain.names if n != bench.name]
+    for block_hash in (NIL, block.block_hash):
+        bench.do(bench.vote(others[0], 0, Step.PREVOTE, block_hash))
+    assert not [a for a in of(bench.actions, SetTimer) if a.timer.kind is TimerKind.PREVOTE]
+    bench.do(bench.vote(others[1], 0, Step.PREVOTE, NIL))
+    assert [a for a in of(bench.actions, SetTimer) if a.timer.kind is TimerKind.PREVOTE]
+
+
+def test_one_vote_starts_no_round_where_no_block_is_due() -> None:
+    bench = Bench()
+    bench.now = bench.chain.state.tip.timestamp_ms
+    bench.machine._now = Milliseconds(0)
+    bench.do(Start())
+    others = [n for n in bench.chain.names if n != bench.name]
+    bench.do(bench.vote(others[0], 0, Step.PREVOTE, NIL))
+    bench.do(bench.vote(others[0], 1, Step.PREVOTE, NIL))
+    assert bench.machine.round == -1
+    bench.do(bench.vote(others[1], 0, Step.PREVOTE, NIL))
+    assert bench.machine.round == 0
+
+
+def test_every_round_lasts_longer_than_the_one_before() -> None:
+    bench, params = follower(), Bench().chain.state.params
+    for round_ in range(4):
+        bench.timeout(TimerKind.PROPOSE, round_)
+        bench.votes(round_, Step.PREVOTE, NIL, 3)
+        bench.votes(round_, Step.PRECOMMIT, NIL, 3)
+        bench.timeout(TimerKind.PRECOMMIT, round_)
+    lasts = {(a.timer.kind, a.timer.key): a.delay_ms for a in of(bench.actions, SetTimer)}
+    for round_ in range(4):
+        assert lasts[TimerKind.PROPOSE, round_] == params.propose_ms + round_ * params.delta_ms
+        assert lasts[TimerKind.PRECOMMIT, round_] == params.precommit_ms + round_ * params.delta_ms
+
+
+def test_a_block_that_did_not_come_is_asked_for_again() -> None:
+    bench = follower()
+    block = bench.block(bench.at(0))
+    bench.votes(0, Step.PRECOMMIT, block.block_hash, 3)
+    bench.do(bench.vote(bench.at(1), 1, Step.PREVOTE, NIL))
+    assert of(bench.actions, RequestBlock) == [RequestBlock(block.block_hash)]
+    assert RequestBlock(block.block_hash) in bench.timeout(TimerKind.RESEND, 0)
+
+
+def test_a_precommit_is_later_than_the_tip_whatever_this_nodes_clock_says() -> None:
+    bench = follower()
+    bench.machine._now = Milliseconds(0)
+    bench.now = 5
+    bench.votes(0, Step.PREVOTE, NIL, 3)
+    bench.timeout(TimerKind.PROPOSE, 0)
+    sent = [a.message for a in of(bench.actions, Broadcast) if isinstance(a.message, SignedVote)]
+    votes = [decode(Vote, s.vote) for s in sent]
+    times = [v.time_ms for v in votes if v.step is Step.PRECOMMIT]
+    assert times == [bench.chain.state.tip.timestamp_ms + 1]
+
+
+# -- work heights ------------------------------------------------------------------------------------------------------
+
+
+def waiting_at_work() -> tuple[Bench, list[Block], list[SignedVerdict]]:
+    """A machine that does not propose first, the two pools' blocks, and verdicts of two others that adopt the first one's."""
+    name = next(n for n in NAMES if at_work(n)[0].at(0) != n)
+    bench, blocks = at_work(name)
+    bench.do(Start())
+    entry = (bench.chain.state.work_claims() or ())[0]
+    others = [n for n in bench.chain.names if n != name]
+    said = [signed_verdict(make_verdict(bench.chain.state, entry, n, VerdictKind.VALID), n) for n in others[:2]]
+    return bench, blocks, said
+
+
+def test_a_work_block_is_voted_for_when_verdicts_justify_it_and_not_before() -> None:
+    bench, blocks, said = waiting_at_work()
+    bench.do(bench.vote(bench.at(0), 0, Step.PREVOTE, blocks[0].block_hash))
+    others = [n for n in bench.chain.names if n not in (bench.name, bench.at(0))]
+    bench.do(bench.vote(others[0], 0, Step.PREVOTE, blocks[0].block_hash))
+    assert bench.machine.round == 0
+    bench.do(bench.proposal(0, blocks[0]))
+    assert own_votes(bench) == []
+    bench.do(bench.vote(others[1], 0, Step.PREVOTE, blocks[0].block_hash))
+    assert own_votes(bench) == []
+    for verdict in said:
+        bench.do(ReceivedVerdict(verdict))
+    assert (0, Step.PREVOTE, blocks[0].block_hash) in own_votes(bench)
+
+
+def test_once_justified_is_justified_for_ever() -> None:
+    """A lower claim's block came with verdicts that skip the higher one; then others adopt that. Who locked the block must
+    still find it valid, else nobody could ever re-propose it."""
+    bench, blocks, said = waiting_at_work()
+    state, ranked = bench.chain.state, bench.chain.state.work_claims() or ()
+    gone = [signed_verdict(make_verdict(state, ranked[0], n, VerdictKind.UNAVAILABLE), n) for n in NAMES[:3]]
+    lower = [signed_verdict(make_verdict(state, ranked[1], n, VerdictKind.VALID), n) for n in NAMES[:2]]
+    bench.do(BlockAvailable(blocks[1], (*gone, *lower)))
+    assert bench.machine._blocks.is_valid(blocks[1].block_hash)
+    for verdict in said:
+        bench.do(ReceivedVerdict(verdict))
+    assert not bench.machine.work.is_justified(blocks[1].header.decoded())
+    assert bench.machine._blocks.is_valid(blocks[1].block_hash)
+
+
+def test_more_verdicts_than_there_can_be_are_refused_with_their_block() -> None:
+    bench, blocks, _ = waiting_at_work()
+    entry = (bench.chain.state.work_claims() or ())[0]
+    said = (make_verdict(bench.chain.state, entry, "v0", VerdictKind.VALID, audited=bytes([n])) for n in range(33))
+    made = [signed_verdict(verdict, "v0") for verdict in said]
+    with pytest.raises(VoteError, match="at most 32"):
+        bench.do(BlockAvailable(blocks[0], tuple(made)))
+    assert blocks[0].block_hash not in bench.machine._blocks
+    assert bench.machine.work.all_signed() == ()
