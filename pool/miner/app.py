@@ -28,7 +28,7 @@ async def main(role: Role[MinerConfig], life: Lifecycle) -> None:
     if role.tls is None:
         raise ConfigError("a miner needs tls.ca, tls.cert and tls.key: its pool speaks TLS only")
     try:
-        rows = await asyncio.to_thread(TrainingRows.load, cfg.data)
+        rows = await asyncio.to_thread(TrainingRows.load, cfg.data, cfg.descriptor)
     except InputError as error:
         raise ConfigError(f"data: {error.message}") from None
     log.info("own rows loaded", rows=rows.own, features=rows.features, y=rows.kind, file=str(cfg.data))

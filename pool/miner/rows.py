@@ -13,6 +13,7 @@ from core.ids import Digest
 from core.market.delivery import to_floats
 from core.market.rows import Features, Labels
 from pool.learning.targets import TargetRows, load_targets
+from services.data.loading import is_described, load_rows
 
 __all__ = ["TrainingRows"]
 
@@ -27,8 +28,14 @@ class TrainingRows:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: Path) -> TrainingRows:
-        """Raises NotFoundError, LimitError or MalformedError, naming the file."""
+    def load(cls, path: Path, descriptor: Path | None = None) -> TrainingRows:
+        """An ``.npz`` with x and y, or whatever a descriptor describes (services.data).
+
+        Raises NotFoundError, ConfigError, LimitError or MalformedError, naming the file, and the row at fault.
+        """
+        if descriptor is not None or path.suffix != ".npz" or is_described(path):
+            made = load_rows(path, descriptor)
+            return cls(TargetRows(made.x, made.y.astype(np.float64)))
         return cls(load_targets(path))
 
     @property

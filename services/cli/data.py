@@ -191,7 +191,7 @@ async def convert(
 async def partition(
     data: DataArgument, out: OutOption,
     parts: Annotated[int, typer.Option(min=1, max=10_000, help="Number of shares.")],
-    by: Annotated[str, typer.Option(help="even; dirichlet:ALPHA, label skew, more the smaller; key: keys stay whole.")] = "even",
+    by: Annotated[str, typer.Option(help="even; dirichlet:ALPHA (label skew, more the smaller); key: whole keys.")] = "even",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shares.")] = 1,
     descriptor: DescriptorOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip

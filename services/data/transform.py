@@ -151,7 +151,8 @@ def _pixels(r: Recipe, raw: NDArray[np.generic]) -> Ints:
     if r.resize:
         rows = resize_numerators(rows, *r.resize)
         denominator *= r.shape[0] * r.shape[1]
-    flat = rows.reshape(len(raw), -1)
+    # Colour planes, one after the other: what convolutional models take (docs/mining.md, "Models").
+    flat = rows.transpose(0, 3, 1, 2).reshape(len(raw), -1)
     if r.divide == int(r.divide):
         whole = denominator * int(r.divide)
         # 255 * 1000 * 2^16 * 2 * 10^6 is below 2^63, and so is twice the denominator.

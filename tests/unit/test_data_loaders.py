@@ -131,7 +131,9 @@ def test_a_gzip_bomb_stops_at_what_was_announced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [cifar_binary, cifar_pickle])
 def test_both_forms_of_cifar(tmp_path: Path, make: Callable[..., bytes]) -> None:
     rows = load(tmp_path, CIFAR, batch=make(COLOURED, np.array([3, 0, 9])))
-    np.testing.assert_array_equal(rows.x, (np.rint(COLOURED.reshape(3, -1) / 255 * 1e6) / 1e6).astype(np.float32))
+    np.testing.assert_array_equal(
+        rows.x, (np.rint(COLOURED.transpose(0, 3, 1, 2).reshape(3, -1) / 255 * 1e6) / 1e6).astype(np.float32)
+    )
     assert rows.y.tolist() == [3, 0, 9]
 
 
