@@ -19,7 +19,8 @@ class MinerConfig(RoleConfig):
     ROLE: ClassVar[str] = "miner"
 
     pool: str = config.required("Address of the pool manager, host:port.")
-    data: Path = config.required("Own training data: npz with x (n, M) and y (n).")
+    data: Path = config.required("Own training data: npz with x (n, M) and y (n), or a descriptor, or what one describes.")
+    descriptor: Path | None = config.option("Descriptor of the data, where it does not lie beside them.", default=None)
     token: str = config.option("Admission token, where the pool asks for one.", default="")
     sealing: Literal["any", "hybrid"] = config.option(
         "Least strength of sealing; hybrid: join only a pool whose updates are sealed with ML-KEM too.", default="any"
