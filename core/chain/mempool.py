@@ -13,9 +13,10 @@ from typing import Final
 
 from core.chain import rules
 from core.chain.block import MAX_TRANSACTION
+from core.chain.records import Validator
 from core.chain.state import State
 from core.chain.transaction import Refusal, SignedTransaction, Transaction
-from core.errors import TransactionError
+from core.errors import InputError, TransactionError
 from core.ids import AccountId, Milliseconds, TxId, short
 from core.params import kib_begun
 
@@ -54,6 +55,8 @@ class Mempool:
     waiting: Mapping[tuple[AccountId, int], Waiting] = field(default_factory=dict)
     size: int = 0
     """Bytes of all transactions."""
+    _worst: dict[tuple[Validator, ...], Waiting | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What goes first where the pool is full, once it is known."""
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -68,13 +71,16 @@ class Mempool:
 def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Milliseconds, limit: int = MAX_WAITING) -> Mempool:
     """The pool with this transaction; the same pool if it is in there already.
 
-    A full pool gives up what pays least for what pays more, and for a validator's duties, which pay nothing.
+    A full pool gives up what pays least for what pays more, and for a validator's duties, which pay nothing. Who pays too
+    little for it is refused before anything that costs more than reading is done.
 
     Raises:
         TransactionError: it will not become good, pays no more than the one it would replace, or there is no room.
     """
     if len(signed.transaction) > MAX_TRANSACTION:
         raise TransactionError(f"{len(signed.transaction)} bytes, at most {MAX_TRANSACTION}", Refusal.LIMIT)
+    limit = min(limit, MAX_WAITING)
+    _check_room(pool, state, signed, limit)
     try:
         tx = rules.check_transaction(state, signed)
     except TransactionError as error:
@@ -95,8 +101,11 @@ def add(pool: Mempool, state: State, signed: SignedTransaction, now_ms: Millisec
     waiting, size = dict(pool.waiting), pool.size + len(signed.transaction)
     if known is not None:
         size -= waiting.pop(place).size
-    while len(waiting) >= min(limit, MAX_WAITING) or size > MAX_BYTES:
-        size -= waiting.pop(_to_give_up(waiting, state, tx, len(signed.transaction))).size
+    while len(waiting) >= limit or size > MAX_BYTES:
+        worst = _worst(pool, state) if len(waiting) == len(pool.waiting) else _least(waiting, state)
+        _check_better(worst, state, tx, len(signed.transaction), len(waiting))
+        assert worst is not None
+        size -= waiting.pop((worst.transaction.sender, worst.transaction.nonce)).size
     waiting[place] = Waiting(signed, tx, now_ms, signed.tx_id)
     return replace(pool, waiting=waiting, size=size)
 
@@ -105,18 +114,38 @@ def _rate(tx: Transaction, size: int) -> int:
     return tx.fee * 1000 // kib_begun(size)
 
 
-def _to_give_up(
-    waiting: Mapping[tuple[AccountId, int], Waiting], state: State, tx: Transaction, size: int
-) -> tuple[AccountId, int]:
-    """The worst that waits: least fee for its size, of one sender the last. Raises TransactionError unless ``tx`` is better."""
+def _check_room(pool: Mempool, state: State, signed: SignedTransaction, limit: int) -> None:
+    """Raises TransactionError if the pool is full and the transaction says itself that it pays too little for a place."""
+    if len(pool) < limit and pool.size + len(signed.transaction) <= MAX_BYTES:
+        return
+    try:
+        tx = signed.decoded()
+    except InputError:
+        return
+    if (tx.sender, tx.nonce) not in pool.waiting:
+        _check_better(_worst(pool, state), state, tx, len(signed.transaction), len(pool))
+
+
+def _worst(pool: Mempool, state: State) -> Waiting | None:
+    """As ``_least``, looked for once for a pool: whoever is refused does not change it."""
+    if state.validators not in pool._worst:
+        pool._worst[state.validators] = _least(pool.waiting, state)
+    return pool._worst[state.validators]
+
+
+def _least(waiting: Mapping[tuple[AccountId, int], Waiting], state: State) -> Waiting | None:
+    """The worst that waits, but for validators' duties: least fee for its size, of one sender the last."""
     validators = {bytes(v.node_id) for v in state.validators}
-    others = [place for place in waiting if place[0] not in validators]
-    worst = min(others, key=lambda p: (waiting[p].rate, -p[1], -waiting[p].since_ms), default=None)
-    if worst is None or (tx.sender not in validators and _rate(tx, size) <= waiting[worst].rate):
-        raise TransactionError(
-            f"{len(waiting)} transactions wait already: pay more, or try again later", Refusal.LIMIT, waiting=len(waiting)
-        )
-    return worst
+    others = (w for place, w in waiting.items() if place[0] not in validators)
+    return min(others, key=lambda w: (w.rate, -w.transaction.nonce, -w.since_ms), default=None)
+
+
+def _check_better(worst: Waiting | None, state: State, tx: Transaction, size: int, count: int) -> None:
+    """Raises TransactionError unless ``tx`` may take the place of the worst that waits."""
+    if worst is not None and _rate(tx, size) > worst.rate:
+        return
+    if worst is None or tx.sender not in {bytes(v.node_id) for v in state.validators}:
+        raise TransactionError(f"{count} transactions wait already: pay more, or try again later", Refusal.LIMIT, waiting=count)
 
 
 def after_block(pool: Mempool, state: State, now_ms: Milliseconds) -> tuple[Mempool, tuple[tuple[TxId, str], ...]]:

@@ -122,6 +122,26 @@ def test_a_full_mempool_gives_way_to_better_fees_and_to_the_duties_of_validators
     assert pool.size == sum(w.size for w in pool.waiting.values())
 
 
+def test_who_pays_too_little_for_a_full_mempool_costs_no_look_at_it_and_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused for nothing, so it must cost nearly nothing."""
+    monkeypatch.setattr(mempool, "MAX_WAITING", 3)
+    chain = Chain()
+    pool = filled(chain, *(pay(chain, n, fee=2) for n in range(3)))
+    looked = []
+    least = mempool._least
+    monkeypatch.setattr(mempool, "_least", lambda w, s: (looked.append(len(w)), least(w, s))[1])
+    monkeypatch.setattr(rules, "check_transaction", lambda *_: pytest.fail("its signature was looked at"))
+    for nonce in range(20):
+        assert refused(pool, chain, pay(chain, nonce, fee=2, sender="pool0")) == Refusal.LIMIT
+    assert looked == [3]
+    monkeypatch.undo()
+    monkeypatch.setattr(mempool, "MAX_WAITING", 3)
+    # In the place of its own predecessor it needs no room.
+    replaced = mempool.add(pool, chain.state, pay(chain, 0, fee=3, amount=6), NOW)
+    assert len(replaced) == 3
+    assert replaced != pool
+
+
 def test_a_replacement_pays_a_tenth_more() -> None:
     chain = Chain()
     pool = filled(chain, pay(chain, 0, fee=100))
