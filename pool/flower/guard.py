@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import socket
 import ssl
 import sys
@@ -25,6 +26,7 @@ from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 
 from core.errors import MalformedError, PoflError, UnavailableError
+from pool.flower.connections import Gate
 from pool.flower.keys import node_public_pem
 from pool.flower.listeners import FLEET_PATHS, MANAGER_BODY, RUNTIME_PATHS, Bell, Door
 from pool.flower.superlink import SuperLink
@@ -88,13 +90,15 @@ def _listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _server(app: Any, tls: tuple[Path, Path] | None) -> uvicorn.Server:
+def _server(app: Any, tls: tuple[Path, Path] | None, gate: Gate | None = None) -> uvicorn.Server:
     config = uvicorn.Config(
         app, lifespan="off", access_log=False, log_level="warning", timeout_graceful_shutdown=1,
-        timeout_keep_alive=30, limit_concurrency=1024, server_header=False,
+        timeout_keep_alive=30, server_header=False,
         ssl_certfile=str(tls[0]) if tls else None, ssl_keyfile=str(tls[1]) if tls else None,
     )  # fmt: skip
     config.load()
+    if gate is not None:
+        config.http_protocol_class = gate.wrap(config.http_protocol_class)
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     server = uvicorn.Server(config)
@@ -143,8 +147,9 @@ async def _run(settings: Mapping[str, Any]) -> None:
     host, port = settings["fleet_host"], int(settings["fleet_port"])
     app = SuperLink()
     to_fleet, to_manager = Bell(), Bell()
+    gate = Gate()
     public = _server(
-        Door(app, FLEET_PATHS, listens=to_fleet, rings=to_manager), (Path(settings["cert"]), Path(settings["key"]))
+        Door(app, FLEET_PATHS, listens=to_fleet, rings=to_manager), (Path(settings["cert"]), Path(settings["key"])), gate
     )
     inner = _server(Door(app, RUNTIME_PATHS, listens=to_manager, rings=to_fleet, body_limit=MANAGER_BODY), None)
     fleet, loopback = _listen(host, port), _listen("127.0.0.1", int(settings["loopback_port"]))
@@ -174,7 +179,16 @@ async def _run(settings: Mapping[str, Any]) -> None:
                 "members": members,
             }
         )
+    cutting = asyncio.create_task(gate.run())
     await serving
+    cutting.cancel()
+
+
+def _allow_files() -> None:
+    """As many open files as this user may have: connections whose TLS is not done yet have one each, and are not counted."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main() -> None:
@@ -183,6 +197,7 @@ def main() -> None:
     if not line:
         return
     settings = json.loads(line)
+    _allow_files()
     try:
         asyncio.run(_run(settings))
     except PoflError as error:
