@@ -12,7 +12,8 @@ message from the manager and one answer; who does not answer has dropped out and
 
 An honest participant gives of each peer one share only, never both, and only for survivors that threshold participants signed.
 So the manager can remove either the self mask or the pairwise masks of a vector, never both from one that it wants to see
-alone. Weights are not the manager's to choose: they follow from the signed adverts (``weights``), the same for everybody.
+alone. Weights are not the manager's to choose, who could make all but one vanish: they follow from the signed adverts by a
+rule (``Weigh``) that each participant applies for itself.
 
 Nothing here is I/O: machines take and give values. ``Signer`` and ``Verify`` come from outside, as do coins.
 """
@@ -50,14 +51,12 @@ from core.ports import Rng
 
 __all__ = [
     "LEAST", "MAX_SEALED_SHARES", "NAME_SIZE", "Advert", "Collector", "Consent", "Participant", "Reveal", "Signer", "Sum",
-    "Verify", "weights",
+    "Verify", "Weigh",
 ]  # fmt: skip
 
 NAME_SIZE: Final = 33
 LEAST: Final = 3
 """Of two, each knows the other's vector from the sum; fewer than this never take part."""
-WEIGHT_FACTOR: Final = 4
-"""No weight is above this many times the median number of examples (as pool.flower.checks)."""
 MAX_TRIES: Final = 1_000
 """Choices of shares that are tried when some are wrong."""
 ADVERT_LABEL: Final = b"pofl/secure-aggregation/advert/v1"
@@ -70,6 +69,8 @@ SHARE_LABEL: Final = b"pofl/secure-aggregation/share/v1"
 Signer: TypeAlias = Callable[[bytes], bytes]
 Verify: TypeAlias = Callable[[bytes, bytes, bytes], None]
 """(name, message, signature); raises CryptoError."""
+Weigh: TypeAlias = Callable[[Sequence[int]], Sequence[int]]
+"""Examples of everybody -> what everybody's vector counts for, 1 to its examples. The same for all: name it in the session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +129,6 @@ class Sum:
     survivors: tuple[bytes, ...]
 
 
-def weights(roster: Sequence[Advert]) -> tuple[int, ...]:
-    """What each participant's vector counts for: its examples, at most 4 times the (upper) median of all, at most 2^26."""
-    counts = sorted(advert.examples for advert in roster)
-    cap = min(MAX_WEIGHT, WEIGHT_FACTOR * counts[len(counts) // 2])
-    return tuple(min(advert.examples, cap) for advert in roster)
-
-
 class _Stage(IntEnum):
     NEW = 0
     ADVERTISED = 1
@@ -154,10 +148,18 @@ class Participant:
     """
 
     def __init__(
-        self, session: bytes, name: bytes, suite: sealing.Suite, sign: Signer, verify: Verify, rng: Rng, least: int = LEAST
+        self,
+        session: bytes,
+        name: bytes,
+        suite: sealing.Suite,
+        weigh: Weigh,
+        sign: Signer,
+        verify: Verify,
+        rng: Rng,
+        least: int = LEAST,
     ) -> None:
         self._session, self._name, self._suite = session, name, suite
-        self._sign, self._verify, self._rng, self._least = sign, verify, rng, max(least, LEAST)
+        self._weigh, self._sign, self._verify, self._rng, self._least = weigh, sign, verify, rng, max(least, LEAST)
         self._stage = _Stage.NEW
         self._seed = rng.bytes(32)
         self._mask_key = rng.bytes(32)
@@ -221,7 +223,7 @@ class Participant:
         self._shared = frozenset({self._index, *(peer for peer, sealed in enumerate(inbox) if sealed)})
         if len(self._shared) < threshold(len(self._roster)):
             raise LimitError(f"{len(self._shared)} of {len(self._roster)} are left, {threshold(len(self._roster))} are needed")
-        masked = to_fixed_point(vector, weights(self._roster)[self._index])
+        masked = to_fixed_point(vector, self._weigh([advert.examples for advert in self._roster])[self._index])
         masked += mask(_self_key(self._seed, digest), masked.size)
         for peer in sorted(self._shared - {self._index}):
             try:
@@ -276,8 +278,8 @@ class Collector:
     Each ``take_`` raises a typed error for what is wrong, which costs its sender its place, and changes nothing then.
     """
 
-    def __init__(self, session: bytes, size: int, suite: sealing.Suite, verify: Verify) -> None:
-        self._session, self._size, self._suite, self._verify = session, size, suite, verify
+    def __init__(self, session: bytes, size: int, suite: sealing.Suite, weigh: Weigh, verify: Verify) -> None:
+        self._session, self._size, self._suite, self._weigh, self._verify = session, size, suite, weigh, verify
         self._adverts: dict[bytes, Advert] = {}
         self.roster: tuple[Advert, ...] = ()
         self._sealed: dict[int, tuple[bytes, ...]] = {}
@@ -363,31 +365,30 @@ class Collector:
         for vector in self._masked.values():
             total += vector
         for index in self.survivors:
-            commitment = self.roster[index].commitment
-            seed = self._restore(index, lambda secret, wanted=commitment: _commitment(secret) == wanted)
+            seed = self._restore(index, _commitment, self.roster[index].commitment)
             total -= mask(_self_key(seed, digest), self._size)
         for lost in sorted(set(self._sealed) - set(self.survivors)):
-            public = self.roster[lost].mask_key
-            private = self._restore(lost, lambda secret, wanted=public: _mask_public(secret) == wanted)
+            private = self._restore(lost, _mask_public, self.roster[lost].mask_key)
             for index in self.survivors:
                 key = pair_key(private, self.roster[index].mask_key, _pair_context(digest, lost, index))
                 if index < lost:
                     total -= mask(key, self._size)
                 else:
                     total += mask(key, self._size)
-        all_weights = weights(self.roster)
+        all_weights = self._weigh([advert.examples for advert in self.roster])
         weight = sum(all_weights[index] for index in self.survivors)
         names = tuple(self.roster[index].name for index in self.survivors)
         return Sum(from_fixed_point(total, weight), weight, names)
 
-    def _restore(self, owner: int, is_right: Callable[[bytes], bool]) -> bytes:
+    def _restore(self, owner: int, public_of: Callable[[bytes], bytes], public: bytes) -> bytes:
+        """The secret of which this much is public, from the first choice of shares that gives it."""
         shares = {holder + 1: r.shares[owner] for holder, r in self._reveals.items() if r.shares[owner]}
         for chosen in islice(combinations(sorted(shares), self.needed), MAX_TRIES):
             try:
                 secret = restore_secret({x: shares[x] for x in chosen})
             except PoflError:
                 continue
-            if is_right(secret):
+            if public_of(secret) == public:
                 return secret
         raise CryptoError(
             f"{len(shares)} shares do not restore a secret of {self.roster[owner].name.hex()[:16]}, {self.needed} do",

@@ -12,6 +12,8 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,13 +39,17 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from core.crypto.masking import Aggregation
+from core.crypto.secure_sum import LEAST
 from core.errors import AuthError, DeadlineError, PoflError, UnavailableError
 from pool.flower import blobs
 from pool.flower.client_app import DataSource, build_client_app
 from pool.flower.hold import HoldInterceptor
 from pool.flower.jobs import JoinTicket
 from pool.flower.keys import node_public_pem, private_key_of
+from pool.flower.secure_miner import build_secure_app
 from pool.flower.wire import Instruction, Update
+from pool.learning.privacy import NO_NOISE, LocalPrivacy
 
 __all__ = ["FleetMiner"]
 
@@ -52,6 +58,8 @@ BEAT_EVERY_S = 4.0
 HOLD_MS = 1000
 RETRY_FIRST_S, RETRY_MOST_S = 0.2, 5.0
 OBJECT_WAIT_S = 0.02
+MOST_AHEAD_S, MOST_BEHIND_S = 5.0, 305.0
+"""How far a miner's clock may be from the pool's: Flower signs and checks an instant with each request."""
 
 T = TypeVar("T")
 
@@ -61,7 +69,8 @@ _log = logging.getLogger(__name__)
 class FleetMiner:
     """``data``: rows for a job id. ``folder``: reserved for this miner's own files. ``threads``: torch's threads.
 
-    ``on_update``: told job id, round and examples of each update before it leaves, on this miner's own thread.
+    ``on_update``: told job id, round and examples of each update before it leaves, on this miner's own thread. ``privacy``:
+    what is done to each update first. ``secure_least``: of how many a secure sum must be that this miner takes part in.
 
     start() returns at once; wait_online() says when the pool may count on it. When the pool no longer accepts the node
     key, ``failure`` holds an AuthError and the thread has ended: join again with a fresh key.
@@ -76,6 +85,8 @@ class FleetMiner:
         *,
         threads: int = 1,
         on_update: Callable[[bytes, int, int], None] = lambda *_: None,
+        privacy: LocalPrivacy = NO_NOISE,
+        secure_least: int = LEAST,
     ) -> None:
         self._ticket = ticket
         self._key = private_key_of(node_private_key)
@@ -83,9 +94,15 @@ class FleetMiner:
         self._data = data
         self._on_update = on_update
         self._threads = threads
-        self._app = build_client_app(
-            data, ticket.hpke_public_key, self._key, ticket.node_public_key, self._note_update, ticket.suite
-        )
+        if ticket.aggregation is Aggregation.SECURE:
+            self._app = build_secure_app(
+                data, ticket.hpke_public_key, self._key, ticket.node_public_key, self._note_update, ticket.suite, privacy,
+                secure_least,
+            )  # fmt: skip
+        else:
+            self._app = build_client_app(
+                data, ticket.hpke_public_key, self._key, ticket.node_public_key, self._note_update, ticket.suite, privacy
+            )
         self._stop = threading.Event()
         self._online = threading.Event()
         self._thread = threading.Thread(target=self._main, name="fleet-miner", daemon=True)
@@ -264,11 +281,7 @@ class FleetMiner:
             except httpx.HTTPStatusError as error:
                 status = error.response.status_code
                 if 400 <= status < 500 and status not in (408, 429):
-                    raise AuthError(
-                        f"the pool refused to {what} ({status} {error.response.text[:200]}): the node key is not "
-                        "registered any more, or this clock is more than 5 s ahead or 305 s behind; join again",
-                        status=status,
-                    ) from None
+                    raise AuthError(_why_refused(what, error.response), status=status) from None
                 reason = f"status {status}"
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
@@ -276,6 +289,25 @@ class FleetMiner:
             self._stop.wait(delay * random.uniform(0.7, 1.3))
             delay = min(2 * delay, RETRY_MOST_S)
         return None
+
+
+def _why_refused(what: str, response: httpx.Response) -> str:
+    """One sentence for the miner's owner. The pool's own clock is in its answer."""
+    try:
+        ahead = (_wall_clock() - parsedate_to_datetime(response.headers["date"])).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        ahead = 0.0
+    # The header has whole seconds.
+    if not -MOST_BEHIND_S < ahead - 0.5 < MOST_AHEAD_S - 1:
+        return (
+            f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the pool's, which takes no message "
+            f"from more than {MOST_AHEAD_S:.0f} s ahead or {MOST_BEHIND_S:.0f} s behind: set the clock (chrony or ntpd), then join again"
+        )
+    return f"the pool refused to {what} ({response.status_code}): the node key is not registered any more; join again"
+
+
+def _wall_clock() -> datetime:
+    return datetime.now(UTC)
 
 
 def _refused(status: int) -> str:

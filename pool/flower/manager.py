@@ -21,7 +21,8 @@ from typing import Any
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 
 from core.codec import decode
-from core.crypto.sealing import SealingKeyPair, suite_of
+from core.crypto.masking import Aggregation
+from core.crypto.sealing import SealingKeyPair, Suite, suite_of
 from core.errors import PoflError
 from pool.flower.aggregation import aggregate
 from pool.flower.grid import PoolGrid
@@ -35,6 +36,7 @@ from pool.flower.jobs import (
     score_to_json,
 )
 from pool.flower.rounds import Fleet, LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
+from pool.flower.secure import SecureFleet, SecureLoop
 from pool.flower.wire import Answer, Instruction, Precision, Update, context, open_bytes
 from pool.learning.datasets import Dataset, load_npz
 from pool.learning.model_spec import initial_weights
@@ -92,6 +94,10 @@ class FlowerFleet:
     def open(self, answer: Answer, instruction_id: str, miner: bytes, round_number: int) -> Update:
         return decode(Update, self.open_bytes(answer, instruction_id, miner, round_number))
 
+    @property
+    def run_id(self) -> int:
+        return self._grid.run_id
+
     def open_bytes(self, answer: Answer, instruction_id: str, miner: bytes, round_number: int) -> bytes:
         """What a miner sealed as its answer to this instruction. Raises CryptoError."""
         info = context(self._grid.run_id, instruction_id, miner, round_number)
@@ -138,6 +144,30 @@ def round_loop(
         members=members,
         evaluate=lambda weights: practice_score(job.spec, weights, practice, job.targets),
         aggregate=lambda number, updates: aggregate(job.algorithm, number, updates),
+        now=time.monotonic,
+        pause=time.sleep,
+        deadline=deadline,
+    )
+
+
+def secure_loop(
+    job: MiningJob,
+    practice: Dataset | TargetRows,
+    fleet: SecureFleet,
+    state: LoopState,
+    members: Callable[[], set[bytes]],
+    deadline: float,
+    suite: Suite,
+) -> SecureLoop:
+    """The same for a manager that shall see sums only."""
+    return SecureLoop(
+        job.spec,
+        rules_of(job),
+        fleet,
+        state,
+        suite,
+        members=members,
+        evaluate=lambda weights: practice_score(job.spec, weights, practice, job.targets),
         now=time.monotonic,
         pause=time.sleep,
         deadline=deadline,
@@ -201,14 +231,20 @@ def _mine(settings: Mapping[str, Any]) -> None:
     practice = load_practice(job)
     state = load_state(job, path, roster.registered)
     threading.Thread(target=_watch_pipe, args=(roster,), name="pipe", daemon=True).start()
-    size_limit = 4 * job.spec.parameters + (1 << 20)
+    aggregation = Aggregation(settings["aggregation"])
+    # Masked updates have eight bytes a number.
+    size_limit = (8 if aggregation is Aggregation.SECURE else 4) * job.spec.parameters + (1 << 20)
     grid = PoolGrid(settings["address"], settings["token"], settings["run_id"], size_limit=size_limit)
     beat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     beat.start()
     left = job.deadline_ms / 1000 - time.time() - settings["margin_s"]
     key = SealingKeyPair.from_private(bytes.fromhex(settings["hpke_private_key"]), suite_of(settings["hpke_suite"]))
     fleet = FlowerFleet(grid, roster, key)
-    loop = round_loop(job, practice, fleet, state, lambda: set(roster.node_of), time.monotonic() + left)
+    deadline = time.monotonic() + left
+    if aggregation is Aggregation.SECURE:
+        loop: RoundLoop = secure_loop(job, practice, fleet, state, lambda: set(roster.node_of), deadline, key.suite)
+    else:
+        loop = round_loop(job, practice, fleet, state, lambda: set(roster.node_of), deadline)
 
     def on_round(log: RoundLog) -> None:
         report = report_of(log)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pool.learning.privacy import LocalPrivacy
 from services.rpc.role import RoleConfig
 from services.runtime import config
 
@@ -28,6 +29,20 @@ class MinerConfig(RoleConfig):
     aggregation: Literal["any", "secure"] = config.option(
         "secure: join only a pool whose manager sees no single update.", default="any"
     )
+    secure_least: int = config.option("Of how many miners a secure sum must be to take part in it.", default=3, low=3)
+    dp_clip: float = config.option("Differential privacy: longest update, L2 norm; 0: no bound.", default=0.0, low=0)
+    dp_noise: float = config.option(
+        "Differential privacy: standard deviation of the noise in each parameter, in units of dp_clip.", default=0.0, low=0
+    )
     start_delay_ms: int = config.option(
         "Wait before loading torch, so that miners on one host do not all at once.", default=0, low=0
     )
+
+    def check(self) -> None:
+        super().check()
+        self.privacy  # noqa: B018  # raises for what is no privacy
+
+    @property
+    def privacy(self) -> LocalPrivacy:
+        """What is done to each update before it leaves. Raises ConfigError."""
+        return LocalPrivacy(self.dp_clip, self.dp_noise)
