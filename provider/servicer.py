@@ -17,7 +17,7 @@ from provider.goods import Goods
 from provider.seller import Seller
 from services.rpc import convert_market as convert
 from services.rpc.auth import ANYONE, caller
-from services.rpc.convert_chain import exact
+from services.rpc.convert_fields import exact
 from services.rpc.convert_market import DataSetView
 
 __all__ = ["RULES", "SERVICE", "ProviderServicer"]

@@ -24,7 +24,8 @@ from requester.store import RequesterStore, TaskRecord, WonModel
 from requester.tasks import Desk, Order
 from services.rpc import blobs
 from services.rpc.auth import caller
-from services.rpc.convert_chain import activation_from_proto, exact
+from services.rpc.convert_fields import exact
+from services.rpc.convert_task import activation_from_proto
 from services.rpc.convert_verify import envelope_from_proto, envelope_to_proto
 
 __all__ = ["OWNER", "RULES", "VERIFY", "OwnerServicer", "VerifyServicer"]

@@ -20,7 +20,7 @@ from pool.manager.members import Members
 from pool.manager.receipts import ReceiptDesk
 from services.rpc import auth
 from services.rpc import convert_mining as convert
-from services.rpc.convert_chain import exact
+from services.rpc.convert_fields import exact
 from services.rpc.limits import CHUNK
 
 __all__ = ["CLAIM", "POOL", "RULES", "ClaimServicer", "PoolServicer"]

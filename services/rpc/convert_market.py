@@ -26,7 +26,7 @@ from core.market.contract import (
 )
 from core.market.delivery import MAX_SEALED, DeliveryOpen, SignedOpen
 from core.market.marks import MARKS, points_size
-from services.rpc.convert_chain import exact
+from services.rpc.convert_fields import exact
 
 __all__ = [
     "Bidding", "DataSetView", "SealedChunk", "bid_from_proto", "bid_to_proto", "data_set_from_proto", "data_set_to_proto",

@@ -33,7 +33,7 @@ from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
 from core.market.contributions import ENTRY, MAX_ENTRY, Entry, RoundReceipt, SignedAnswer, SignedClosing
 from core.market.marks import SEED_SIZE
-from services.rpc.convert_chain import exact
+from services.rpc.convert_fields import exact
 
 __all__ = [
     "Assignment", "FetchRows", "Join", "Joined", "Member", "MinedTask", "MinerStatus", "Progress", "Round", "SignedJoin",

@@ -18,7 +18,7 @@ from core.codec import decode, encode
 from core.errors import LimitError, MalformedError
 from core.ids import BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId
 from core.verification.receipt import MAX_ANSWER, SignedAnswer
-from services.rpc.convert_chain import exact
+from services.rpc.convert_fields import exact
 from services.rpc.limits import MAX_MESSAGE
 from services.rpc.views import WorkView
 

@@ -50,7 +50,7 @@ from core.market.rows import Features, Held, Labels
 from core.ports import Rng, SystemRng
 from services.rpc import convert_market as convert
 from services.rpc.channel import backoff, call
-from services.rpc.convert_chain import exact
+from services.rpc.convert_fields import exact
 from services.rpc.convert_market import Bidding, DataSetView, SealedChunk
 from services.rpc.errors import translate
 from services.rpc.views import AccountView, MarketView, ProviderView, Tip, TradePhase, TradeView
