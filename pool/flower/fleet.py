@@ -299,9 +299,10 @@ def _why_refused(what: str, response: httpx.Response) -> str:
         ahead = 0.0
     # The header has whole seconds.
     if not -MOST_BEHIND_S < ahead - 0.5 < MOST_AHEAD_S - 1:
+        side = "ahead of" if ahead > 0 else "behind"
         return (
-            f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the pool's, which takes no message "
-            f"from more than {MOST_AHEAD_S:.0f} s ahead or {MOST_BEHIND_S:.0f} s behind: set the clock (chrony or ntpd), then join again"
+            f"this machine's clock is {abs(ahead):.0f} s {side} the pool's, which refuses who is more than {MOST_AHEAD_S:.0f} "
+            f"s ahead or {MOST_BEHIND_S:.0f} s behind: set the clock (chrony or ntpd), then join again"
         )
     return f"the pool refused to {what} ({response.status_code}): the node key is not registered any more; join again"
 
