@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.codec import decode, encode
-from core.crypto.sealing import SealingKeyPair
+from core.crypto.sealing import SealingKeyPair, Suite
 from core.errors import CheatingError, ConfigError, CryptoError, MalformedError, PoflError
 from pool.flower import keys, wire
 from pool.flower.aggregation import aggregate, strategy_for, tolerated
@@ -190,6 +190,17 @@ class TestSealing:
         changed = replace(answer, sealed=answer.sealed[:-1] + bytes([answer.sealed[-1] ^ 1]))
         with pytest.raises(CryptoError):
             wire.open_update(changed, self.pool.private_key, self.info, self.public)
+
+    def test_a_swapped_suite_does_not_open(self) -> None:
+        """A hybrid pool's key has an X25519 half: what is sealed to that alone, signed and in place, is no answer."""
+        hybrid = SealingKeyPair.generate(SeededRng("hybrid"), Suite.HYBRID)
+        good = wire.seal_update(self.plain, hybrid.public_key, self.info, self.signer, Suite.HYBRID)
+        assert wire.open_update(good, hybrid.private_key, self.info, self.public, Suite.HYBRID) == self.plain
+        assert len(good.sealed) - len(encode(self.plain)) == Suite.HYBRID.overhead
+        weak = wire.seal_update(self.plain, hybrid.public_key[-32:], self.info, self.signer)
+        for answer, suite in ((weak, Suite.HYBRID), (weak, Suite.X25519), (good, Suite.X25519)):
+            with pytest.raises(CryptoError, match="does not open"):
+                wire.open_update(answer, hybrid.private_key, self.info, self.public, suite)
 
     def test_an_empty_answer_is_no_update(self) -> None:
         with pytest.raises(CryptoError):
