@@ -96,9 +96,12 @@ class ChainParams:
     report_bond: Annotated[int, I64] = 5_000
     """Locked by a report; to the accused pool if its marks clear it."""
     provider_fee: Annotated[int, I64] = 1_000
-    initial_reputation_ppm: Annotated[int, U32] = 500_000
-    clean_trade_ppm: Annotated[int, U32] = 50_000
-    leak_penalty_ppm: Annotated[int, U32] = 500_000
+    initial_reputation_ppm: Annotated[int, U32] = 100_000
+    """Below clean_trade_ppm: a fresh name stands below a punished one after its next clean trade."""
+    clean_trade_ppm: Annotated[int, U32] = 120_000
+    """Share of the missing reputation that a clean trade gives."""
+    leak_penalty_ppm: Annotated[int, U32] = 600_000
+    """Share of the reputation that a proven leak takes."""
 
     def least_fee(self, size: int) -> Amount:
         """Of a transaction of ``size`` bytes, its signature not counted."""
@@ -159,6 +162,13 @@ class ChainParams:
             value = int(getattr(self, name))
             if not low <= value <= high:
                 raise ConfigError(f"genesis: {name} is {value}, must be {low} to {high}", parameter=name, value=value)
+        if self.initial_reputation_ppm >= self.clean_trade_ppm:
+            raise ConfigError(
+                f"genesis: initial_reputation_ppm is {self.initial_reputation_ppm}, clean_trade_ppm {self.clean_trade_ppm}: "
+                "a new name must start below what a punished one recovers to by one clean trade, or leaking under "
+                "throw-away names pays",
+                parameter="initial_reputation_ppm",
+            )
         if self.burn_ppm + self.auditors_ppm > 1_000_000:
             raise ConfigError(
                 f"genesis: burn_ppm and auditors_ppm are {self.burn_ppm + self.auditors_ppm} together: more than the reward"

@@ -16,9 +16,10 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.crypto.circuits import Bits
 from core.crypto.hashing import digest, expand
@@ -34,6 +35,8 @@ __all__ = [
 
 MARKS: Final = 256
 """Most groups of a share."""
+LEAST_MARKS: Final = 64
+"""Groups of a small share, if it has the rows: fewer prove nothing once some are lost."""
 BITMAP_SIZE: Final = MARKS // 8
 SEED_SIZE: Final = 32
 SECURITY: Final = 40
@@ -74,12 +77,17 @@ class _Coins:
 
 
 def mark_count(rows: int) -> int:
-    """Groups of a share of ``rows`` rows. A quarter of the rows is beyond the first of its group, at least: by what those
-    tell, the seller sees whose copy she has (core.market.tracing)."""
-    return max(1, min(MARKS, rows * 3 // 4))
+    """Groups of a share of ``rows`` rows: one for three rows, at least 64 where there are that many, at most MARKS.
+
+    The first row of a group proves, the others tell the seller whose copy she has (core.market.tracing).
+    """
+    return max(1, min(MARKS, max(rows // 3, min(LEAST_MARKS, rows * 3 // 4))))
 
 
-def group_of(index: int, count: int) -> int:
+Index = TypeVar("Index", int, NDArray[np.int64])
+
+
+def group_of(index: Index, count: int) -> Index:
     """The group of row number ``index`` of a share with ``count`` groups."""
     return index % count
 

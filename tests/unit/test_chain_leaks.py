@@ -11,17 +11,17 @@ from core.chain import rules, rules_leaks
 from core.chain.state import LeakReport, ReportOutcome, State, TradePhase, decode_state, encode_state, report_key, state_root
 from core.chain.transaction import OpenMarks, Payload, Refusal, RegisterProvider, ReportLeak
 from core.errors import TransactionError
-from core.ids import Digest
-from core.market import marks
+from core.ids import Digest, PartsPerMillion
+from core.market import bridge, contract, marks
 from core.market.contract import CHUNKS, TradeTerms, trade_id
 from core.market.delivery import sign_receipt
 from core.market.marks import Marking
 from tests.chainkit import account, key, some
-from tests.market_kit import MINERS, KitChain, Shop, bidding, marking_of, on_chain, seed_of, terms_for
+from tests.market_kit import MINERS, PRIVATE, KitChain, Shop, bidding, marking_of, on_chain, seed_of, terms_for
 
 ROWS = 900
-"""300 a miner: 225 marks each."""
-COUNT = 225
+"""300 a miner: 100 marks each."""
+COUNT = 100
 BOND = 5_000
 
 
@@ -106,6 +106,22 @@ async def test_a_proven_leak_costs_reputation_and_the_credit(sold: Sold) -> None
     assert sold.trade_id not in sold.state.trading
 
 
+async def test_a_leak_makes_the_next_trade_dearer_and_less_likely(sold: Sold) -> None:
+    offer, bid = sold.trade.offer, sold.trade.bid
+    before = contract.terms(offer.rule, bid, offer.reputation_ppm)
+    sold.send("provider", sold.report())
+    sold.send("pool0", sold.opening())
+    after = contract.terms(offer.rule, bid, PartsPerMillion(sold.reputation))
+    assert after.p_ppm < before.p_ppm, "for the same bid"
+    chosen = bridge.choose_bid(offer.rule, PRIVATE, PartsPerMillion(sold.reputation))
+    assert chosen is not None
+    assert chosen[1].price > before.price
+    assert chosen[1].p_ppm < before.p_ppm
+    shop = Shop(sold.kit, rows=ROWS)
+    sold.send("pool0", after_ms=sold.state.params.draw_window_ms)
+    assert (await shop.offer()).reputation_ppm == sold.reputation, "the provider reads it on the chain"
+
+
 async def test_a_false_report_costs_its_sender_and_nobody_else(sold: Sold) -> None:
     sold.settle()
     before, provider, pool = sold.reputation, sold.kit.balance("provider"), sold.kit.balance("pool0")
@@ -175,7 +191,7 @@ async def test_what_cannot_be_reported(sold: Sold) -> None:
     assert sold.refused("provider", replace(good, miner=account("miner7"))) == Refusal.OUT_OF_RANGE
     beyond = marks.bitmap(np.ones(COUNT + 1, np.uint8))
     assert sold.refused("provider", replace(good, found=beyond)) == Refusal.BAD_REPORT
-    assert sold.refused("provider", replace(sold.report(found=100), seen=good.found)) == Refusal.BAD_REPORT
+    assert sold.refused("provider", replace(sold.report(found=60), seen=good.found)) == Refusal.BAD_REPORT
     assert sold.refused("provider", sold.report(found=marks.SECURITY - 1)) == Refusal.BAD_REPORT
     last = sold.state.params.delivery_ms + sold.state.params.report_window_ms
     assert sold.refused("provider", good, after_ms=last + 1000) == Refusal.EXPIRED
@@ -293,4 +309,4 @@ async def test_every_node_has_the_same_state_after_a_report(sold: Sold) -> None:
 
 
 def test_the_group_count_follows_from_the_share() -> None:
-    assert [marks.mark_count(n) for n in (1, 10, 100, 300, 341, 342, 10**6)] == [1, 7, 75, 225, 255, 256, 256]
+    assert [marks.mark_count(n) for n in (1, 10, 100, 300, 767, 768, 10**6)] == [1, 7, 64, 100, 255, 256, 256]

@@ -118,7 +118,7 @@ def test_what_does_not_exist_is_said_so() -> None:
     assert queries.task_views(state, [TaskPhase.OPEN], 10, None) == ()
     assert queries.provider_views(state) == ()
     market = queries.market_view(state, TO, TO)
-    assert (market.bid_high, market.markup_high, market.pool_reputation_ppm) == (0, 0, 500_000)
+    assert (market.bid_high, market.markup_high, market.pool_reputation_ppm) == (0, 0, 100_000)
 
 
 async def test_a_signal_is_not_missed() -> None:

@@ -47,6 +47,8 @@ def test_the_shortest_window_is_the_one_of_the_design(validators: int, least: in
         ({"commit_ms": 5_001}, r"commit_ms - entry_ms is 1 ms"),
         ({"audit_ms": 100}, r"audit_ms is 100, but 4 validators in 2 slots of 2000 ms need at least 8000"),
         ({"delivery_ms": 10}, r"delivery_ms is 10, shorter than the longest stall"),
+        ({"answer_ms": 10}, r"answer_ms is 10, shorter than the longest stall"),
+        ({"initial_reputation_ppm": 120_000}, r"a new name must start below"),
         ({"max_pools": 65, "delivery_ms": 10**7}, r"max_pools is 65, must be 1 to 64"),
         ({"audit_slots": 0}, r"audit_slots is 0, must be 1"),
         ({"highs_window": 300}, r"highs_window is 300"),
