@@ -4,6 +4,8 @@ BLOCKS ?= 3
 NODES ?= 4
 POOLS ?= 2
 MINERS ?= 3
+DATA ?=
+SPLIT ?= even
 BIN := .venv/bin
 SOURCES := core services node pool requester provider tools
 # Torch comes first and from the processor-only index where one is given, so that no CUDA libraries are fetched.
@@ -40,8 +42,8 @@ test: setup ## every test, on two workers; say ARGS='-k name' to choose, ARGS='-
 proto: setup ## write the stubs beside the contracts in proto/
 	$(BIN)/python tools/generate_stubs.py
 
-testnet: setup ## mine BLOCKS work blocks on this machine with NODES, POOLS and MINERS in each pool
-	$(BIN)/pofl testnet up --blocks $(BLOCKS) --nodes $(NODES) --pools $(POOLS) --miners $(MINERS)
+testnet: setup ## mine BLOCKS work blocks here with NODES, POOLS, MINERS in each pool; DATA=descriptor, SPLIT=key: your data
+	$(BIN)/pofl testnet up --blocks $(BLOCKS) --nodes $(NODES) --pools $(POOLS) --miners $(MINERS) $(if $(DATA),--data $(DATA) --split $(SPLIT))
 
 clean: ## remove caches and build output; keeps .venv and data
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -20,6 +20,7 @@ from core.verification.scored_model import FEATURE_BOUND
 from core.verification.test_set import TestSet
 from services.data.loading import is_described
 from services.data.loading import load_rows as load_described
+from services.data.recipe import Recipe
 from services.data.stored import public_arrays, recipe_in
 from services.runtime.npz import UNREADABLE, check_archive
 
@@ -38,6 +39,8 @@ class Rows:
     y: NDArray[np.int64]
     declared: int = 0
     """Classes that the recipe names; 0: the labels say how many."""
+    scale_micro: int = 0
+    """Feature scale that the recipe names; 0: it follows from the rows."""
     recipe: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     """What the practice set carries along of how its features were made."""
 
@@ -62,7 +65,7 @@ def load_rows(path: Path) -> Rows:
         if made.y.dtype.kind == "f":
             raise MalformedError(f"{path}: its targets are real: give the task cut points or a number of buckets")
         public = public_arrays(made.recipe, made.projection)
-        return Rows(str(path), made.x.astype(np.float64), made.y.astype(np.int64), made.classes, public)
+        return Rows(str(path), made.x.astype(np.float64), made.y.astype(np.int64), made.classes, _scale_of(made.recipe), public)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file; it must be an .npz file with the arrays x and y")
     try:
@@ -76,7 +79,13 @@ def load_rows(path: Path) -> Rows:
         raise MalformedError(f"{path}: not an .npz file of plain arrays ({error})") from None
     rows = _checked(str(path), x, y)
     stored = recipe_in(path) if "recipe" in carried else None
-    return rows if stored is None else replace(rows, declared=stored[0].classes, recipe=carried)
+    return (
+        rows if stored is None else replace(rows, declared=stored[0].classes, scale_micro=_scale_of(stored[0]), recipe=carried)
+    )
+
+
+def _scale_of(recipe: Recipe | None) -> int:
+    return recipe.feature_scale_micro if recipe is not None else 0
 
 
 def _checked(source: str, x: NDArray[np.generic], y: NDArray[np.generic]) -> Rows:
@@ -101,7 +110,9 @@ def _checked(source: str, x: NDArray[np.generic], y: NDArray[np.generic]) -> Row
 
 
 def feature_scale_of(practice: Rows) -> int:
-    """In millionths: the scale that brings the largest practice feature to 127. A function of public rows only."""
+    """In millionths: the recipe's, or the one that brings the largest practice feature to 127. Public either way."""
+    if practice.scale_micro:
+        return practice.scale_micro
     largest = float(np.abs(practice.x).max())
     if not largest > 0:
         raise MalformedError(f"{practice.source}: every feature is 0: no scale follows from that")

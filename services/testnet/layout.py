@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from core.ids import AccountId, Amount, Milliseconds, NodeId
 from core.params import PROTOCOL_VERSION, ChainParams, Genesis, GenesisAccount, GenesisValidator
 from core.ports import SystemRng
 from services.rpc import tls
-from services.testnet.data import FEATURE_SCALE_MICRO, split_digits
+from services.testnet.data import DIGITS, OwnData, Subject, split_digits, split_own
 from services.testnet.supervisor import ProcessSpec
 
 __all__ = ["Layout", "Member", "Shape", "load_layout", "make_layout"]
@@ -41,6 +41,8 @@ MINER_START_MS: Final = 3_500
 """Torch costs each miner about three seconds of one core to load: the second and third of each pool come later."""
 PARAMS: Final = ChainParams(commit_ms=20_000, claim_ms=25_500, draw_window_ms=15_000)
 """Shorter windows than a real network's: the digits are learnt in ten seconds, and a pool may buy for every task."""
+EXTRA_MS: Final = 40
+"""For each feature more than the digits have: longer to fetch and load the test set, to evaluate and to audit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Layout:
     shape: Shape
     genesis: Genesis
     members: tuple[Member, ...]
+    subject: Subject = DIGITS
 
     def of(self, role: str) -> tuple[Member, ...]:
         return tuple(m for m in self.members if m.role == role)
@@ -121,19 +124,24 @@ class Layout:
         )
 
 
-def make_layout(folder: Path, shape: Shape, params: ChainParams | None = None, start_ms: int | None = None) -> Layout:
-    """Write a new testnet into an empty or missing folder. Raises ConfigError."""
+def make_layout(
+    folder: Path, shape: Shape, params: ChainParams | None = None, start_ms: int | None = None, data: OwnData | None = None
+) -> Layout:
+    """Write a new testnet into an empty or missing folder; it learns the digits, or ``data``. Raises InputError."""
     shape.check()
     try:
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty: choose another folder, or remove it")
-        return _write_layout(folder, shape, params, start_ms)
+        return _write_layout(folder, shape, params, start_ms, data)
     except OSError as error:
         raise ConfigError(f"cannot write a testnet to {folder}: {error.strerror or error}") from None
 
 
-def _write_layout(folder: Path, shape: Shape, params: ChainParams | None, start_ms: int | None) -> Layout:
-    params = _params(shape, params or PARAMS)
+def _write_layout(folder: Path, shape: Shape, params: ChainParams | None, start_ms: int | None, data: OwnData | None) -> Layout:
+    # Before anything is written: data that cannot be used leave no folder behind.
+    miners = shape.pools * shape.miners
+    rows = split_own(data, miners) if data is not None else split_digits(miners)
+    params = _params(shape, params or _wider(PARAMS, rows.subject.features))
     folder.mkdir(parents=True, exist_ok=True)
     authority = tls.make_authority(folder / "ca")
     names = _names(shape)
@@ -160,8 +168,11 @@ def _write_layout(folder: Path, shape: Shape, params: ChainParams | None, start_
     )
     genesis.check()
     (folder / "genesis.json").write_text(genesis.to_json(), encoding="utf-8")
-    layout = Layout(folder, shape, genesis, members)
-    _write_data(layout)
+    layout = Layout(folder, shape, genesis, members, rows.subject)
+    rows.write(
+        {name: layout.data(name) for name in ("test", "practice", "provider")},
+        [layout.data(m.name) for m in layout.of("miner")],
+    )
     for name, role in [(m.name, m.role) for m in members] + [("user", "user")]:
         home = folder / name
         issued = tls.issue(authority, role, name, [HOST, "localhost"], keys[name].public_key)
@@ -179,13 +190,23 @@ def load_layout(folder: Path) -> Layout:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         genesis = Genesis.from_json((folder / "genesis.json").read_text(encoding="utf-8"))
         members = tuple(Member(**{**m, "account": AccountId(bytes.fromhex(m["account"]))}) for m in manifest["members"])
-        return Layout(folder, Shape(**manifest["shape"]), genesis, members)
+        subject = Subject(**{**manifest["subject"], "hidden": tuple(manifest["subject"]["hidden"])})
+        return Layout(folder, Shape(**manifest["shape"]), genesis, members, subject)
     except OSError:
         raise ConfigError(f"{folder} holds no testnet: make one with `pofl testnet init`") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder / MANIFEST} is damaged ({error}): make a new testnet") from None
     except ConfigError as error:
         raise ConfigError(f"{folder / 'genesis.json'}: {error.message}") from None
+
+
+def _wider(params: ChainParams, features: int) -> ChainParams:
+    """Longer windows for wider rows than the digits'."""
+    extra = EXTRA_MS * max(0, features - DIGITS.features)
+    return replace(
+        params, commit_ms=params.commit_ms + extra, claim_ms=params.claim_ms + 2 * extra, body_ms=params.body_ms + extra // 2,
+        session_ms=params.session_ms + extra // 4, audit_ms=params.audit_ms + extra,
+    )  # fmt: skip
 
 
 def _params(shape: Shape, params: ChainParams) -> ChainParams:
@@ -232,14 +253,6 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _write_data(layout: Layout) -> None:
-    miners = layout.of("miner")
-    split = split_digits(len(miners))
-    split.write(
-        {name: layout.data(name) for name in ("test", "practice", "provider")}, [layout.data(m.name) for m in miners]
-    )
-
-
 def _write_key(path: Path, key: KeyPair) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -266,12 +279,15 @@ def _config(layout: Layout, member: Member, index: int) -> str:
     if member.role == "requester":
         sections["peers"] = {"nodes": nodes, "platforms": [m.listen for m in layout.of("platform")]}
         sections["auto"] = {
-            "tasks": layout.shape.tasks, "name": "digits", "test_set": f"{data}/test.npz",
-            "practice_set": f"{data}/practice.npz", "hidden": [16], "feature_scale_micro": FEATURE_SCALE_MICRO,
-            "reward": layout.shape.reward,
+            "tasks": layout.shape.tasks, "name": layout.subject.name, "test_set": f"{data}/test.npz",
+            "practice_set": f"{data}/practice.npz", "hidden": list(layout.subject.hidden),
+            "feature_scale_micro": layout.subject.feature_scale_micro, "reward": layout.shape.reward,
         }  # fmt: skip
     elif member.role == "provider":
-        sections["data"] = {"path": f"{data}/provider.npz", "name": "digits", "feature_scale_micro": FEATURE_SCALE_MICRO}
+        sections["data"] = {
+            "path": f"{data}/provider.npz", "name": layout.subject.name, "classes": min(256, layout.subject.classes),
+            "feature_scale_micro": layout.subject.feature_scale_micro,
+        }  # fmt: skip
     elif member.role == "pool":
         lines += _table(None, {"fleet_listen": member.fleet, "min_miners": 1})
         sections["training"] = {"seed": 1 + index, "quorum": 1}
@@ -307,5 +323,5 @@ def _write_manifest(layout: Layout) -> None:
         {name: (getattr(m, name).hex() if name == "account" else getattr(m, name)) for name in Member.__dataclass_fields__}
         for m in layout.members
     ]
-    text = json.dumps({"shape": shape, "members": members}, indent=1)
+    text = json.dumps({"shape": shape, "subject": asdict(layout.subject), "members": members}, indent=1)
     (layout.folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -24,7 +24,6 @@ from core.ids import Amount, Height, TaskId, short
 from core.verification.quantise import quantise_features
 from core.verification.scored_model import ScoredModel
 from services.rpc.views import BlockView, TaskPhase
-from services.testnet.data import FEATURE_SCALE_MICRO
 from services.testnet.layout import Layout
 from services.testnet.supervisor import Supervisor
 from services.testnet.watch import POLL, Clients, Observer, connected, watch_node, watch_others, watch_pool, watch_requester
@@ -32,7 +31,6 @@ from services.testnet.watch import POLL, Clients, Observer, connected, watch_nod
 __all__ = ["Report", "WorkBlock", "run_testnet"]
 
 T = TypeVar("T")
-HIDDEN: Final = (16,)
 MEMBERS_TIMEOUT: Final = 60.0
 MAX_TASKS: Final = 1000
 AGREE_TIMEOUT: Final = 20.0
@@ -174,7 +172,7 @@ async def _work_block(layout: Layout, clients: Clients, view: BlockView, seconds
         pool=layout.name_of(header.author_id),
         correct=header.accuracy.correct,
         total=header.accuracy.total,
-        model_correct=None if model is None else _score(layout, model),
+        model_correct=None if model is None else _score(layout, model, task.spec.feature_scale_micro),
         audit_ms=statistics.median(audits) if audits else 0.0,
         vm_bytes=vm_bytes,
         reward=task.reward,
@@ -208,9 +206,9 @@ async def _check(layout: Layout, clients: Clients, report: Report) -> None:
         report.problems.append(f"the supply is {tip.supply}, it should be {genesis_supply} - {tip.burned} burned")
 
 
-def _score(layout: Layout, model: ScoredModel) -> int:
+def _score(layout: Layout, model: ScoredModel, feature_scale_micro: int) -> int:
     with np.load(layout.data("test"), allow_pickle=False) as stored:
-        features = quantise_features(np.asarray(stored["x"], dtype=np.float64), FEATURE_SCALE_MICRO / 1_000_000)
+        features = quantise_features(np.asarray(stored["x"], dtype=np.float64), feature_scale_micro / 1_000_000)
         return int(model.count(features, np.asarray(stored["y"], dtype=np.int64)))
 
 
@@ -249,10 +247,11 @@ async def _publish(layout: Layout, clients: Clients, observer: Observer, own: se
     await _when_manned(clients, time.monotonic() + MEMBERS_TIMEOUT)
     observer.say("every pool has a member")
     for number in itertools.count(1):
-        name = f"digits-{number}"
+        name = f"{layout.subject.name[:50]}-{number}"
         published = await _eventually(
             lambda name=name: clients.requester.publish(  # type: ignore[misc]
-                name, layout.data("test").resolve(), layout.data("practice").resolve(), HIDDEN, Activation.SIGMOID,
+                name, layout.data("test").resolve(), layout.data("practice").resolve(), layout.subject.hidden,
+                Activation.SIGMOID,
                 Amount(layout.shape.reward), Amount(layout.shape.reward),
             ),
             AGREE_TIMEOUT,

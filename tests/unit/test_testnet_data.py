@@ -15,19 +15,17 @@ from services.testnet.data import split_digits
 def test_the_parts_are_disjoint_and_together_all_rows() -> None:
     split = split_digits(6)
     parts = [split.test, split.practice, split.provider, *split.miners]
-    assert [len(y) for _, y in parts[:3]] == [400, 200, 300]
-    assert sum(len(y) for _, y in parts) == 1797
-    sizes = [len(y) for _, y in split.miners]
+    assert [len(part) for part in parts[:3]] == [400, 200, 300]
+    assert sum(len(part) for part in parts) == 1797
+    sizes = [len(part) for part in split.miners]
     assert max(sizes) - min(sizes) <= 1
-    everything = np.concatenate([x for x, _ in parts])
+    everything = np.concatenate([part.x for part in parts])
     assert everything.min() == 0.0
     assert everything.max() == 1.0
 
 
 def test_the_test_set_is_the_same_whatever_the_number_of_miners() -> None:
-    digests = {
-        hashlib.sha256(np.round(split_digits(n).test[0] * 16).astype(np.uint8).tobytes()).hexdigest() for n in (2, 6, 12)
-    }
+    digests = {hashlib.sha256(np.round(split_digits(n).test.x * 16).astype(np.uint8).tobytes()).hexdigest() for n in (2, 6, 12)}
     assert digests == {"806c6eb136527cec3c322e6f287a4b88546a825ea9eaa83dbf452aa4ae1f463c"}
 
 
@@ -41,5 +39,5 @@ def test_files_hold_what_was_split(tmp_path: Path) -> None:
     names = {name: tmp_path / f"{name}.npz" for name in ("test", "practice", "provider")}
     split.write(names, [tmp_path / "m0.npz", tmp_path / "m1.npz"])
     with np.load(names["test"]) as stored:
-        np.testing.assert_array_equal(stored["x"], split.test[0])
-        np.testing.assert_array_equal(stored["y"], split.test[1])
+        np.testing.assert_array_equal(stored["x"], split.test.x)
+        np.testing.assert_array_equal(stored["y"], split.test.y)
