@@ -22,39 +22,43 @@ MAX_ACTIVATIONS: Final = 16_000_000
 
 def build(spec: ModelSpec) -> Model:
     """Rows of shape (n, features) to logits of shape (n, classes); softmax is part of the loss. Parameters are not set."""
-    layers: list[nn.Module] = []
-    if spec.is_convolutional:
-        channels, side = spec.image
-        layers.append(nn.Unflatten(1, (channels, side, side)))
-        for shape, c in zip(spec.shapes, spec.convolutions, strict=False):
-            layers.append(_unset(nn.Conv2d, shape[1], c.outputs, c.kernel, stride=c.stride, padding=c.padding))
-            layers.append(_ACTIVATIONS[spec.activation]())
-            if c.pool:
-                layers.append(nn.MaxPool2d(2))
-        layers.append(nn.Flatten())
-    for index, (inputs, width) in enumerate(spec.shapes[len(spec.convolutions) :]):
-        if index:
-            layers.append(_ACTIVATIONS[spec.activation]())
-        layers.append(_unset(nn.Linear, inputs, width))
-    return nn.Sequential(*layers)
+    # Without storage at first: torch would draw first weights, which takes longer than a round for large layers, only for them
+    # to be replaced.
+    with torch.device("meta"):
+        layers: list[nn.Module] = []
+        if spec.is_convolutional:
+            channels, side = spec.image
+            layers.append(nn.Unflatten(1, (channels, side, side)))
+            for shape, c in zip(spec.shapes, spec.convolutions, strict=False):
+                layers.append(nn.Conv2d(shape[1], c.outputs, c.kernel, stride=c.stride, padding=c.padding))
+                layers.append(_ACTIVATIONS[spec.activation]())
+                if c.pool:
+                    layers.append(nn.MaxPool2d(2))
+            layers.append(nn.Flatten())
+        for index, (inputs, width) in enumerate(spec.shapes[len(spec.convolutions) :]):
+            if index:
+                layers.append(_ACTIVATIONS[spec.activation]())
+            layers.append(nn.Linear(inputs, width))
+        model = nn.Sequential(*layers)
+    return model.to_empty(device="cpu")
 
 
 def import_weights(model: Model, weights: Weights) -> None:
     """Copy ``weights`` into the model's float32 parameters (torch keeps W of a dense layer transposed)."""
     with torch.no_grad():
-        for layer, (W, b) in zip(_layers(model), weights, strict=True):
-            turned = W.T if isinstance(layer, nn.Linear) else W
-            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(turned, dtype=np.float32)))
-            layer.bias.copy_(torch.from_numpy(np.array(b, dtype=np.float32)))
+        for (weight, bias), (W, b) in zip(_pairs(model), weights, strict=True):
+            turned = W.T if W.ndim == 2 else W
+            weight.copy_(torch.from_numpy(np.ascontiguousarray(turned, dtype=np.float32)))
+            bias.copy_(torch.from_numpy(np.array(b, dtype=np.float32)))
 
 
 def export_weights(model: Model) -> Weights:
     """The model's parameters as float64 pairs in the shapes of model_spec."""
     found = []
-    for layer in _layers(model):
-        W = layer.weight.detach().numpy()
-        turned = W.T if isinstance(layer, nn.Linear) else W
-        found.append((turned.astype(np.float64), layer.bias.detach().numpy().astype(np.float64)))
+    for weight, bias in _pairs(model):
+        W = weight.detach().numpy()
+        turned = W.T if W.ndim == 2 else W
+        found.append((turned.astype(np.float64), bias.detach().numpy().astype(np.float64)))
     return tuple(found)
 
 
@@ -73,10 +77,7 @@ def rows_at_once(spec: ModelSpec) -> int:
     return max(1, MAX_ACTIVATIONS // spec.activations)
 
 
-def _unset(kind: type[nn.Module], *sizes: int, **more: int) -> nn.Module:
-    # Torch would draw first weights, which takes longer than a round for large layers, only for them to be replaced.
-    return nn.utils.skip_init(kind, *sizes, **more)
-
-
-def _layers(model: Model) -> list[nn.Linear | nn.Conv2d]:
-    return [layer for layer in model if isinstance(layer, nn.Linear | nn.Conv2d)]
+def _pairs(model: Model) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weight and bias of each layer that has them, in order."""
+    parameters = list(model.parameters())
+    return list(zip(parameters[::2], parameters[1::2], strict=True))

@@ -94,7 +94,8 @@ def train_locally(
                 break
             rows = shuffled[start : start + batch]
             gradients: tuple[torch.Tensor, ...] = ()
-            for some in rows.split(part):
+            for first in range(0, len(rows), part):
+                some = rows[first : first + part]
                 loss = loss_of(model(x[some]), y[some])
                 found = torch.autograd.grad(loss / len(rows), parameters)
                 gradients = tuple(torch.add(*pair) for pair in zip(gradients, found, strict=True)) if gradients else found

@@ -178,13 +178,13 @@ def test_linear_regression_finds_the_line_in_the_targets_own_unit() -> None:
 
 @pytest.mark.parametrize("spec", [ModelSpec(784, 4, kind="lenet"), ModelSpec(1024, 4, kind="alexnet")], ids=name_of)
 def test_convolutional_models_learn_and_are_seeded(spec: ModelSpec) -> None:
-    data = images(96, spec)
-    weights, plan = initial_weights(spec, 1), TrainingPlan("adam", 2, 0.001, 16, 3, 120.0)
+    data = images(60, spec)
+    weights, plan = initial_weights(spec, 1), TrainingPlan("adam", 2, 0.002, 10, 3, 120.0)
     first, again = (train_locally(spec, weights, data, plan) for _ in range(2))
     np.testing.assert_array_equal(flatten(first.delta), flatten(again.delta))
     weights = add(weights, first.delta)
     weights = add(weights, train_locally(spec, weights, data, replace(plan, seed=4)).delta)
-    assert practice_score(spec, weights, images(60, spec, 9)).correct >= 50
+    assert practice_score(spec, weights, images(40, spec, 9)).correct >= 32
 
 
 def test_a_batch_in_parts_makes_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
