@@ -187,7 +187,8 @@ def delta_to_bytes(delta: NDArray[np.floating[Any]], precision: Precision) -> by
     if not largest <= MAX_FLOAT32:
         raise MalformedError(f"the largest value of the update is {largest}: training diverged")
     exponent = max(-MAX_EXPONENT, math.frexp(largest)[1] - HALF_EXPONENT) if largest else 0
-    return exponent.to_bytes(2, "big", signed=True) + np.ldexp(delta, -exponent).astype("<f2").tobytes()
+    halves: NDArray[np.float16] = np.ldexp(delta, -exponent).astype("<f2")
+    return exponent.to_bytes(2, "big", signed=True) + halves.tobytes()
 
 
 def delta_from(update: Update, count: int) -> NDArray[np.float64]:
