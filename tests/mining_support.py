@@ -17,10 +17,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from core.crypto.masking import Aggregation
+from core.crypto.sealing import suite_of
 from pool.flower.children import Child, flower_environment
 from pool.flower.engine import JoinTicket, MiningEngine
 from pool.flower.keys import new_node_key
 from pool.learning.datasets import Dataset, save_npz
+from pool.learning.privacy import NO_NOISE, LocalPrivacy
 
 FEATURES, CLASSES = 64, 10
 
@@ -86,7 +89,9 @@ class MinerProcess:
         await self.child.stop(5)
 
 
-async def start_miner(engine: MiningEngine, folder: Path, data: Dataset, behaviour: str = "honest") -> MinerProcess:
+async def start_miner(
+    engine: MiningEngine, folder: Path, data: Dataset, behaviour: str = "honest", privacy: LocalPrivacy = NO_NOISE
+) -> MinerProcess:
     private, public = new_node_key()
     ticket = await engine.register(public)
     await asyncio.to_thread(folder.mkdir, parents=True)
@@ -100,6 +105,9 @@ async def start_miner(engine: MiningEngine, folder: Path, data: Dataset, behavio
         "rows": str(folder / "rows.npz"),
         "folder": str(folder),
         "behaviour": behaviour,
+        "suite": ticket.suite,
+        "aggregation": ticket.aggregation,
+        "privacy": [privacy.clip, privacy.noise],
     }
     environment = flower_environment(folder / "home")
     child = await Child.start(sys.executable, "tests.mining_support", environment, folder / "miner.log")
@@ -114,11 +122,18 @@ def _miner_main() -> None:
     settings = json.loads(sys.stdin.readline())
     ticket = JoinTicket(
         settings["address"], settings["ca"].encode(), bytes.fromhex(settings["pool_key"]),
-        bytes.fromhex(settings["public"]),
+        bytes.fromhex(settings["public"]), suite_of(settings["suite"]), Aggregation(settings["aggregation"]),
     )  # fmt: skip
     rows = load_npz(Path(settings["rows"]))
-    miner = FleetMiner(ticket, bytes.fromhex(settings["private"]), lambda job_id: (rows.x, rows.y), Path(settings["folder"]))
-    if settings["behaviour"] != "honest":
+    miner = FleetMiner(
+        ticket, bytes.fromhex(settings["private"]), lambda job_id: (rows.x, rows.y), Path(settings["folder"]),
+        privacy=LocalPrivacy(*settings["privacy"]),
+    )  # fmt: skip
+    if settings["behaviour"] == "die_in_upload":
+        from tests import mining_attacks
+
+        mining_attacks.die_in_upload()
+    elif settings["behaviour"] != "honest":
         from tests import mining_attacks
 
         miner._app = getattr(mining_attacks, settings["behaviour"])(ticket, miner._key)

@@ -143,6 +143,38 @@ async def consensus(
         console.print(table(f"{validators} validators", ["", "measured"], tables(result)))
 
 
+@app.command()
+@runs
+async def poison(
+    attack: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This attack only; may be repeated.")] = None,
+    algorithm: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This aggregation only; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of partition, first weights and shuffling.", min=0)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Hostile miners against every aggregation: practice accuracy after real training on the embedded digits.
+
+    One hostile of four and two of eight, with the aggregation alone and with the practice floor. (In brackets): less than 95 %
+    of the accuracy without them is left. Takes some minutes of processor time; standard error says what is being played.
+
+    Example: pofl bench poison --json
+
+    Example: pofl bench poison --attack times_9 --algorithm fedavg --algorithm krum
+    """
+    with source_tree():
+        from bench.poison import ALGORITHMS, ATTACKS, measure, tables
+    for given, known, option in ((attack, tuple(ATTACKS), "--attack"), (algorithm, ALGORITHMS, "--algorithm")):
+        unknown = [name for name in given or () if name not in known]
+        if unknown:
+            raise ConfigError(f"{option}: {unknown[0]!r} is none of {', '.join(known)}")
+    heeds_ctrl_c()
+    result = measure(attack or tuple(ATTACKS), algorithm or ALGORITHMS, seed=seed, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        emit_json(result)
+        return
+    for title, columns, rows in tables(result):
+        console.print(table(title, columns, rows, right=range(1, len(columns))))
+
+
 @app.command(name="consensus-sim")
 @runs
 async def consensus_sim(

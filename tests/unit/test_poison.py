@@ -1,0 +1,83 @@
+"""A small part of `pofl bench poison`, with real training: each defence, with a threshold that fails when it is taken out.
+
+Docs/mining.md has the whole table.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+
+from bench.poison import Cell, digits, play, tables
+from pool.learning.datasets import Dataset
+
+pytestmark = pytest.mark.slow
+
+GOOD, RUINED = 0.85, 0.6
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Dataset, Dataset]:
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    return digits()
+
+
+def accuracy(cell: Cell) -> float:
+    return cell.best / cell.total
+
+
+def test_without_hostile_miners_it_learns(data: tuple[Dataset, Dataset]) -> None:
+    assert accuracy(play(data, "fedavg", 4, 0, "", 0.8)) > GOOD
+
+
+def test_the_practice_floor_is_what_saves_the_mean(data: tuple[Dataset, Dataset]) -> None:
+    """One of four sends nine times its step backwards, which no check of a single update finds."""
+    with_floor, without = (play(data, "fedavg", 4, 1, "times_9", floor) for floor in (0.8, 0.0))
+    assert accuracy(with_floor) > GOOD
+    assert accuracy(without) < RUINED
+    assert "harm" in with_floor.refused
+    assert without.counted == without.rounds
+
+
+def test_the_median_and_the_trimmed_mean_need_no_floor(data: tuple[Dataset, Dataset]) -> None:
+    for algorithm in ("median", "trimmed_mean"):
+        cell = play(data, algorithm, 8, 2 if algorithm == "median" else 1, "times_9", 0.0)
+        assert accuracy(cell) > GOOD, cell
+
+
+def test_krum_drops_the_far_ones(data: tuple[Dataset, Dataset]) -> None:
+    assert accuracy(play(data, "multikrum", 8, 2, "times_9", 0.0)) > GOOD
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ("nan", "not finite"),
+        ("shape", "bytes of weights"),
+        ("giant", "ceiling"),
+        ("times_100", "times the median"),
+        ("replay", "does not open|not by node key"),
+        ("stolen", "not by node key"),
+    ],
+)
+def test_what_is_refused_alone_never_counts(data: tuple[Dataset, Dataset], attack: str, said: str) -> None:
+    cell = play(data, "fedavg", 4, 1, attack, 0.0)
+    assert accuracy(cell) > GOOD
+    assert re.search(said, cell.refused), cell.refused
+    assert cell.counted <= (1 if attack == "replay" else 0)
+
+
+def test_tables_of_cells() -> None:
+    cells = [
+        {"miners": 4, "hostile": 1, "attack": "nan", "algorithm": a, "floor": 0.8, "best": b, "survives": b > 50}
+        for a, b in (("fedavg", 90), ("krum", 20))
+    ]
+    result = {"practice_rows": 100, "honest": {"fedavg/4": 91, "krum/4": 88}, "cells": cells}
+    assert tables(result) == [
+        (
+            "1 hostile of 4, practice floor 0.8", ["attack", "fedavg", "krum"],
+            [["nobody hostile", "91", "88"], ["NaN in every weight", "90", "(20)"]],
+        )
+    ]  # fmt: skip
