@@ -18,10 +18,11 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from core.chain.block import BlockKind
-from core.chain.transaction import Activation
+from core.chain.transaction import Activation, TaskSpec
 from core.errors import DeadlineError, PoflError, UnavailableError
 from core.ids import Amount, Height, TaskId, short
 from core.verification.quantise import quantise_features
+from core.verification.regression import buckets, cuts_from_micro
 from core.verification.scored_model import ScoredModel
 from services.rpc.views import BlockView, TaskPhase
 from services.testnet.layout import Layout
@@ -172,7 +173,7 @@ async def _work_block(layout: Layout, clients: Clients, view: BlockView, seconds
         pool=layout.name_of(header.author_id),
         correct=header.accuracy.correct,
         total=header.accuracy.total,
-        model_correct=None if model is None else _score(layout, model, task.spec.feature_scale_micro),
+        model_correct=None if model is None else _score(layout, model, task.spec),
         audit_ms=statistics.median(audits) if audits else 0.0,
         vm_bytes=vm_bytes,
         reward=task.reward,
@@ -206,10 +207,13 @@ async def _check(layout: Layout, clients: Clients, report: Report) -> None:
         report.problems.append(f"the supply is {tip.supply}, it should be {genesis_supply} - {tip.burned} burned")
 
 
-def _score(layout: Layout, model: ScoredModel, feature_scale_micro: int) -> int:
+def _score(layout: Layout, model: ScoredModel, spec: TaskSpec) -> int:
     with np.load(layout.data("test"), allow_pickle=False) as stored:
-        features = quantise_features(np.asarray(stored["x"], dtype=np.float64), feature_scale_micro / 1_000_000)
-        return int(model.count(features, np.asarray(stored["y"], dtype=np.int64)))
+        features = quantise_features(np.asarray(stored["x"], dtype=np.float64), spec.feature_scale_micro / 1_000_000)
+        y = np.asarray(stored["y"])
+        if spec.cuts_micro:
+            y = buckets(y.astype(np.float64), cuts_from_micro(spec.cuts_micro))
+        return int(model.count(features, y.astype(np.int64)))
 
 
 async def _fetch_model(clients: Clients, task_id: TaskId) -> ScoredModel:
