@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pofl.verify.v1 import verify_pb2, verify_pb2_grpc
 
+from bench.requester_chain import key
 from core.chain.transaction import Activation
 from core.errors import (
     AuthError,
@@ -38,7 +39,6 @@ from tests.requester_world import (
     World,
     audit_machine,
     evaluation_machine,
-    key,
     make_world,
     stored_machine,
     write_rows,
