@@ -24,7 +24,10 @@ from core.market import marks, tracing
 from core.market.tracing import Share
 from core.market.variants import DEFAULT_STRENGTH, make_variants
 
-__all__ = ["Data", "accuracy", "detection", "framing", "innocent", "load_archive", "load_digits", "measure"]
+__all__ = [
+    "Data", "accuracy", "detection", "framing", "innocent", "load_archive", "load_digits", "measure", "problems",
+    "tables",
+]  # fmt: skip
 
 SECRET: Final = b"bench/marks".ljust(32, b"\0")
 MINERS: Final = 3
@@ -76,7 +79,7 @@ def accuracy(data: Data, strengths: tuple[int, ...], runs: int, seed: int) -> di
     The variant of a row is its group's choice against a trace bit, as miners get them. ``lost`` is a mean of paired
     differences, with its standard error.
     """
-    x, y = data.train
+    x = data.train[0]
     found: dict[str, Any] = {"runs": runs, "rows": len(x), "strengths": {}}
     plain = np.array([_train(data, x, seed + run) for run in range(runs)])
     found["plain_percent"] = round(float(plain.mean()) * 100, 2)
@@ -153,7 +156,10 @@ def framing(tries: int, seed: int) -> dict[str, Any]:
         guess = int.from_bytes(rng.bytes(marks.BITMAP_SIZE), "little")
         spoiled = (1 << 10) - 1
         told = guess & ~spoiled if choices & spoiled == 0 else guess
-        reports = {"guess": (everything, guess), "constant": (everything, 0), "few": (few, guess & few), "tamper": (everything, told)}
+        reports = {
+            "guess": (everything, guess), "constant": (everything, 0), "few": (few, guess & few),
+            "tamper": (everything, told),
+        }  # fmt: skip
         for kind, (found, seen) in reports.items():
             agreeing, _, proven = marks.agreement(found, seen, choices)
             accused[kind] += proven
@@ -275,9 +281,7 @@ def costs(seed: int) -> dict[str, Any]:
     marking = timed("buyer_commits_ms", lambda: marks.commit(rng.bytes(32), session, marks.MARKS))
     sold = timed(
         "seller_ms",
-        lambda: marks.seller_keys(
-            session, marking.commitment, marking.seed_hash, marking.points, marks.MARKS, rng.bytes(32)
-        ),
+        lambda: marks.seller_keys(session, marking.commitment, marking.seed_hash, marking.points, marks.MARKS, rng.bytes(32)),
     )
     timed("buyer_takes_ms", lambda: marks.group_keys(marking, session, sold[1]))
     points = marks.points_digest(marking.points)
@@ -293,7 +297,9 @@ def measure(
     """All of it; with ``archive`` accuracy and leaks of that data too. Raises ConfigError for a bad archive."""
     started = time.process_time()
     sets = [load_digits(), *([] if archive is None else [load_archive(archive, rows)])]
-    result: dict[str, Any] = {"seed": seed, "strength_ppm": DEFAULT_STRENGTH, "security_bits": marks.SECURITY, "costs": costs(seed)}
+    result: dict[str, Any] = {
+        "seed": seed, "strength_ppm": DEFAULT_STRENGTH, "security_bits": marks.SECURITY, "costs": costs(seed),
+    }  # fmt: skip
     log(f"{tries} reports of each kind by sellers who know nothing")
     result["framing"] = framing(tries, seed)
     log(f"{tries} reports on buyers who leaked nothing")
@@ -317,6 +323,20 @@ def problems(result: dict[str, Any]) -> list[str]:
         found.append(f"{result['innocent']['convicted']} innocent buyers convicted")
     lost = result["data"]["digits"]["accuracy"]["strengths"][str(DEFAULT_STRENGTH)]["lost_points"]
     return [*found, f"{lost} points of accuracy lost on digits"] if lost >= 0.5 else found
+
+
+def tables(result: dict[str, Any]) -> Iterator[tuple[str, list[str], list[tuple[object, ...]]]]:
+    """Title, columns and lines, for people."""
+    framed, others = result["framing"], result["innocent"]
+    lines: list[tuple[object, ...]] = [(f"framing: {k}", framed["tries_of_each"], n) for k, n in framed["accused"].items()]
+    yield "wrongly convicted", ["who", "tries", "convicted"], [*lines, ("innocent", others["tries"], others["convicted"])]
+    for name, found in result["data"].items():
+        leaked = [(kind, *line.values()) for kind, line in found["leaks"].items()]
+        yield f"leaks of {name}", ["copy", "traced %", "convicted %", "score", "agreeing", "found"], leaked
+        lost = [(s, *line.values()) for s, line in found["accuracy"]["strengths"].items()]
+        plain = found["accuracy"]["plain_percent"]
+        yield f"accuracy on {name}, {plain} % without marks", ["strength ppm", "%", "lost points", "standard error"], lost
+    yield "costs", ["", "measured"], list(result["costs"].items())
 
 
 def _as_int(bits: NDArray[Any]) -> int:

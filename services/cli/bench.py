@@ -145,6 +145,37 @@ async def consensus(
 
 @app.command()
 @runs
+async def mining(
+    miners: Annotated[str, typer.Option(help="Numbers of miners, separated by commas.")] = "2,4,8,16",
+    sizes: Annotated[str, typer.Option(help="Sizes of models in MB; large ones with fewer miners.")] = "0.1,10,60",
+    rounds: Annotated[int, typer.Option("--runs", help="Rounds of each measurement; the median counts.", min=1)] = 10,
+    rows: Annotated[int, typer.Option(help="Rows of each miner.", min=10, max=1_000_000)] = 1_000,
+    stock: Annotated[bool, typer.Option("--stock", help="Also the same apps on a stock Flower deployment.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Federated rounds with real processes: seconds, processor time, bytes, memory, and the deadline.
+
+    Takes some minutes; standard error says what is being measured.
+
+    Example: pofl bench mining --json
+
+    Example: pofl bench mining --miners 2,4 --sizes 0.1 --runs 5 --stock
+    """
+    with source_tree():
+        from bench.mining import measure, numbers, tables, whole
+    counts, megabytes = whole(miners, "--miners"), numbers(sizes, "--sizes")
+    result = await measure(counts, [int(1e6 * one) for one in megabytes], rounds, rows, stock)
+    if as_json:
+        emit_json(result)
+        return
+    columns = ["model MB", "miners", "s a round", "CPU s", "times one process", "MB sent", "miner's MB"]
+    console.print(table(f"{rows} rows a miner", columns, tables(result), right=range(7)))
+    late, early = result["deadline"]["late"], result["deadline"]["early"]["seconds"]
+    console.print(f"deadline: the result is there {early:.2f} s before it; {late} late")
+
+
+@app.command()
+@runs
 async def poison(
     attack: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This attack only; may be repeated.")] = None,
     algorithm: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This aggregation only; may be repeated.")] = None,
@@ -173,6 +204,45 @@ async def poison(
         return
     for title, columns, rows in tables(result):
         console.print(table(title, columns, rows, right=range(1, len(columns))))
+
+
+@app.command()
+@runs
+async def marks(
+    tries: Annotated[
+        int, typer.Option(help="Reports by sellers who know nothing, and on buyers who leaked nothing.", min=1)
+    ] = 100_000,
+    leaks: Annotated[int, typer.Option(help="Leaks of each kind.", min=1)] = 100,
+    rounds: Annotated[int, typer.Option("--runs", help="Models trained with and without marks.", min=2)] = 20,
+    archive: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="More data: an npz with x_train, y_train, x_test, y_test of 0..255.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of the archive that are sold.", min=300)] = 6_000,
+    seed: Annotated[int, typer.Option(help="The same numbers again.", min=0)] = 20261122,
+    as_json: JsonOption = False,
+) -> None:
+    """Marks in sold rows: accuracy that they cost, buyers framed, innocents convicted, leaks found after rounding and more.
+
+    Takes minutes. Ends with exit code 1 if anybody was convicted wrongly or half a point of accuracy is lost on digits.
+
+    Example: pofl bench marks --tries 100000 --json
+
+    Example: pofl bench marks --tries 1000 --leaks 10 --archive mnist.npz
+    """
+    with source_tree():
+        from bench.marks import measure, problems, tables
+    heeds_ctrl_c()
+    result = measure(tries, leaks, rounds, seed, archive, rows, lambda text: typer.echo(text, err=True))
+    broken = problems(result)
+    if as_json:
+        emit_json(result | {"problems": broken})
+    else:
+        for title, columns, lines in tables(result):
+            console.print(table(title, columns, lines, right=range(1, len(columns))))
+        for text in broken:
+            console.print(text)
+    if broken:
+        raise typer.Exit(1)
 
 
 @app.command(name="consensus-sim")

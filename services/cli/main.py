@@ -12,7 +12,7 @@ with loading():
     import typer
 
     from core.errors import PoflError
-    from services.cli import bench, chain, data, keys, models, pools, run, tasks, testnet, validators
+    from services.cli import bench, chain, data, keys, market, models, pools, run, tasks, testnet, validators
     from services.runtime.lifecycle import exit_code
 
 __all__ = ["app", "main"]
@@ -37,6 +37,7 @@ app.add_typer(tasks.app, name="task")
 app.add_typer(chain.app, name="chain")
 app.add_typer(validators.app, name="validator")
 app.add_typer(models.app, name="model")
+app.add_typer(market.app, name="market")
 app.add_typer(data.app, name="data")
 app.add_typer(pools.app, name="pool")
 app.add_typer(keys.app, name="keys")
