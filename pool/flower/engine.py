@@ -232,11 +232,19 @@ class MiningEngine:
             if manager is not None:
                 # The job is over or failed: what the manager has is on disk already.
                 manager.kill()
-                await manager.stop(STOP_GRACE_S)
-                self._managers.discard(manager)
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    # At the deadline the result is due, and a killed process takes its time to be gone.
+                    self._later(self._bury(manager))
+                else:
+                    await self._bury(manager)
             # Not awaited: the result is due now, and a guard that is down has nothing to clean up.
             self._later(self._ask("stop_run", run_id=run["run_id"]))
             self._later(self._make_spare())
+
+    async def _bury(self, manager: Child) -> None:
+        await manager.stop(STOP_GRACE_S)
+        self._managers.discard(manager)
 
     async def _take_manager(self) -> Child:
         """The spare manager, or a new one. Its imports take seconds that a task's deadline need not pay for."""
