@@ -40,8 +40,8 @@ GROUPS: Final = ((4, 1), (8, 2))
 FLOORS: Final = (0.0, 0.8)
 SURVIVES: Final = 0.95
 """Of the practice accuracy without any attack."""
-ROUNDS: Final = {"fedsgd": 40}
-DEFAULT_ROUNDS: Final = 8
+ROUNDS: Final = {"fedsgd": 20}
+DEFAULT_ROUNDS: Final = 6
 RUN_ID: Final = 7
 
 Vector: TypeAlias = NDArray[np.float64]
@@ -189,7 +189,7 @@ def play(
         made.append(Miner(private, keys.public_bytes_of(private), train.take(part), attack if is_hostile else ""))
     job = MiningJob(
         bytes(32), train.x.shape[1], 10, Path("unused"), int(1000 * (time.time() + 3600)), hidden=(16,), algorithm=algorithm,
-        quorum=miners // 2, learning_rate=0.5 if algorithm == "fedsgd" else 0.3, local_epochs=2, batch=32, seed=seed,
+        quorum=miners // 2, learning_rate=1.0 if algorithm == "fedsgd" else 0.3, local_epochs=2, batch=32, seed=seed,
         max_rounds=ROUNDS.get(algorithm, DEFAULT_ROUNDS), practice_floor=floor,
     )  # fmt: skip
     known = {miner.public: len(miner.rows) * (10**9 if miner.attack == "count" else 1) for miner in made}

@@ -39,8 +39,8 @@ log = logger(__name__)
 JOURNAL: Final = "contributions.log"
 KEPT_OPEN: Final = 4
 """Books of the last tasks that still take answers."""
-READERS: Final = 4
-"""Who may read whole books at the same time."""
+READERS: Final = 16
+"""Who may read whole books at the same time, each one of them."""
 
 T = TypeVar("T")
 Tell = Callable[[AccountId, Assignment], None]
@@ -173,7 +173,7 @@ class Books:
         self._folder, self._key, self._chain_id, self._tell = folder, key, chain_id, tell
         self._factor, self._cut = weight_factor, owner_cut_ppm
         self._open: dict[TaskId, Book] = {}
-        self._readers = 0
+        self._readers: set[str] = set()
         self._summaries: dict[Path, tuple[int, MinedTask]] = {}
 
     async def open(self, task_id: TaskId) -> Book:
@@ -195,14 +195,14 @@ class Books:
             raise NotFoundError(f"this pool takes no answers about task {short(signed.answer.task_id)} any more")
         await book.answer(signed)
 
-    async def entries(self, task_id: TaskId | None, after: int) -> AsyncIterator[bytes]:
+    async def entries(self, task_id: TaskId | None, after: int, reader: str = "") -> AsyncIterator[bytes]:
         """A task's encoded entries, by default the newest task's, without rounds up to number ``after``.
 
-        Raises NotFoundError, UnavailableError while READERS others read.
+        Raises NotFoundError, UnavailableError while the same reader or READERS others read.
         """
-        if self._readers >= READERS:
-            raise UnavailableError(f"{READERS} others read the books of this pool: try again soon")
-        self._readers += 1
+        if reader in self._readers or len(self._readers) >= READERS:
+            raise UnavailableError("you read a book of this pool already, or many others do: try again soon")
+        self._readers.add(reader)
         try:
             path = self._path(task_id) if task_id is not None else next(iter(self._paths()), None)
             if path is None or not path.is_file():
@@ -210,7 +210,7 @@ class Books:
             for record in await asyncio.to_thread(_records_after, path, after):
                 yield record
         finally:
-            self._readers -= 1
+            self._readers.discard(reader)
 
     async def tasks(self) -> Sequence[MinedTask]:
         """Newest first."""

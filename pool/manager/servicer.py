@@ -50,7 +50,7 @@ class PoolServicer(rpc.PoolServiceServicer):
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:  # noqa: N802
         signed = convert.join_from_proto(request, self._chain_id, self._members.pool)
         _check_caller(context, signed.join.miner)
-        return convert.joined_to_proto(await self._members.join(signed))
+        return convert.joined_to_proto(await self._members.join(signed, _connection(context)))
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.AttendResponse]:  # noqa: N802
         miner = _account(request.miner)
@@ -84,7 +84,7 @@ class PoolServicer(rpc.PoolServiceServicer):
         self, request: pb.ListContributionsRequest, context: Context
     ) -> AsyncIterator[pb.ListContributionsResponse]:
         task_id = TaskId(exact("task_id", request.task_id)) if request.task_id else None
-        async for entry in self._books.entries(task_id, request.after):
+        async for entry in self._books.entries(task_id, request.after, str(auth.caller(context))):
             yield pb.ListContributionsResponse(entry=entry)
 
     async def ListMinedTasks(  # noqa: N802
@@ -129,6 +129,12 @@ class ClaimServicer(peer_pb2_grpc.ClaimServiceServicer):
 
 def _account(value: bytes) -> AccountId:
     return AccountId(exact("miner", value))
+
+
+def _connection(context: Context) -> str:
+    """Whose connection this is: by its certificate, which a caller cannot change from request to request."""
+    digest = auth.certificate_digest(context)
+    return str(auth.caller(context)) if digest == auth.NO_CERTIFICATE else digest.hex()
 
 
 def _check_caller(context: Context, miner: AccountId) -> None:

@@ -200,13 +200,15 @@ async def test_anybody_may_read_but_not_all_at_once(world: World) -> None:
     assert len(await world.contributions(TASK, 99)) == 0
     with pytest.raises(NotFoundError, match="no book of that task"):
         await world.contributions(OTHER)
-    readers = [world.books.entries(TASK, 0) for _ in range(module.READERS + 1)]
+    readers = [world.books.entries(TASK, 0, str(number)) for number in range(module.READERS + 1)]
     for reader in readers[:-1]:
         await anext(reader)
     with pytest.raises(UnavailableError, match="try again"):
         await anext(readers[-1])
     await readers[0].aclose()  # type: ignore[attr-defined]
-    assert await anext(world.books.entries(TASK, 0))
+    with pytest.raises(UnavailableError, match="you read"):
+        await anext(world.books.entries(TASK, 0, "1"))
+    assert await anext(world.books.entries(TASK, 0, "0"))
 
 
 async def test_only_the_last_books_take_answers(world: World) -> None:
