@@ -106,7 +106,7 @@ def _by_size(measured: Sequence[Json], *path: str) -> Json:
 
 def tables(result: Json) -> list[tuple[str, ...]]:
     """A row a measurement: model, miners, seconds and CPU seconds a round, times one process, MB sent, MB of a miner."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in result["measured"]:
         sent, cpu = one["bytes"]["up"] + one["bytes"]["down"], sum(one["round"]["cpu_seconds"].values())
         rows.append((

@@ -24,6 +24,7 @@ from core.crypto.sealing import SealingKeyPair
 from core.errors import ConfigError, CryptoError, DeadlineError
 from pool.flower import blobs, keys
 from pool.flower.jobs import JoinTicket, load_weights
+from pool.flower.rounds import Reply
 from pool.flower.stock import client_app
 from pool.flower.stock.__main__ import write_app
 from pool.flower.stock.fleet import StockFleet
@@ -221,7 +222,7 @@ def test_a_node_started_anew_is_greeted_again(rows: Path) -> None:
         time.sleep(0.01)
     nodes[2].state = RecordDict()
     asked = fleet.instruct(b"\0" * 10, sorted(fleet.known()), 1, 30.0)
-    replies = []
+    replies: list[Reply] = []
     while len(replies) < 2:
         replies += fleet.collect(set(asked), 1.0)
     errors = [reply.error for reply in replies if reply.error]
