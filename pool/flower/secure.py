@@ -60,8 +60,8 @@ from pool.learning.model_spec import ModelSpec, Score, Weights, flatten
 
 __all__ = ["SecureFleet", "SecureLoop"]
 
-STEP_SHARE: Final = 0.15
-"""Part of a round's time that each of the four short steps may take; training has what is left."""
+ENDS: Final = {"keys": 0.25, "shares": 0.4, "training": 0.75, "consent": 0.88, "reveal": 1.0}
+"""When each step ends at the latest, as a part of the round. Where all answer, training has the time of the short ones."""
 REPEAT_S: Final = 0.5
 """Pause after a round without a sum."""
 SUSPENDED_ROUNDS: Final = 10
@@ -221,11 +221,7 @@ class SecureLoop(RoundLoop):
         return self.state.registered.get(miner, MAX_EXAMPLES)
 
     def _step(self, current: OpenRound, name: str, enough: int | None = None) -> _Step:
-        """When a step ends: short ones have their share of the round, and training leaves two shares for those after it."""
-        share = STEP_SHARE * (current.ends - current.started)
-        if name == "training":
-            return _Step(name, current.ends - 2 * share, enough)
-        return _Step(name, min(current.ends, self._now() + share), enough)
+        return _Step(name, current.started + ENDS[name] * (current.ends - current.started), enough)
 
     def _ask(self, current: OpenRound, step: _Step, orders: Mapping[bytes, Order], kind: type[T]) -> list[tuple[bytes, T]]:
         """Send orders and gather the replies to them, until all are there, or enough and the rest take much longer, or the step

@@ -18,7 +18,7 @@ from core.codec import decode_as, encode, encode_as
 from core.crypto.masking import CLIP
 from core.crypto.sealing import Suite
 from core.crypto.secure_sum import LEAST, Participant
-from core.errors import CheatingError, LimitError, MalformedError, NotFoundError, PoflError, SequenceError
+from core.errors import CheatingError, InputError, LimitError, MalformedError, NotFoundError, PoflError, SequenceError
 from core.ports import SystemRng
 from pool.flower import blobs, keys
 from pool.flower.client_app import DataSource, round_of, train_on
@@ -70,7 +70,7 @@ def build_secure_app(
         try:
             try:
                 order = decode_as(ORDER, blobs.unpack(message.content))
-            except MalformedError as error:
+            except InputError as error:
                 raise MalformedError(f"no order of secure aggregation, and nothing else is answered: {error.message}") from None
             reply = member.obey(order, metadata.run_id, number)
             info = context(metadata.run_id, metadata.message_id, node_public, number)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from core.errors import ConfigError
+from pool.flower.secure_wire import MAX_FACTOR
+from services.rpc.convert_mining import MAX_TOKEN
 from services.rpc.role import RoleConfig
 from services.runtime import config
 
-__all__ = ["AdmissionConfig", "MarketConfig", "PoolConfig", "TrainingConfig"]
+__all__ = ["LEAST_TOKEN", "AdmissionConfig", "MarketConfig", "PoolConfig", "TrainingConfig"]
+
+LEAST_TOKEN: Final = 16
+"""Bytes of an admission token: what is shorter can be guessed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +101,20 @@ class PoolConfig(RoleConfig):
             )
         if self.admission.mode == "token" and not self.admission.token:
             raise ConfigError("admission.mode is token, so admission.token must be set")
+        if self.admission.token and not LEAST_TOKEN <= len(self.admission.token.encode()) <= MAX_TOKEN:
+            raise ConfigError(
+                f"admission.token has {len(self.admission.token.encode())} bytes, must have {LEAST_TOKEN} to {MAX_TOKEN}: take "
+                "it from a generator of random passwords, and give it to members only"
+            )
         if self.training.aggregation == "secure" and self.training.algorithm not in ("fedavg", "fedsgd"):
             raise ConfigError(
                 f"training.aggregation is secure, so training.algorithm must be fedavg or fedsgd, not "
                 f"{self.training.algorithm}: the others compare single updates, which the manager does not see"
+            )
+        if self.training.aggregation == "secure" and self.training.weight_factor > MAX_FACTOR:
+            raise ConfigError(
+                f"training.aggregation is secure, so training.weight_factor must be at most {MAX_FACTOR}, not "
+                f"{self.training.weight_factor}: miners take part in no sum in which one of them drowns the others"
             )
         for account in self.admission.allow:
             if not re.fullmatch("[0-9a-fA-F]{64}", account):

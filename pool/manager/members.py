@@ -6,7 +6,6 @@ A member is online while it attends. When its stream ends its Flower key is give
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from core.errors import AuthError, CryptoError, LimitError, NotFoundError, PoflE
 from core.ids import AccountId, Digest, short
 from core.ports import Clock
 from pool.flower.jobs import JoinTicket
+from pool.manager.admission import Admission
 from pool.manager.config import AdmissionConfig
 from services.rpc.convert_mining import (
     DOMAIN_ATTEND,
@@ -45,6 +45,8 @@ ONLINE = gauge("pool_members_online", "Members that attend.")
 MAX_MEMBERS: Final = 1_000
 MAX_WAITING: Final = 64
 """Assignments that wait for one member."""
+MOST_IDLE_MS: Final = 180_000
+"""A member that joined loads its libraries, then attends. One that has not by then may lose its place."""
 MAX_KEYS: Final = 16_384
 """Flower keys whose owner is remembered, oldest first."""
 
@@ -62,6 +64,7 @@ class _Member:
     node_key: bytes
     rows: int
     features: int
+    joined_ms: int
     bought: int = 0
     """Rows assigned to it since it joined."""
     contribution: int = 0
@@ -88,7 +91,7 @@ class Members:
         self._enrolment = enrolment
         self._key = key
         self._chain_id = chain_id
-        self._admission = admission
+        self._admission = Admission(admission, clock)
         self._clock = clock
         self._members: dict[AccountId, _Member] = {}
         self._owners: dict[bytes, AccountId] = dict(owners or {})
@@ -106,22 +109,19 @@ class Members:
 
     # What members call
 
-    async def join(self, signed: SignedJoin) -> SignedJoined:
-        """Admit a miner under a fresh Flower key; a former membership of the account ends.
+    async def join(self, signed: SignedJoin, caller: str = "") -> SignedJoined:
+        """Admit a miner under a fresh Flower key; a former membership of the account ends. ``caller``: whose connection it is.
 
-        Raises AuthError (signature, admission), LimitError (full), MalformedError or UnavailableError (its Flower key).
+        Raises AuthError (signature, admission, a key used before), LimitError (full, or refused too often), MalformedError or
+        UnavailableError (its Flower key).
         """
-        join = signed.join
+        self._admission.listen(caller)
         try:
-            verify_join(signed)
-        except CryptoError as error:
-            raise AuthError(f"the request to join is not signed by {short(join.miner)}: {error.message}") from None
-        check_admission(self._admission, join.miner, join.token)
-        # Members learn one another's keys from receipts: joining under another's key would be taking its pay.
-        if self._owners.get(join.node_public_key, join.miner) != join.miner:
-            raise AuthError(f"the Flower key of {short(join.miner)} is another member's: join with a fresh one")
-        if join.miner not in self._members and len(self._members) >= MAX_MEMBERS:
-            raise LimitError(f"this pool has {MAX_MEMBERS} members, the most it takes", members=MAX_MEMBERS)
+            self._check_join(signed)
+        except PoflError as error:
+            self._admission.note(caller, error)
+            raise
+        join = signed.join
         ticket = await self._enrolment.register(join.node_public_key)
         if self._owners.setdefault(join.node_public_key, join.miner) != join.miner:
             raise AuthError(f"the Flower key of {short(join.miner)} became another member's meanwhile: join with a fresh one")
@@ -132,7 +132,7 @@ class Members:
             contribution = former.contribution
             self._end(former)
         self._members[join.miner] = _Member(
-            join.miner, join.node_public_key, join.rows, join.features, contribution=contribution
+            join.miner, join.node_public_key, join.rows, join.features, self._clock.now_ms(), contribution=contribution
         )
         if len(self._owners) > MAX_KEYS:
             del self._owners[self._least_needed_key()]
@@ -144,6 +144,31 @@ class Members:
                 ticket.hpke_public_key, ticket.suite, ticket.aggregation,
             ),
         )  # fmt: skip
+
+    def _check_join(self, signed: SignedJoin) -> None:
+        join = signed.join
+        try:
+            verify_join(signed)
+        except CryptoError as error:
+            raise AuthError(f"the request to join is not signed by {short(join.miner)}: {error.message}") from None
+        self._admission.check(join.miner, join.token)
+        # Members learn one another's keys from secure sums: joining under another's key would be taking its pay.
+        owner, present = self._owners.get(join.node_public_key), self._members.get(join.miner)
+        if owner is not None and owner != join.miner:
+            raise AuthError(f"the Flower key of {short(join.miner)} is another member's: join with a fresh one")
+        # The same request once more is answered once more; any other use of a key that was used is refused.
+        if owner is not None and (present is None or present.node_key != join.node_public_key):
+            raise AuthError(f"{short(join.miner)} joined under this Flower key before: join with a fresh one")
+        if present is None and len(self._members) >= MAX_MEMBERS:
+            self._end_idle()
+            if len(self._members) >= MAX_MEMBERS:
+                raise LimitError(f"this pool has {MAX_MEMBERS} members, the most it takes", members=MAX_MEMBERS)
+
+    def _end_idle(self) -> None:
+        """Places are for who attends: a membership that nobody came to attend ends when its place is wanted."""
+        since = self._clock.now_ms() - MOST_IDLE_MS
+        for member in [m for m in self._members.values() if not m.is_online and m.joined_ms < since]:
+            self._end(member)
 
     async def attend(self, miner: AccountId, signature: bytes) -> AsyncIterator[Assignment]:
         """Assignments for as long as the member stays. Raises NotFoundError (join first), AuthError."""
@@ -301,14 +326,6 @@ class Roster(Mapping[bytes, int]):
 
     def _present(self) -> list[_Member]:
         return [m for m in self._members.values() if m.is_online and m.features == self._features]
-
-
-def check_admission(admission: AdmissionConfig, miner: AccountId, token: bytes) -> None:
-    """Raises AuthError, without saying more than who was refused and by which rule."""
-    if admission.mode == "token" and not hmac.compare_digest(token, admission.token.encode()):
-        raise AuthError(f"{short(miner)} is not admitted: this pool asks for its token")
-    if admission.mode == "allow" and miner.hex() not in {account.lower() for account in admission.allow}:
-        raise AuthError(f"{short(miner)} is not admitted: this pool has a list of members, and it is not on it")
 
 
 def _put(member: _Member, assignment: Assignment) -> None:

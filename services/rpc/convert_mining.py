@@ -87,7 +87,7 @@ class Join:
     """Fresh: Flower never accepts one again whose holder left."""
     rows: Annotated[int, U32]
     features: Annotated[int, U32]
-    token: Annotated[bytes, Var(MAX_TOKEN)]
+    token: Annotated[bytes, Var(MAX_TOKEN)] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

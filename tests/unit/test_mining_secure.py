@@ -377,14 +377,15 @@ def test_an_instruction_must_be_of_the_sum(change: dict[str, object], error: typ
         people[0].member.obey(TrainMasked(replace(order.instruction, **change), order.inbox), RUN, 1)
 
 
-def test_a_plain_instruction_is_not_answered() -> None:
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 4, 5, 255])
+def test_a_plain_instruction_is_not_answered(first: int) -> None:
     """A manager that asks for a plain update, though the pool said that it would not see one, gets none."""
     private, name = NODES[0]
     rows = (np.array([1.0]), np.zeros(10, dtype=np.int64))
     pool = bytes([9]) + bytes(31)
     app = build_secure_app(lambda _: rows, pool, keys.private_key_of(private), name, lambda *_: None, Suite.X25519)
     message = make_message(
-        content=blobs.pack(encode(replace(TEMPLATE, round=1, vector=vector_to_bytes(np.zeros(6))))),
+        content=blobs.pack(encode(replace(TEMPLATE, job_id=bytes([first]) * 32, round=1, vector=vector_to_bytes(np.zeros(6))))),
         metadata=Metadata(RUN, "m", 1, 2, "", "1", 0.0, 10.0, MessageType.TRAIN),
     )
     answer = decode(Answer, blobs.unpack(app(message, Context(RUN, 2, {}, RecordDict(), {})).content))
