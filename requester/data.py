@@ -24,10 +24,14 @@ from services.data.recipe import Recipe
 from services.data.stored import public_arrays, recipe_in
 from services.runtime.npz import UNREADABLE, check_archive
 
-__all__ = ["Rows", "clamped_features", "feature_scale_of", "load_rows", "practice_bytes", "scored_test_set"]
+__all__ = [
+    "CARRIED", "Rows", "clamped_features", "feature_scale_of", "load_rows", "practice_bytes", "scale_of", "scored_test_set",
+]  # fmt: skip
 
 MAX_BYTES: Final = 2 << 30
 MILLION: Final = 1_000_000
+CARRIED: Final = ("recipe", "pca_mean", "pca_matrix")
+"""Arrays of an ``.npz`` that say how its features were made (services.data.stored)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +69,7 @@ def load_rows(path: Path) -> Rows:
         if made.y.dtype.kind == "f":
             raise MalformedError(f"{path}: its targets are real: give the task cut points or a number of buckets")
         public = public_arrays(made.recipe, made.projection)
-        return Rows(str(path), made.x.astype(np.float64), made.y.astype(np.int64), made.classes, _scale_of(made.recipe), public)
+        return Rows(str(path), made.x.astype(np.float64), made.y.astype(np.int64), made.classes, scale_of(made.recipe), public)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file; it must be an .npz file with the arrays x and y")
     try:
@@ -74,17 +78,18 @@ def load_rows(path: Path) -> Rows:
             if missing := sorted({"x", "y"} - set(arrays.files)):
                 raise MalformedError(f"{path}: it holds {sorted(arrays.files)}, but no array {' and '.join(missing)}")
             x, y = arrays["x"], arrays["y"]
-            carried = {name: arrays[name] for name in ("recipe", "pca_mean", "pca_matrix") if name in arrays.files}
+            carried = {name: arrays[name] for name in CARRIED if name in arrays.files}
     except UNREADABLE as error:
         raise MalformedError(f"{path}: not an .npz file of plain arrays ({error})") from None
     rows = _checked(str(path), x, y)
     stored = recipe_in(path) if "recipe" in carried else None
     return (
-        rows if stored is None else replace(rows, declared=stored[0].classes, scale_micro=_scale_of(stored[0]), recipe=carried)
+        rows if stored is None else replace(rows, declared=stored[0].classes, scale_micro=scale_of(stored[0]), recipe=carried)
     )
 
 
-def _scale_of(recipe: Recipe | None) -> int:
+def scale_of(recipe: Recipe | None) -> int:
+    """The feature scale that a recipe names, in millionths; 0: none."""
     return recipe.feature_scale_micro if recipe is not None else 0
 
 

@@ -6,6 +6,7 @@ Cut points are public, so they come from the owner or from the public practice s
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 from core.chain.transaction import MAX_CUT, MAX_CUTS
 from core.errors import InputError, MalformedError, NotFoundError
 from core.verification.regression import MICRO, buckets, cuts_from_micro, cuts_to_micro, quantile_cuts
-from requester.data import MAX_BYTES, Rows, load_rows, practice_bytes
+from requester.data import CARRIED, MAX_BYTES, Rows, load_rows, practice_bytes, scale_of
+from services.data.loading import is_described
+from services.data.loading import load_rows as load_described
+from services.data.stored import public_arrays, recipe_in
 from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["RealRows", "TaskRows", "load_real_rows", "read_task_rows"]
@@ -31,15 +35,19 @@ class RealRows:
     source: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
+    scale_micro: int = 0
+    recipe: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """As in requester.data.Rows."""
 
     def bucketed(self, cuts_micro: tuple[int, ...]) -> Rows:
         """The same rows with buckets as labels."""
-        return Rows(self.source, self.x, buckets(self.y, cuts_from_micro(cuts_micro)))
+        labels = buckets(self.y, cuts_from_micro(cuts_micro))
+        return Rows(self.source, self.x, labels, scale_micro=self.scale_micro, recipe=self.recipe)
 
     def to_bytes(self) -> bytes:
         """The public practice set as pools read it: ``.npz`` with x float32 and y float64, no pickle in it."""
         out = io.BytesIO()
-        np.savez(out, allow_pickle=False, x=self.x.astype(np.float32), y=self.y)
+        np.savez(out, allow_pickle=False, x=self.x.astype(np.float32), y=self.y, **self.recipe)
         return out.getvalue()
 
 
@@ -78,6 +86,7 @@ def read_task_rows(test_set: Path, practice_set: Path, cuts_micro: tuple[int, ..
     if not cuts_micro and not wanted_buckets:
         rows, practice = load_rows(test_set), load_rows(practice_set)
         _same_width(rows.features, practice.features, practice.source, rows.source)
+        _same_recipe(rows, practice)
         return TaskRows(rows, practice, max(2, rows.classes, practice.classes), (), practice_bytes(practice))
     if cuts_micro and wanted_buckets:
         raise InputError(f"either {len(cuts_micro)} cut points or {wanted_buckets} buckets, not both: cut points make buckets")
@@ -86,6 +95,7 @@ def read_task_rows(test_set: Path, practice_set: Path, cuts_micro: tuple[int, ..
         cuts = cuts_to_micro(cuts_from_micro(cuts_micro))
     test, public = load_real_rows(test_set), load_real_rows(practice_set)
     _same_width(test.x.shape[1], public.x.shape[1], public.source, test.source)
+    _same_recipe(test, public)
     if not cuts_micro:
         if not 2 <= wanted_buckets <= MAX_CUTS + 1:
             raise InputError(f"{wanted_buckets} buckets, must be 2 to {MAX_CUTS + 1}")
@@ -97,7 +107,13 @@ def read_task_rows(test_set: Path, practice_set: Path, cuts_micro: tuple[int, ..
 
 
 def load_real_rows(path: Path) -> RealRows:
-    """``x`` (n, M) and real ``y`` (n,) of an ``.npz`` file; nothing in it is unpickled. Raises as read_task_rows."""
+    """``x`` (n, M) and real ``y`` (n,) of an ``.npz`` file or a descriptor; nothing is unpickled. Raises as read_task_rows."""
+    if is_described(path):
+        made = load_described(path)
+        return _checked_targets(
+            str(path), made.x.astype(np.float64), made.y.astype(np.float64), scale_of(made.recipe),
+            public_arrays(made.recipe, made.projection),
+        )  # fmt: skip
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file; it must be an .npz file with the arrays x and y")
     try:
@@ -106,6 +122,7 @@ def load_real_rows(path: Path) -> RealRows:
             if missing := sorted({"x", "y"} - set(arrays.files)):
                 raise MalformedError(f"{path}: it holds {sorted(arrays.files)}, but no array {' and '.join(missing)}")
             x, y = arrays["x"], arrays["y"]
+            carried = {name: arrays[name] for name in CARRIED if name in arrays.files}
     except UNREADABLE as error:
         raise MalformedError(f"{path}: not an .npz file of plain arrays ({error})") from None
     if x.dtype.kind not in "fiub" or x.ndim != 2 or not x.size:
@@ -116,15 +133,32 @@ def load_real_rows(path: Path) -> RealRows:
     if (bad := ~np.isfinite(floats)).any():
         row, column = map(int, np.argwhere(bad)[0])
         raise MalformedError(f"{path}: row {row}: feature {column} is {floats[row, column]}, not a finite number", row=row)
-    if (wrong := ~(np.abs(targets) <= MAX_TARGET)).any():
+    stored = recipe_in(path) if "recipe" in carried else None
+    return _checked_targets(str(path), floats, targets, scale_of(stored[0]) if stored is not None else 0, carried)
+
+
+def _checked_targets(
+    source: str, x: NDArray[np.float64], y: NDArray[np.float64], scale: int, recipe: Mapping[str, NDArray[np.generic]]
+) -> RealRows:
+    if (wrong := ~(np.abs(y) <= MAX_TARGET)).any():
         row = int(np.flatnonzero(wrong)[0])
-        raise MalformedError(f"{path}: row {row}: target {targets[row]} is not a number within {MAX_TARGET:g} of 0", row=row)
-    return RealRows(str(path), floats, targets)
+        raise MalformedError(f"{source}: row {row}: target {y[row]} is not a number within {MAX_TARGET:g} of 0", row=row)
+    return RealRows(source, x, y, scale, recipe)
 
 
 def _same_width(test: int, practice: int, practice_source: str, test_source: str) -> None:
     if test != practice:
         raise MalformedError(f"{practice_source}: {practice} features a row, {test_source} has {test}")
+
+
+def _same_recipe(test: Rows | RealRows, practice: Rows | RealRows) -> None:
+    """Both sets made by one rule, where both say by which. Raises MalformedError."""
+    found = [rows.recipe.get("recipe") for rows in (test, practice)]
+    if found[0] is not None and found[1] is not None and found[0].tobytes() != found[1].tobytes():
+        raise MalformedError(
+            f"{practice.source} and {test.source} have different recipes, so their features are not the same ones: "
+            "`pofl data inspect` prints the digest of each"
+        )
 
 
 def _list(chosen: NDArray[np.bool_]) -> str:

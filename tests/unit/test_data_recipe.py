@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigError, InputError, MalformedError
+from requester.data import feature_scale_of, practice_bytes
 from requester.data import load_rows as requester_rows
-from requester.data import practice_bytes
+from requester.targets import read_task_rows
 from services.data.descriptor import load_projection, read_descriptor, save_projection
 from services.data.fitting import fit_projection, fit_standard, guess_columns, summarise, to_toml
 from services.data.loading import load_rows, rows_of
@@ -306,3 +307,31 @@ def test_only_texts_need_scikit_learn() -> None:
         "sys.exit('sklearn' in sys.modules or 'scipy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ".:proto"}).returncode == 0
+
+
+def test_a_task_takes_one_recipe_for_both_sets(tmp_path: Path) -> None:
+    path = images(tmp_path)
+    other = tmp_path / "other.toml"
+    other.write_text(path.read_text().replace("[4, 4]", "[2, 8]"))
+    assert read_task_rows(path, path).classes == 10
+    with pytest.raises(MalformedError, match="have different recipes"):
+        read_task_rows(path, other)
+
+
+def test_a_regression_publishes_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,t\n" + "".join(f"{i},{i * 1.5}\n" for i in range(40)))
+    path = descriptor(
+        tmp_path,
+        'kind = "csv"\nfiles = ["t.csv"]\ntarget = "t"\n'
+        '[recipe]\nraw = "table"\nreal = true\ncolumns = [{ name = "a", scale = 10 }]\n',
+    )
+    read = read_task_rows(path, path, wanted_buckets=4)
+    assert np.bincount(read.practice.y).tolist() == [10, 10, 10, 10]
+    assert feature_scale_of(read.practice) == 31_750_000
+    (tmp_path / "practice.npz").write_bytes(read.blob)
+    found = recipe_in(tmp_path / "practice.npz")
+    assert found is not None
+    assert found[0].real
+    again = read_task_rows(tmp_path / "practice.npz", tmp_path / "practice.npz", wanted_buckets=4)
+    assert again.cuts_micro == read.cuts_micro
+    assert again.blob == read.blob
