@@ -103,7 +103,8 @@ def miner_settings(
     folder = home or HOME
     missing = [f"--{key}" for key in ("pool", "data") if flags[key] is None and not is_said(key)]
     if missing:
-        raise ConfigError(f"a miner needs {' and '.join(missing)}: the pool's address (host:port) and the rows to train on")
+        means = {"--pool": "the pool's address, host:port", "--data": "the rows to train on"}
+        raise ConfigError("a miner needs " + " and ".join(f"{name} ({means[name]})" for name in missing))
     absent = [name for name, key in GIVEN.items() if not is_said(key) and not (folder / name).is_file()]
     if absent:
         raise ConfigError(

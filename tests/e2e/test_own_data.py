@@ -9,11 +9,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from services.testnet.layout import load_layout
 from tests.e2e.test_testnet import left_over
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,31 @@ def pofl(folder: Path, *arguments: str, timeout: float = 60) -> str:
     return run.stdout
 
 
+def a_guest_joins(folder: Path, network: subprocess.Popen[str], data: str) -> None:
+    """Somebody from outside mines with an invitation, a pool's address and a share of the data, and nothing else."""
+    end = time.monotonic() + 60
+    while not (folder / "net" / "testnet.json").exists() and time.monotonic() < end:
+        assert network.poll() is None, network.communicate()
+        time.sleep(0.2)
+    pofl(folder, "data", "partition", data, "--parts", "30", "--out", "shares")
+    pofl(folder, "testnet", "invite", "guest", "--net", "net")
+    pool = next(m for m in load_layout(folder / "net").members if m.role == "pool")
+    log = folder / "guest.log"
+    with log.open("wb") as out, subprocess.Popen(
+        [*COMMAND, "run", "miner", "--home", "guest", "--pool", pool.listen, "--data", "shares/share0.npz"],
+        cwd=folder, env=ENV, stdout=out, stderr=out,
+    ) as guest:  # fmt: skip
+        try:
+            end = time.monotonic() + 120
+            while "member of the pool" not in log.read_text() and time.monotonic() < end:
+                assert guest.poll() is None, log.read_text()
+                assert network.poll() is None, network.communicate()
+                time.sleep(0.5)
+        finally:
+            guest.terminate()
+    assert "member of the pool" in log.read_text(), log.read_text()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
@@ -60,18 +87,29 @@ def test_a_pool_learns_it(
     pofl(folder, "data", "describe", str(shared_data / source), *options, "--out", f"{name}.toml")
     seen = json.loads(pofl(folder, "data", "inspect", f"{name}.toml", "--json"))
     common = max(seen["class_counts"].values()) / seen["rows"]
-    report = json.loads(
-        pofl(
-            folder, "testnet", "up", *SMALL, "--dir", str(folder / "net"), "--data", f"{name}.toml", "--split", rule,
-            "--rows", str(rows), "--json", timeout=330,
-        )
+    network = subprocess.Popen(
+        [
+            *COMMAND, "testnet", "up", *SMALL, "--dir", str(folder / "net"), "--data", f"{name}.toml", "--split", rule,
+            "--rows", str(rows), "--json",
+        ],
+        cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    with network:
+        try:
+            if name == "spam":
+                a_guest_joins(folder, network, f"{name}.toml")
+            out, err = network.communicate(timeout=330)
+        finally:
+            network.terminate()
+    assert network.returncode == 0, (out, err)
+    report = json.loads(out)
     (block,) = report["blocks"]
     share = block["correct"] / block["total"]
     with capsys.disabled():
         sys.stdout.write(
             f"\n{name}: {seen['features']} features, {seen['classes']} classes, miners share by {rule}: header "
-            f"{block['correct']}/{block['total']} = {share:.3f}, model scores {block['model_correct']}; commonest class {common:.3f}\n"
+            f"{block['correct']}/{block['total']} = {share:.3f}, "
+            f"model scores {block['model_correct']}; commonest class {common:.3f}\n"
         )
     assert report["problems"] == []
     assert block["model_correct"] == block["correct"]

@@ -19,7 +19,7 @@ from services.testnet.layout import Shape, load_layout, make_layout
 from tests.data_files import idx
 
 VISITS = "who,age,sex,note,out\n" + "".join(
-    f"p{i % 6},{20 + i},{'mf'[i % 2]},n{i},{['no', 'yes'][i % 3 == 0]}\n" for i in range(120)
+    f"p{i % 6},{20 + i},{'mf'[i % 2]},n{i},{['no', 'yes'][i % 3 == 0]}\n" for i in range(300)
 )
 
 
@@ -43,8 +43,8 @@ def test_from_a_table_to_shares(folder: Path, monkeypatch: pytest.MonkeyPatch, c
     capsys.readouterr()
     assert pofl(monkeypatch, "data", "inspect", "visits.csv", "--json") == 0
     seen = json.loads(capsys.readouterr().out)
-    assert (seen["rows"], seen["features"], seen["keys"]) == (120, 3, 6)
-    assert seen["class_counts"] == {"no": 80, "yes": 40}
+    assert (seen["rows"], seen["features"], seen["keys"]) == (300, 3, 6)
+    assert seen["class_counts"] == {"no": 200, "yes": 100}
     assert pofl(monkeypatch, "data", "inspect", "visits.csv") == 0
     assert "recipe" in capsys.readouterr().out
     assert (
@@ -53,7 +53,7 @@ def test_from_a_table_to_shares(folder: Path, monkeypatch: pytest.MonkeyPatch, c
     shares = json.loads(capsys.readouterr().out)
     assert [share["keys"] for share in shares] == [2, 2, 2]
     found = [load_rows(folder / "shares" / share["file"]) for share in shares]
-    assert sum(len(rows) for rows in found) == 120
+    assert sum(len(rows) for rows in found) == 300
     assert {rows.recipe.digest.hex() for rows in found if rows.recipe} == {seen["recipe"]}
     assert pofl(monkeypatch, "data", "convert", "visits.toml", "--rows", "30", "--out", "some.npz") == 0
     assert len(load_rows(folder / "some.npz")) == 30
@@ -82,7 +82,7 @@ def test_images_are_described(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         (("describe", "visits.csv", "--out", "visits.csv"), "visits.csv exists"),
         (("describe", "visits.csv", "--out", "a.toml"), "--target must be one of who, age, sex, note, out"),
-        (("describe", "visits.csv", "--target", "note", "--out", "a.toml"), "note has 120 different values"),
+        (("describe", "visits.csv", "--target", "note", "--out", "a.toml"), "note has 300 different values"),
         (("describe", "visits.csv", "--target", "out", "--without", "x", "--out", "a.toml"), "--without names 'x'"),
         (("describe", "visits.xls", "--out", "a.toml"), "its name does not say what it is"),
         (("describe", "none.csv", "--target", "out", "--out", "a.toml"), "none.csv: no such file"),
@@ -131,7 +131,7 @@ def test_an_invitation_a_pool_and_data_are_all_that_a_miner_needs(folder: Path) 
 
 
 def test_all_that_is_missing_is_said_at_once(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="a miner needs --pool and --data: "):
+    with pytest.raises(ConfigError, match=r"a miner needs --pool \(the pool's address, host:port\) and --data \("):
         miner_settings(None, None, None, None, True, (), {})
     with pytest.raises(ConfigError, match=r"miner lacks ca\.pem, tls\.pem, tls\.key, genesis\.json: whoever runs the network"):
         miner_settings("a:1", Path("d"), None, None, True, (), {})
@@ -166,7 +166,7 @@ def test_a_testnet_of_own_data(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (subject.name, subject.features, subject.classes, subject.hidden) == ("visits", 3, 2, (8,))
     assert subject.feature_scale_micro == 31_750_000
     files = ["test", "practice", "provider", *(m.name for m in layout.of("miner"))]
-    assert sum(len(load_rows(layout.data(name))) for name in files) == 120
+    assert sum(len(load_rows(layout.data(name))) for name in files) == 300
     keys = [set(load_rows(layout.data(m.name)).keys.tolist()) for m in layout.of("miner")]  # type: ignore[union-attr]
     assert sum(len(k) for k in keys) == len(set.union(*keys))
 
@@ -178,6 +178,6 @@ def test_data_that_no_testnet_can_learn_leave_nothing_behind(folder: Path) -> No
         with pytest.raises(ConfigError, match=sentence):
             make_layout(folder / "net", Shape(1, 1, 1), data=OwnData(folder / f"{name}.npz"))
         assert not (folder / "net").exists()
-    np.savez(folder / "plain.npz", x=np.eye(150, 5, dtype=np.float32) * 4, y=np.arange(150) % 2)
+    np.savez(folder / "plain.npz", x=np.tile(np.eye(5, dtype=np.float32), (30, 1)) * 4, y=np.arange(150) % 2)
     split = split_own(OwnData(folder / "plain.npz", rows=140), 2)
     assert sum(len(rows) for rows in (split.test, split.practice, split.provider, *split.miners)) == 140
