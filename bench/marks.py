@@ -148,7 +148,7 @@ def framing(tries: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     count = marks.MARKS
     everything = (1 << count) - 1
-    few = (1 << marks.SECURITY) - 1
+    few = (1 << marks.SECURITY + 1) - 1
     accused = dict.fromkeys(("guess", "constant", "few", "tamper"), 0)
     most = 0
     for _ in range(tries):
@@ -225,6 +225,9 @@ def leaks(held: Values, other: Values, rng: np.random.Generator) -> Iterator[tup
     _, _, axes = np.linalg.svd(x - middle, full_matrices=False)
     for keep in (axes.shape[1] // 2, axes.shape[1] // 4):
         yield f"{keep} principal components of {x.shape[1]}", (x - middle) @ axes[:keep].T @ axes[:keep] + middle
+    for share, beyond in ((4, 0.5), (8, 0.0), (8, 0.5), (8, 1.0)):
+        smooth = (x - middle) @ axes[: axes.shape[1] // share].T @ axes[: axes.shape[1] // share] + middle
+        yield f"1/{share} of the components, less {beyond:g} of the rest", smooth - beyond * (x - smooth)
     y = other.astype(np.float64)
     yield "two buyers, rows of either", np.where(rng.integers(0, 2, n)[:, None] == 0, x, y)
     yield "two buyers, averaged", (x + y) / 2
@@ -253,14 +256,17 @@ def detection(data: Data, tries: int, seed: int) -> dict[str, Any]:
             one = counts.setdefault(kind, [0, 0])
             one[0] += traced
             one[1] += traced and proven
-            mean = sums.setdefault(kind, [0.0, 0.0, 0.0])
-            for i, value in enumerate((sight.score, agreeing, total)):
+            mean = sums.setdefault(kind, [0.0, 0.0, 0.0, 0.0])
+            truth = data.train[0][:rows].astype(np.float64)
+            error = float(np.sqrt(((copy - truth) ** 2).mean())) if len(copy) == rows and kind != "shuffled" else math.nan
+            for i, value in enumerate((sight.score, agreeing, total, error)):
                 mean[i] += value / tries
     return {
         kind: {
             "traced_percent": round(100 * traced / tries, 1), "convicted_percent": round(100 * convicted / tries, 1),
             "mean_score": round(sums[kind][0], 1), "mean_agreeing": round(sums[kind][1], 1),
             "mean_found": round(sums[kind][2], 1),
+            "error_of_127": None if math.isnan(sums[kind][3]) else round(sums[kind][3], 1),
         }
         for kind, (traced, convicted) in counts.items()
     }  # fmt: skip
@@ -332,7 +338,7 @@ def tables(result: dict[str, Any]) -> Iterator[tuple[str, list[str], list[tuple[
     yield "wrongly convicted", ["who", "tries", "convicted"], [*lines, ("innocent", others["tries"], others["convicted"])]
     for name, found in result["data"].items():
         leaked = [(kind, *line.values()) for kind, line in found["leaks"].items()]
-        yield f"leaks of {name}", ["copy", "traced %", "convicted %", "score", "agreeing", "found"], leaked
+        yield f"leaks of {name}", ["copy", "traced %", "convicted %", "score", "agreeing", "found", "error"], leaked
         lost = [(s, *line.values()) for s, line in found["accuracy"]["strengths"].items()]
         plain = found["accuracy"]["plain_percent"]
         yield f"accuracy on {name}, {plain} % without marks", ["strength ppm", "%", "lost points", "standard error"], lost
@@ -346,7 +352,7 @@ def _as_int(bits: NDArray[Any]) -> int:
 def _log2_tail(count: int) -> float:
     least = marks.least_agreeing(count)
     assert least is not None
-    return round(math.log2(sum(math.comb(count, k) for k in range(least, count + 1))) - count, 1)
+    return round(math.log2(2 * sum(math.comb(count, k) for k in range(least, count + 1))) - count, 1)
 
 
 def main() -> None:

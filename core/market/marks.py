@@ -191,8 +191,8 @@ def encrypt_row(key: bytes, row: int, data: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=MARKS + 1)
 def least_agreeing(found: int) -> int | None:
-    """The least k with ``P[Binomial(found, 1/2) >= k] <= 2^-SECURITY``, exactly; None if not even all are enough."""
-    tail, bound = 0, (1 << found) >> SECURITY
+    """The least k with ``P[Binomial(found, 1/2) >= k] <= 2^-(SECURITY + 1)``, exactly; None if not even all are enough."""
+    tail, bound = 0, (1 << found) >> (SECURITY + 1)
     for k in range(found, -1, -1):
         tail += math.comb(found, k)
         if tail > bound:
@@ -213,11 +213,15 @@ def check_sight(found: int, seen: int, count: int) -> None:
 
 
 def agreement(found: int, seen: int, choices: int) -> tuple[int, int, bool]:
-    """``(agreeing, found, proven)`` of a checked report and opened choices."""
+    """``(agreeing, found, proven)`` of a checked report and opened choices.
+
+    As few agreements as many are a proof: a leaker can turn each mark around (take away what it is off a smoothed row, and as
+    much again), but so can nobody who does not hold these variants. Both ends together have a chance of ``2^-SECURITY``.
+    """
     total = found.bit_count()
     agreeing = (found & ~(seen ^ choices)).bit_count()
     least = least_agreeing(total)
-    return agreeing, total, least is not None and agreeing >= least
+    return agreeing, total, least is not None and max(agreeing, total - agreeing) >= least
 
 
 def bitmap(bits: Sequence[int] | Bits) -> bytes:

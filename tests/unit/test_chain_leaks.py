@@ -145,10 +145,19 @@ async def test_one_more_agreeing_mark_is_a_proof(sold: Sold) -> None:
     assert sold.outcome().outcome is ReportOutcome.LEAKED
 
 
+async def test_marks_turned_around_are_a_proof_too(sold: Sold) -> None:
+    """A leaker who mirrors every row at a smoothed one turns all marks around: nobody else could."""
+    least = marks.least_agreeing(COUNT)
+    assert least is not None
+    sold.send("provider", sold.report(0, agreeing=COUNT - least), sold.report(1, agreeing=COUNT - least + 1))
+    sold.send("pool0", sold.opening(0), sold.opening(1))
+    assert [sold.outcome(i).outcome for i in (0, 1)] == [ReportOutcome.LEAKED, ReportOutcome.CLEARED]
+
+
 async def test_silence_is_taken_for_a_leak_and_late_marks_change_nothing(sold: Sold) -> None:
     before, funds = sold.reputation, sold.kit.balance("provider")
     wait = sold.state.params.answer_ms
-    sold.send("provider", sold.report(agreeing=0))
+    sold.send("provider", sold.report(agreeing=COUNT // 2))
     sold.send("pool0", after_ms=wait - 2000)
     assert sold.outcome().outcome is ReportOutcome.OPEN
     assert sold.refused("pool0", sold.opening(), after_ms=2000) == Refusal.WRONG_PHASE
@@ -160,7 +169,7 @@ async def test_silence_is_taken_for_a_leak_and_late_marks_change_nothing(sold: S
 
 
 async def test_marks_open_once_and_a_report_is_made_once(sold: Sold) -> None:
-    sold.send("provider", sold.report(agreeing=0))
+    sold.send("provider", sold.report(agreeing=COUNT // 2))
     assert sold.refused("provider", sold.report()) == Refusal.DUPLICATE
     sold.send("pool0", sold.opening())
     assert sold.outcome().outcome is ReportOutcome.CLEARED
@@ -182,7 +191,7 @@ async def test_a_second_miner_of_a_leaked_trade_costs_nothing_more(sold: Sold) -
 async def test_nobody_but_the_seller_reports(sold: Sold) -> None:
     """A pool that reports itself would spend its marks on a false report before it leaks."""
     for sender in ("pool0", "pool1", "other"):
-        assert sold.refused(sender, sold.report(agreeing=0)) == Refusal.NOT_THE_SELLER
+        assert sold.refused(sender, sold.report(agreeing=COUNT // 2)) == Refusal.NOT_THE_SELLER
 
 
 async def test_what_cannot_be_reported(sold: Sold) -> None:
@@ -192,7 +201,7 @@ async def test_what_cannot_be_reported(sold: Sold) -> None:
     beyond = marks.bitmap(np.ones(COUNT + 1, np.uint8))
     assert sold.refused("provider", replace(good, found=beyond)) == Refusal.BAD_REPORT
     assert sold.refused("provider", replace(sold.report(found=60), seen=good.found)) == Refusal.BAD_REPORT
-    assert sold.refused("provider", sold.report(found=marks.SECURITY - 1)) == Refusal.BAD_REPORT
+    assert sold.refused("provider", sold.report(found=marks.SECURITY)) == Refusal.BAD_REPORT
     last = sold.state.params.delivery_ms + sold.state.params.report_window_ms
     assert sold.refused("provider", good, after_ms=last + 1000) == Refusal.EXPIRED
 
@@ -250,7 +259,7 @@ async def test_points_that_do_not_follow_from_the_seed_can_never_be_opened() -> 
     accepted = await shop.seller.accept(bidding(forged))
     kit.take(kit.chain.tx("pool0", on_chain(accepted.trade, key("provider"), accepted.signature)))
     sold = Sold(kit, accepted.trade)
-    sold.send("provider", sold.report(agreeing=0))
+    sold.send("provider", sold.report(agreeing=COUNT // 2))
     lie = OpenMarks(sold.trade_id, MINERS[0], seed_of(MINERS[0]), points)
     assert sold.refused("pool0", lie) == Refusal.BAD_OPENING
 
@@ -284,7 +293,7 @@ async def test_a_report_after_the_credit_is_as_good_and_time_wakes_the_chain(sol
 async def test_an_open_report_holds_the_credit_back_without_making_blocks(sold: Sold) -> None:
     sold.settle()
     before = sold.reputation
-    sold.send("provider", sold.report(agreeing=0))
+    sold.send("provider", sold.report(agreeing=COUNT // 2))
     sold.send("pool0", after_ms=sold.state.params.leak_window_ms + 1000)
     assert sold.reputation == before
     tip = sold.state.tip.timestamp_ms
