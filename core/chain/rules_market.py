@@ -121,8 +121,7 @@ def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Mil
         same = (known.pool, known.provider, known.data_root) == (tx.sender, offer.provider, offer.data_root)
         if known_id == trade_id or (same and time_ms < known.bid_ms + state.params.draw_window_ms):
             raise TransactionError(
-                f"pool {short(tx.sender)} bid for this data set at {known.bid_ms}; one bid in "
-                f"{state.params.draw_window_ms} ms",
+                f"pool {short(tx.sender)} bid for this data set at {known.bid_ms}; one bid in {state.params.draw_window_ms} ms",
                 Refusal.DUPLICATE,
             )
     if open_trades >= MAX_OPEN:
@@ -213,14 +212,10 @@ def run_trades(state: State, height: Height, block_hash: BlockHash, time_ms: Mil
     return state if waiting == state.trading else replace(state, trading=waiting)
 
 
-def _draw(
-    state: State, trade_id: Digest, trade: Trade, height: Height, block_hash: BlockHash, time_ms: Milliseconds
-) -> State:
+def _draw(state: State, trade_id: Digest, trade: Trade, height: Height, block_hash: BlockHash, time_ms: Milliseconds) -> State:
     if draw.is_deal(block_hash, trade_id, trade.p_ppm):
         deadline = Milliseconds(time_ms + state.params.delivery_ms)
-        return _put(
-            state, trade_id, replace(trade, phase=TradePhase.DELIVERY, draw_height=height, deadline_ms=deadline)
-        )
+        return _put(state, trade_id, replace(trade, phase=TradePhase.DELIVERY, draw_height=height, deadline_ms=deadline))
     state = credit(state, trade.pool, trade.held)
     return _put(state, trade_id, replace(trade, phase=TradePhase.NO_DEAL, draw_height=height, held=Amount(0)))
 

@@ -39,9 +39,7 @@ def amplitudes(features: NDArray[np.int8], strength_ppm: int) -> NDArray[np.int1
     return np.where((found == 0) & (reach > 0) & (strength_ppm > 0), np.int16(1), found)
 
 
-def make_variants(
-    features: NDArray[np.int8], strength_ppm: int, secret: bytes
-) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+def make_variants(features: NDArray[np.int8], strength_ppm: int, secret: bytes) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
     """Variants 0 and 1 of all rows, int8 [n, M] each; ``secret``: 32 bytes of the seller, from which the patterns follow.
 
     Raises:

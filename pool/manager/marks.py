@@ -32,8 +32,8 @@ log = logger(__name__)
 FINAL_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 2.0
 MAX_FILE: Final = 64 * MAX_BUYERS + 1024
-FORGET_MS: Final = 600_000
-"""A trade that no node knows this long after its bid was signed is on no chain."""
+FORGET_MS: Final = 24 * 3_600_000
+"""On top of the window for reports: what a trade that no node knows is kept."""
 
 
 class Sender(Protocol):
@@ -114,7 +114,8 @@ class MarksDesk:
                 trade = await self._chain.trade(trade_id)
             except NotFoundError:
                 written_ms = self._path(trade_id).stat().st_mtime * 1000
-                if self._clock.now_ms() > written_ms + FORGET_MS:
+                # Not sooner: the node that was asked may be far behind.
+                if self._clock.now_ms() > written_ms + self._window_ms + FORGET_MS:
                     self._forget(trade_id)
                 continue
             last_ms = None if trade.delivery_deadline_ms is None else trade.delivery_deadline_ms + self._window_ms

@@ -290,3 +290,25 @@ async def test_trades_without_a_markup_do_not_close_the_market(sold: Sold) -> No
     assert (offer.rule.D_bar, offer.rule.m_bar) == (1, least)
     second = await shop.seller.accept(bidding(terms_for(offer)))
     await kit.wallet("pool0").send_and_wait(on_chain(second.trade, key("provider"), second.signature), 1)
+
+
+async def test_a_miner_cannot_choose_again(sold: Sold) -> None:
+    """A second set of choices would bring both variants of the rows: only the committed message is taken, in every stream."""
+    other = marks.commit(b"t" * 32, session_of(sold.trade.offer, MINERS[0]), sold.share(0).marks)
+    right = sold.ask("miner0")
+    forged = asked(sold.kit, sold.trade_id, "miner0", SEALING.public_key, other)
+    mixed = delivery.sign_open(key("miner0"), replace(right.opened, points=other.points))
+    for lie in (forged, mixed):
+        with pytest.raises(MarketError, match="not the ones that the trade commits to"):
+            await sold.deliveries.begin(lie)
+    assert not sold.deliveries._running
+    with await sold.deliveries.begin(right) as run:
+        first = await run.next_chunk()
+    with await sold.restarted().begin(right) as run:
+        again = await run.next_chunk()
+    assert first is not None
+    assert again is not None
+    assert first.transfer == again.transfer, "else a stream that breaks would be a second transfer"
+    held = sold.held(0, first)
+    opened = [delivery.open_sealed(SEALING, right.opened, sold.share(0), 0, part.sealed, held)[0] for part in (first, again)]
+    assert (opened[0] == opened[1]).all()

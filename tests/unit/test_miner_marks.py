@@ -1,0 +1,98 @@
+"""A miner fetches bought rows by the choices that its pool gave it, and never asks twice after a row that did not open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from core.errors import CheatingError, DeadlineError
+from core.ids import Digest, Milliseconds
+from core.market import marks
+from pool.miner import member
+from pool.miner.member import REFUSED, Membership
+from services.rpc.convert_market import DataSetView
+from services.rpc.convert_mining import FetchRows
+from tests.chainkit import account, key, some
+from tests.market_kit import SCALE_MICRO
+
+FETCH = FetchRows(some("trade"), some("rows"), "127.0.0.1:9", account("provider"), 10, 0, 30, Milliseconds(10_000), b"s" * 32)
+
+
+class Rows:
+    features, bought, own = 4, 0, 5
+
+    def add(self, trade_id: Digest, x: Any, y: Any, scale: int) -> None:
+        self.bought += len(y)
+
+
+class Seller:
+    def __init__(self, *_: object) -> None:
+        pass
+
+    async def data_set(self, root: Digest) -> DataSetView:
+        return DataSetView(root, "rows", 90, 4, 10, SCALE_MICRO)
+
+
+def miner(folder: Path, rows: Rows) -> Membership:
+    role = SimpleNamespace(
+        cfg=SimpleNamespace(data_dir=folder), tls=None, identity=SimpleNamespace(caller=None), key=key("miner0"),
+        account=account("miner0"), genesis=SimpleNamespace(chain_id=some("chain")),
+    )  # fmt: skip
+    made = Membership(cast(Any, role), cast(Any, rows), cast(Any, SimpleNamespace(now_ms=lambda: 0)))
+    made._pool = account("pool0")
+    return made
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the next deliveries come to: an error, or None for rows. Filled by a test; what was asked for is put there."""
+    plan: list[Any] = []
+
+    async def receive(seller: Any, chain: Any, trade: Any, keys: Any, share: Any, marking: Any, session: Any, *_: Any,
+                      timeout: float) -> Any:  # fmt: skip
+        outcome = plan.pop(0)
+        plan.append((marking, session))
+        if outcome is not None:
+            raise outcome
+        return np.zeros((30, 4), np.int8), np.zeros(30, np.uint8)
+
+    async def close(_: object) -> None:
+        return None
+
+    monkeypatch.setattr(member, "connect", lambda *_, **__: SimpleNamespace(close=close))
+    monkeypatch.setattr(member, "MarketClient", Seller)
+    monkeypatch.setattr(member, "receive_rows", receive)
+    return plan
+
+
+async def test_the_choices_are_those_of_the_pools_seed(tmp_path: Path, tries: list[Any]) -> None:
+    tries.append(None)
+    rows = Rows()
+    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    session = marks.session_id(some("chain"), account("provider"), account("pool0"), some("rows"), account("miner0"))
+    assert tries == [(marks.commit(b"s" * 32, session, marks.mark_count(30)), session)]
+    assert rows.bought == 30
+
+
+async def test_after_a_row_that_does_not_open_the_trade_is_given_up_for_good(tmp_path: Path, tries: list[Any]) -> None:
+    """Whether a spoiled row opens depends on the choice: each further try would tell the provider one more."""
+    rows = Rows()
+    tries.append(CheatingError("row 3 is none of its two variants"))
+    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    assert (tmp_path / REFUSED / FETCH.trade_id.hex()).read_text().startswith("row 3")
+    tries.clear()
+    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)  # another process, after a restart
+    assert (tries, rows.bought) == ([], 0)
+
+
+async def test_a_broken_connection_is_no_reason_to_give_up(tmp_path: Path, tries: list[Any]) -> None:
+    rows = Rows()
+    tries.append(DeadlineError("not in time"))
+    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    tries[:] = [None]
+    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    assert rows.bought == 30
