@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +107,14 @@ def test_the_exact_privacy_of_one_round_is_within_the_stated() -> None:
 def test_impossible_settings_are_refused(clip: float, noise: float) -> None:
     with pytest.raises(ConfigError, match="dp_"):
         LocalPrivacy(clip, noise)
+
+
+def test_the_table_of_the_page_is_what_the_formula_gives() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "mining.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page.partition("## Privacy")[2], re.M)
+    assert len(rows) == 5
+    for noise, *shown in rows:
+        for rounds, text in zip((1, 10, 30, 100), shown, strict=True):
+            exact = epsilon(LocalPrivacy(1.0, float(noise)), rounds, 1e-5)
+            # Rounded up: a smaller epsilon would be a stronger claim.
+            assert exact <= float(text) <= 1.02 * exact
