@@ -162,7 +162,7 @@ def after_block(pool: Mempool, state: State, now_ms: Milliseconds) -> tuple[Memp
             dropped.append((waiting.tx_id, f"waited longer than {EXPIRY_MS // 1000} s"))
             continue
         try:
-            rules.check_transaction(state, waiting.signed)
+            rules.check_waiting(state, waiting.signed, waiting.transaction)
         except TransactionError as error:
             if error.reason not in _LATER:
                 dropped.append((waiting.tx_id, error.message))

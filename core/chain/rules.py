@@ -44,7 +44,7 @@ from core.errors import BlockError, CryptoError, InputError, TransactionError, W
 from core.ids import AccountId, Amount, Height, Milliseconds, short
 
 __all__ = [
-    "Context", "apply_block", "apply_transaction", "check_transaction", "decode_transaction", "due",
+    "Context", "apply_block", "apply_transaction", "check_transaction", "check_waiting", "decode_transaction", "due",
     "due_ms", "is_fee_free", "is_work_height", "next_time",
 ]  # fmt: skip
 
@@ -287,6 +287,13 @@ def check_transaction(state: State, signed: SignedTransaction) -> Transaction:
         TransactionError: ``reason`` TOO_EARLY if it may become good, another Refusal if it will not.
     """
     tx = _verified(state, signed)
+    check_waiting(state, signed, tx)
+    return tx
+
+
+def check_waiting(state: State, signed: SignedTransaction, tx: Transaction) -> None:
+    """As ``check_transaction`` for one that passed it on an earlier tip; ``tx``: what it decodes to. Form and signature do not
+    change with the tip."""
     account = state.account(tx.sender)
     if not account.nonce <= tx.nonce < account.nonce + MAX_NONCE_AHEAD:
         raise TransactionError(
@@ -302,7 +309,6 @@ def check_transaction(state: State, signed: SignedTransaction) -> Transaction:
             f"account {short(tx.sender)} has {account.balance}: it cannot pay for a transaction that must wait for others",
             Refusal.INSUFFICIENT_FUNDS, balance=account.balance, needed=max(tx.fee, state.params.min_fee),
         )  # fmt: skip
-    return tx
 
 
 def _verified(state: State, signed: SignedTransaction) -> Transaction:

@@ -390,7 +390,7 @@ class SignedTransaction:
         return _small(data) if len(data) <= MAX_SMALL else decode(Transaction, data, MAX_TRANSACTION)
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=2048)
 def _small(data: bytes) -> Transaction:
     """A transaction is looked at for the mempool, each block built and each block applied: it is decoded once."""
     return decode(Transaction, data, MAX_TRANSACTION)

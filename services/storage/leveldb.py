@@ -21,8 +21,9 @@ from services.storage.tail import folder_fault
 __all__ = ["LevelDb"]
 
 META_KEY = RESERVED + b"meta"
-WRITE_BUFFER = 8 * 1024 * 1024
-CACHE = 16 * 1024 * 1024
+WRITE_BUFFER = 2 * 1024 * 1024
+"""LevelDB holds two of these before it writes a table. A node that is idle for most of the time fills them over hours."""
+CACHE = 8 * 1024 * 1024
 OPEN_FILES = 128
 ADVICE = "restore it from a backup"
 

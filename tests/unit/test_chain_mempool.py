@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
 from core.chain import build, mempool, merkle, rules
-from core.chain.mempool import Mempool
+from core.chain.mempool import Mempool, Waiting
+from core.chain.state import State
 from core.chain.transaction import EnterTask, PublishTask, Refusal, SignedTransaction, Stored, Transfer
 from core.errors import TransactionError
-from core.ids import Amount, Milliseconds, TaskId
+from core.ids import AccountId, Amount, Milliseconds, TaskId
 from tests.chainkit import Chain, account, key, make_spec, some
 
 NOW = Milliseconds(5)
@@ -127,9 +129,14 @@ def test_who_pays_too_little_for_a_full_mempool_costs_no_look_at_it_and_no_signa
     monkeypatch.setattr(mempool, "MAX_WAITING", 3)
     chain = Chain()
     pool = filled(chain, *(pay(chain, n, fee=2) for n in range(3)))
-    looked = []
-    least = mempool._least
-    monkeypatch.setattr(mempool, "_least", lambda w, s: (looked.append(len(w)), least(w, s))[1])
+    looked: list[int] = []
+    really = mempool._least
+
+    def least(waiting: Mapping[tuple[AccountId, int], Waiting], state: State) -> Waiting | None:
+        looked.append(len(waiting))
+        return really(waiting, state)
+
+    monkeypatch.setattr(mempool, "_least", least)
     monkeypatch.setattr(rules, "check_transaction", lambda *_: pytest.fail("its signature was looked at"))
     for nonce in range(20):
         assert refused(pool, chain, pay(chain, nonce, fee=2, sender="pool0")) == Refusal.LIMIT

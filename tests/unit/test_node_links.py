@@ -264,10 +264,10 @@ async def test_transactions_go_at_once_to_an_idle_link_and_together_to_a_busy_on
         link.put(transaction)
     assert await anext(stream) == Transactions(tuple(more[5:]))
     link.put(first)
-    waiting = asyncio.ensure_future(anext(stream, None))
+    ending = asyncio.ensure_future(anext(stream, None))
     await settle()
     link.close()
-    assert await waiting is None
+    assert await ending is None
 
 
 async def test_validators_are_dialled_where_the_chain_says_they_are_and_must_have_their_keys(

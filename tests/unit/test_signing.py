@@ -121,7 +121,12 @@ def test_a_remembered_signature_is_checked_once_and_answers_for_nothing_else(
 ) -> None:
     checked: list[bytes] = []
     really = signing._verify_raw
-    monkeypatch.setattr(signing, "_verify_raw", lambda k, m, s: (checked.append(m), really(k, m, s)))
+
+    def verify_raw(public_key: bytes, message: bytes, signature: bytes) -> None:
+        checked.append(message)
+        really(public_key, message, signature)
+
+    monkeypatch.setattr(signing, "_verify_raw", verify_raw)
     known = signing.Remembered(4)
     key, other = (KeyPair.generate(SeededRng(seed + n)) for n in range(2))
     good = sign(key, b"vote", b"block 7")
