@@ -9,6 +9,7 @@ from core.chain.block import NIL, Block
 from core.chain.messages import (
     BlockAvailable,
     BlockBuilt,
+    BodyHeld,
     Broadcast,
     Finalise,
     NeedBlock,
@@ -22,6 +23,7 @@ from core.chain.messages import (
 )
 from core.chain.state import DOMAIN_TIE
 from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Step, VerdictKind, Vote
+from core.chain.work_height import commitment_of
 from core.codec import decode
 from core.crypto.hashing import digest
 from core.errors import VoteError
@@ -249,3 +251,14 @@ def test_more_verdicts_than_there_can_be_are_refused_with_their_block() -> None:
         bench.do(BlockAvailable(blocks[0], tuple(made)))
     assert blocks[0].block_hash not in bench.machine._blocks
     assert bench.machine.work.all_signed() == ()
+
+
+def test_the_requesters_time_does_not_run_while_the_body_is_not_here() -> None:
+    """Else a pool that shows its work block and withholds the body has her blamed for it."""
+    bench, blocks = at_work()
+    bench.do(Start())
+    assert not [a for a in of(bench.do(BlockAvailable(blocks[0])), SetTimer) if a.timer.kind is TimerKind.AUDIT]
+    bench.timeout(TimerKind.BODY, 0)
+    commitment = commitment_of((bench.chain.state.work_claims() or ())[0])
+    assert bench.machine.work.own_kinds(commitment) == {VerdictKind.UNAVAILABLE}
+    assert [a for a in of(bench.do(BodyHeld(commitment)), SetTimer) if a.timer.kind is TimerKind.AUDIT]
