@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +53,14 @@ class LocalPrivacy:
     def is_on(self) -> bool:
         return self.clip > 0
 
-    def apply(self, update: NDArray[np.float64], rng: Rng) -> NDArray[np.float64]:
+    def apply(self, update: NDArray[np.floating[Any]], rng: Rng) -> NDArray[np.floating[Any]]:
         """The update as it may leave the miner. ``rng``: coins that nobody can guess. Raises LimitError (not finite)."""
         if not self.is_on:
             return update
         length = float(np.linalg.norm(update))
         if not math.isfinite(length):
             raise LimitError("the update is not finite, so it has no length to clip: training diverged")
-        clipped = update * min(1.0, self.clip / length) if length else update
+        clipped = update.astype(np.float64) * min(1.0, self.clip / length) if length else update
         if not self.noise:
             return clipped
         deviation = self.noise * self.clip
