@@ -358,7 +358,7 @@ def _dispatch(state: State, tx: Transaction, context: Context) -> State:
         case ReportLeak() as p:
             return rules_leaks.report_leak(state, tx, p, context.height, context.time_ms)
         case OpenMarks() as p:
-            return rules_leaks.open_marks(state, p, context.time_ms)
+            return rules_leaks.open_marks(state, context.parent, p, context.time_ms)
         case Verdicts() as p:
             return evidence.verdicts(state, p, context.index, context.height)
         case PoolFault() as p:

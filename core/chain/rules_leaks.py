@@ -23,6 +23,8 @@ __all__ = ["end_silence", "groups_of", "open_marks", "report_leak", "reputation_
 
 MAX_ACCUSED: Final = 64
 """Reports of one provider that wait for an answer: every block looks at them."""
+MAX_OPENINGS: Final = 8
+"""In one block: each is half a tenth of a second of every node's processor."""
 _DELIVERED: Final = (TradePhase.DELIVERY, TradePhase.SETTLED, TradePhase.REFUNDED)
 
 
@@ -94,22 +96,29 @@ def report_leak(state: State, tx: Transaction, payload: ReportLeak, height: Heig
     )
 
 
-def open_marks(state: State, payload: OpenMarks, time_ms: Milliseconds) -> State:
+def open_marks(state: State, parent: State, payload: OpenMarks, time_ms: Milliseconds) -> State:
     """OpenMarks: whoever shows the seed ends the report; agreement decides.
 
-    Costs 50 ms for 256 marks, and only for the right seed: a wrong one is refused after three hashes.
+    Costs 60 ms for 256 marks, and only for the right seed: a wrong one is refused after three hashes. So a block takes
+    MAX_OPENINGS at most; ``parent`` is the state before it.
 
     Raises:
-        TransactionError: no such report, too late, or not the committed seed.
+        TransactionError: no such report, too late, not the committed seed, or (TOO_EARLY) not in this block any more.
     """
     where = f"marks of miner {short(payload.miner)} in trade {short(payload.trade_id)}"
-    report = state.reports.get(report_key(payload.trade_id, payload.miner))
+    key = report_key(payload.trade_id, payload.miner)
+    report = state.reports.get(key)
     if report is None:
         raise TransactionError(f"{where}: nobody reported it", Refusal.UNKNOWN_REPORT)
     if report.outcome is not ReportOutcome.OPEN or time_ms >= report.deadline_ms:
         raise TransactionError(
             f"{where}: due until {report.deadline_ms}, block time is {time_ms}, outcome {report.outcome.name.lower()}",
             Refusal.WRONG_PHASE,
+        )
+    if key not in parent.reports or _opened_since(parent, state) >= MAX_OPENINGS:
+        raise TransactionError(
+            f"{where}: reported in this block, or {MAX_OPENINGS} others are opened in it: the next one may take it",
+            Refusal.TOO_EARLY,
         )
     trade = state.trades[payload.trade_id]
     committed = trade.marks[trade.miners.index(payload.miner)]
@@ -122,6 +131,11 @@ def open_marks(state: State, payload: OpenMarks, time_ms: Milliseconds) -> State
     agreeing, _, proven = marks.agreement(found, seen, choices)
     outcome = ReportOutcome.LEAKED if proven else ReportOutcome.CLEARED
     return _conclude(state, payload.trade_id, payload.miner, replace(report, outcome=outcome, agreeing=agreeing))
+
+
+def _opened_since(parent: State, state: State) -> int:
+    due = (report_key(trade_id, miner) for trade_id in parent.trading for miner in parent.trades[trade_id].accused)
+    return sum(state.reports[key].outcome is not ReportOutcome.OPEN for key in due)
 
 
 def end_silence(state: State, trade_id: Digest, time_ms: Milliseconds) -> State:

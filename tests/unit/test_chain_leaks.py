@@ -309,6 +309,25 @@ async def test_a_provider_has_a_limit_of_open_reports(sold: Sold, monkeypatch: p
     assert sold.refused("provider", sold.report(1)) == Refusal.LIMIT
 
 
+async def test_a_block_takes_few_openings_and_none_of_its_own_reports(
+    sold: Sold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost every node arithmetic: reports and openings of friends must not fill a block with it."""
+    chain = sold.kit.chain
+    both = chain.tx("provider", sold.report(0)), chain.tx("pool0", sold.opening(0))
+    with pytest.raises(TransactionError, match="the next one may take it"):
+        chain.block(*both)
+    chain.nonces.clear()
+    sold.send("provider", sold.report(0), sold.report(1), sold.report(2))
+    monkeypatch.setattr(rules_leaks, "MAX_OPENINGS", 2)
+    with pytest.raises(TransactionError) as caught:
+        sold.send("pool0", *(sold.opening(i) for i in range(3)))
+    assert caught.value.reason == Refusal.TOO_EARLY
+    chain.nonces.clear()
+    sold.send("pool0", sold.opening(0), sold.opening(1))
+    sold.send("pool0", sold.opening(2))
+
+
 async def test_every_node_has_the_same_state_after_a_report(sold: Sold) -> None:
     sold.send("provider", sold.report(0), sold.report(1))
     sold.send("pool0", sold.opening(0))
