@@ -21,10 +21,10 @@ Nothing here is I/O: machines take and give values. ``Signer`` and ``Verify`` co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import combinations, islice
 from typing import Annotated, Final, TypeAlias
 
 import numpy as np
@@ -38,10 +38,12 @@ from core.crypto.masking import (
     MAX_WEIGHT,
     SHARE_SIZE,
     Residues,
+    check_mask_key,
     from_fixed_point,
     mask,
     pair_key,
     restore_secret,
+    share_at,
     share_secret,
     threshold,
     to_fixed_point,
@@ -57,7 +59,7 @@ __all__ = [
 NAME_SIZE: Final = 33
 LEAST: Final = 3
 """Of two, each knows the other's vector from the sum; fewer than this never take part."""
-MAX_TRIES: Final = 1_000
+MAX_TRIES: Final = 500
 """Choices of shares that are tried when some are wrong."""
 ADVERT_LABEL: Final = b"pofl/secure-aggregation/advert/v1"
 COMMIT_LABEL: Final = b"pofl/secure-aggregation/commitment/v1"
@@ -287,6 +289,7 @@ class Collector:
         self.survivors: tuple[int, ...] = ()
         self._consents: dict[int, Consent] = {}
         self._reveals: dict[int, Reveal] = {}
+        self._liars: set[int] = set()
 
     @property
     def needed(self) -> int:
@@ -301,6 +304,9 @@ class Collector:
         if not 1 <= advert.examples <= min(most_examples, MAX_WEIGHT):
             raise CheatingError(f"{advert.examples} examples, registered {most_examples}, at most {MAX_WEIGHT}")
         _check_advert(self._session, advert, self._suite, self._verify)
+        # Keys that nothing can be done with would make every other participant fail.
+        check_mask_key(advert.mask_key)
+        sealing.seal(advert.share_key, b"", SHARE_LABEL, b"", self._suite)
         self._adverts[name] = advert
 
     def close_roster(self) -> tuple[Advert, ...]:
@@ -382,13 +388,21 @@ class Collector:
 
     def _restore(self, owner: int, public_of: Callable[[bytes], bytes], public: bytes) -> bytes:
         """The secret of which this much is public, from the first choice of shares that gives it."""
-        shares = {holder + 1: r.shares[owner] for holder, r in self._reveals.items() if r.shares[owner]}
-        for chosen in islice(combinations(sorted(shares), self.needed), MAX_TRIES):
+        shares = {
+            holder + 1: reveal.shares[owner]
+            for holder, reveal in self._reveals.items()
+            if reveal.shares[owner] and holder not in self._liars
+        }
+        for number, chosen in enumerate(_choices(shares, self.needed)):
+            right = {x: shares[x] for x in chosen}
             try:
-                secret = restore_secret({x: shares[x] for x in chosen})
+                secret = restore_secret(right)
             except PoflError:
                 continue
             if public_of(secret) == public:
+                if number:
+                    # Who gave a wrong share once is asked for no other: the search is made once, not for each secret.
+                    self._liars |= {x - 1 for x in shares if share_at(right, x) != shares[x]}
                 return secret
         raise CryptoError(
             f"{len(shares)} shares do not restore a secret of {self.roster[owner].name.hex()[:16]}, {self.needed} do",
@@ -447,6 +461,19 @@ def _roster_digest(session: bytes, roster: Sequence[Advert]) -> bytes:
 
 def _consent_message(session: bytes, roster: Sequence[Advert], survivors: tuple[int, ...]) -> bytes:
     return CONSENT_LABEL + _roster_digest(session, roster) + bytes(survivors)
+
+
+def _choices(shares: Mapping[int, bytes], needed: int) -> Iterator[tuple[int, ...]]:
+    """Choices of ``needed`` of them: in turn, so that each is left out of some; then by chance, which nobody can plan for."""
+    places = sorted(shares)
+    if len(places) < needed:
+        return
+    for first in range(len(places) if len(places) > needed else 1):
+        yield tuple((places[first:] + places[:first])[:needed])
+    if len(places) > needed:
+        coins = random.Random(b"".join(shares[x] for x in places))  # a search, no secret
+        for _ in range(MAX_TRIES - len(places)):
+            yield tuple(coins.sample(places, needed))
 
 
 def _place(digest: bytes, source: int, destination: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -426,3 +427,26 @@ def test_an_unreachable_fleet_ends_the_round_not_the_loop() -> None:
     loop.run(StopWhen(rounds=1), logs.append)
     assert [bool(log.accepted) for log in logs] == [False, True]
     assert "does not take" in logs[0].refused[NAMES[0]]
+
+
+def test_broken_orders_are_one_typed_error_each() -> None:
+    """Whatever bytes a manager sends at whatever step, a miner answers that it failed, and its thread lives."""
+    _, _, fleet = run(crowd(3))
+    rng = np.random.default_rng(3)
+    orders = [(encode_as(ORDER, order), STEPS[type(order)]) for miner, _, order in fleet.orders if miner == NAMES[0]]
+    assert [step for _, step in orders] == [1, 2, 3, 4, 5]
+    refused = 0
+    for blob, step in orders:
+        for _ in range(60):
+            broken = bytearray(blob)
+            for _ in range(int(rng.integers(1, 4))):
+                broken[rng.integers(len(broken))] = rng.integers(256)
+            data = bytes(broken[: rng.integers(1, len(broken) + 1)]) if rng.random() < 0.3 else bytes(broken)
+            me = Person(0, 1.0)
+            with contextlib.suppress(PoflError):
+                if step > 1:
+                    me.member.obey(Invite(JOB, 4), RUN, 1)
+                me.member.obey(decode_as(ORDER, data), RUN, 1)
+                continue
+            refused += 1
+    assert refused > 100

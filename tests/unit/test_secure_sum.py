@@ -403,6 +403,36 @@ def test_wrong_shares_are_noticed_and_right_ones_suffice(liars: int) -> None:
         assert caught.value.values["name"] in {a.name for a in world.collector.roster}
 
 
+def test_liars_among_many_are_found_once() -> None:
+    """Nine participants, seven stay, six shares are needed: a choice with the liar in it fails, for each of nine secrets."""
+    world = World(9, gone={7: 3, 8: 3})
+    consents = world.consents()
+    for i in world.here(5):
+        reveal = world.people[i].reveal(consents)
+        if i == 0:
+            reveal = Reveal(tuple(bytes(33) if share else b"" for share in reveal.shares))
+        world.collector.take_reveal(world.at(i), reveal)
+    np.testing.assert_allclose(world.collector.total().mean, np.mean([vector(i) for i in range(7)], axis=0), atol=2**-24)
+    assert world.collector._liars == {world.at(0)}
+    assert len(list(secure_sum._choices(dict.fromkeys(range(64), b""), 43))) == 500
+    assert len(list(secure_sum._choices(dict.fromkeys(range(6), b""), 6))) == 1
+    assert list(secure_sum._choices({1: b""}, 2)) == []
+
+
+def test_keys_that_would_stop_everybody_cost_their_sender_its_place() -> None:
+    private, name = NODES[0]
+    for bad in (
+        {"mask_key": bytes(32)},
+        {"mask_key": (1).to_bytes(32, "little")},
+        {"share_key": bytes(32)},
+    ):
+        world = World(4)
+        bare = replace(world.people[0].advert(10), signature=b"", **bad)
+        signed = replace(bare, signature=signer(private)(secure_sum._advert_message(SESSION, bare)))
+        with pytest.raises(CryptoError):
+            world.collector.take_advert(name, signed, 10)
+
+
 def test_a_vector_that_is_not_what_it_says_makes_a_sum_out_of_range() -> None:
     world = World(4)
     world.consents()
