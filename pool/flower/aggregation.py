@@ -21,6 +21,10 @@ __all__ = ["ALGORITHMS", "aggregate", "tolerated", "strategy_for"]
 ALGORITHMS = ("fedavg", "fedsgd", "median", "trimmed_mean", "krum", "multikrum", "bulyan")
 EXAMPLES = "num-examples"
 TRIM = 0.2
+COORDINATE_WISE = ("fedavg", "fedsgd", "median", "trimmed_mean")
+"""With fewer than three updates Krum and Bulyan are the median too, but then there is little to hold."""
+PART = 2_000_000
+"""Coordinates aggregated at a time: 16 MB of each update."""
 
 
 def tolerated(algorithm: str, count: int) -> int:
@@ -56,12 +60,27 @@ def strategy_for(algorithm: str, count: int) -> Strategy:
 
 
 def aggregate(algorithm: str, round_number: int, updates: list[Accepted]) -> NDArray[np.float64]:
-    """One vector from at least one accepted update."""
+    """One vector from at least one accepted update, computed in float64.
+
+    Flower holds every update three times while it aggregates. What treats each coordinate on its own is computed in parts, with
+    the same result, so that large models do not take many times their size; Krum and Bulyan need whole updates.
+    """
+    size = len(updates[0].vector)
+    if algorithm not in COORDINATE_WISE or size <= PART:
+        return _aggregate(algorithm, round_number, updates, slice(0, size))
+    result = np.empty(size, dtype=np.float64)
+    for start in range(0, size, PART):
+        part = slice(start, start + PART)
+        result[part] = _aggregate(algorithm, round_number, updates, part)
+    return result
+
+
+def _aggregate(algorithm: str, round_number: int, updates: list[Accepted], part: slice) -> NDArray[np.float64]:
     replies = [
         make_message(
             content=RecordDict(
                 {
-                    "arrays": ArrayRecord({"delta": Array(u.vector)}),
+                    "arrays": ArrayRecord({"delta": Array(u.vector[part].astype(np.float64))}),
                     "metrics": MetricRecord({EXAMPLES: u.weight}),
                 }
             ),

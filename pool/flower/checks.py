@@ -7,6 +7,7 @@ by it; here the one miner is refused, with a reason, and the round goes on.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Accepted:
     """One miner's usable update. ``weight``: examples after the weight cap."""
 
     miner: bytes
-    vector: NDArray[np.float64]
+    vector: NDArray[np.floating[Any]]
     examples: int
     weight: int
     loss: float
@@ -49,7 +50,8 @@ def check_update(miner: bytes, update: Update, parameters: int, registered: int)
         raise CheatingError(f"the reported loss {update.loss} is not finite")
     if not 0 < update.examples <= registered:
         raise CheatingError(f"{update.examples} examples, registered {registered}")
-    norm = float(np.linalg.norm(vector))
+    with np.errstate(over="ignore"):
+        norm = float(np.linalg.norm(vector))
     if norm > NORM_CEILING:
         raise CheatingError(f"norm {norm:.3g} above the ceiling {NORM_CEILING:.3g}")
     return Accepted(miner, vector, update.examples, update.examples, update.loss)

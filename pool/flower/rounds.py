@@ -21,7 +21,7 @@ from core.codec import decode, encode
 from core.errors import PoflError, UnavailableError
 from pool.flower.checks import WEIGHT_FACTOR, Accepted, cap_weights, check_update, refuse_outliers
 from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
-from pool.learning.model_spec import ModelSpec, Score, Weights, add, flatten, unflatten
+from pool.learning.model_spec import Floats, ModelSpec, Score, Weights, add, flatten, unflatten
 
 __all__ = ["Fleet", "LoopState", "OpenRound", "Reply", "RoundLog", "RoundLoop", "Rules", "StopWhen", "is_harm"]
 
@@ -297,7 +297,7 @@ class RoundLoop:
                 current.refused |= {u.miner: "no step of this round was fit to be taken" for u in kept}
                 return [], None
 
-    def _score_after(self, delta: NDArray[np.float64]) -> Score:
+    def _score_after(self, delta: Floats) -> Score:
         # A step may be too long for the forward pass: what overflows scores nothing, and that is all that counts.
         with np.errstate(over="ignore", invalid="ignore"):
             return self._evaluate(add(self.state.weights, unflatten(self.spec, delta)))

@@ -170,9 +170,7 @@ def vector_to_bytes(vector: NDArray[np.floating[Any]]) -> bytes:
 
 def vector_from_bytes(data: bytes, count: int) -> NDArray[np.float64]:
     """``count`` float32 values as float64. Raises MalformedError for any other length; values are not judged here."""
-    if len(data) != 4 * count:
-        raise MalformedError(f"{len(data)} bytes of weights, the model has {count} parameters ({4 * count} bytes)")
-    return np.frombuffer(data, dtype="<f4").astype(np.float64)
+    return _float32(data, count).astype(np.float64)
 
 
 def delta_to_bytes(delta: NDArray[np.floating[Any]], precision: Precision) -> bytes:
@@ -191,13 +189,13 @@ def delta_to_bytes(delta: NDArray[np.floating[Any]], precision: Precision) -> by
     return exponent.to_bytes(2, "big", signed=True) + halves.tobytes()
 
 
-def delta_from(update: Update, count: int) -> NDArray[np.float64]:
-    """The ``count`` values of an update, not judged.
+def delta_from(update: Update, count: int) -> NDArray[np.float32]:
+    """The ``count`` values of an update, not judged. No copy where they travelled as float32.
 
     Raises MalformedError for another length, an unknown precision, or a power of two that no float32 has.
     """
     if update.version == Precision.FLOAT32:
-        return vector_from_bytes(update.vector, count)
+        return _float32(update.vector, count)
     if update.version != Precision.FLOAT16:
         raise MalformedError(f"update version {update.version}, expected {Precision.FLOAT32:d} or {Precision.FLOAT16:d}")
     if len(update.vector) != 2 + 2 * count:
@@ -205,5 +203,13 @@ def delta_from(update: Update, count: int) -> NDArray[np.float64]:
     exponent = int.from_bytes(update.vector[:2], "big", signed=True)
     if abs(exponent) > MAX_EXPONENT:
         raise MalformedError(f"the exponent of half floats is {exponent}, must be -{MAX_EXPONENT} to {MAX_EXPONENT}")
-    # Not through half floats: the power of two does not fit one.
-    return np.ldexp(np.frombuffer(update.vector, dtype="<f2", offset=2).astype(np.float64), exponent)
+    # Not through half floats: the power of two does not fit one. What no float32 holds is infinite, and refused as such.
+    with np.errstate(over="ignore", under="ignore"):
+        values: NDArray[np.float32] = np.ldexp(np.frombuffer(update.vector, dtype="<f2", offset=2).astype(np.float32), exponent)
+        return values
+
+
+def _float32(data: bytes, count: int) -> NDArray[np.float32]:
+    if len(data) != 4 * count:
+        raise MalformedError(f"{len(data)} bytes of weights, the model has {count} parameters ({4 * count} bytes)")
+    return np.frombuffer(data, dtype="<f4")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 from core.errors import ConfigError, LimitError, MalformedError
 
 __all__ = [
-    "ACTIVATIONS", "KINDS", "Convolution", "ModelSpec", "Score", "Weights",
+    "ACTIVATIONS", "KINDS", "Convolution", "Floats", "ModelSpec", "Score", "Weights",
     "add", "flatten", "forward", "initial_weights", "score", "score_logits", "subtract", "unflatten",
 ]  # fmt: skip
 
-Weights: TypeAlias = tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Weights: TypeAlias = tuple[tuple[Floats, Floats], ...]
+"""float32 where a model is kept, as it travels; float64 where it is computed with."""
 
 ACTIVATIONS: Final = ("sigmoid", "relu", "identity")
 KINDS: Final = ("dense", "regression", "lenet", "alexnet")
@@ -174,9 +176,9 @@ class Score:
 
 
 def initial_weights(spec: ModelSpec, seed: int) -> Weights:
-    """Seeded first weights: zero without a hidden layer; else Glorot (sigmoid, identity) or He (relu), biases zero."""
+    """Seeded first weights, float32: zero without a hidden layer; else Glorot (sigmoid, identity) or He (relu), biases zero."""
     if len(spec.shapes) == 1:
-        return tuple((np.zeros(shape), np.zeros(_outputs(shape))) for shape in spec.shapes)
+        return tuple((np.zeros(shape, np.float32), np.zeros(_outputs(shape), np.float32)) for shape in spec.shapes)
     rng = np.random.default_rng(seed)
     layers = []
     for shape in spec.shapes:
@@ -184,7 +186,8 @@ def initial_weights(spec: ModelSpec, seed: int) -> Weights:
         area = math.prod(shape[2:])
         inputs, outputs = (shape[1] * area, shape[0] * area) if len(shape) == 4 else shape
         variance = 2.0 / inputs if spec.activation == "relu" else 2.0 / (inputs + outputs)
-        layers.append((rng.normal(0.0, np.sqrt(variance), shape), np.zeros(_outputs(shape))))
+        kernel = rng.normal(0.0, np.sqrt(variance), shape).astype(np.float32)
+        layers.append((kernel, np.zeros(_outputs(shape), np.float32)))
     return tuple(layers)
 
 
@@ -192,7 +195,7 @@ def forward(spec: ModelSpec, weights: Weights, x: NDArray[np.float32]) -> NDArra
     """Logits ``z``, shape (n, classes), of rows ``x``, shape (n, features). Raises ConfigError for a convolutional model."""
     if spec.is_convolutional:
         raise ConfigError(f"{spec.kind} is computed by torch, not here")
-    activations = x.astype(np.float64)
+    activations: NDArray[np.float64] = x.astype(np.float64)
     for index, (W, b) in enumerate(weights):
         activations = activations @ W + b
         if index < len(weights) - 1:
@@ -214,12 +217,12 @@ def score_logits(logits: NDArray[np.float64], y: NDArray[np.int64]) -> Score:
     return Score(int((logits.argmax(axis=1) == y).sum()), len(y), loss)
 
 
-def flatten(weights: Weights) -> NDArray[np.float64]:
+def flatten(weights: Weights) -> Floats:
     """All parameters in one vector: ``W_1`` by rows, ``b_1``, ``W_2``, ..."""
     return np.concatenate([part.ravel() for layer in weights for part in layer])
 
 
-def unflatten(spec: ModelSpec, vector: NDArray[np.float64]) -> Weights:
+def unflatten(spec: ModelSpec, vector: Floats) -> Weights:
     """Inverse of flatten: views of ``vector``, no copy. Raises MalformedError for another length than the model's."""
     if vector.shape != (spec.parameters,):
         raise MalformedError(f"{vector.shape} values for a model of {spec.parameters} parameters")
@@ -233,7 +236,11 @@ def unflatten(spec: ModelSpec, vector: NDArray[np.float64]) -> Weights:
 
 
 def add(left: Weights, right: Weights) -> Weights:
-    return tuple((W + V, b + c) for (W, b), (V, c) in zip(left, right, strict=True))
+    """The sum, as precise as ``left``."""
+    return tuple(
+        ((W + V).astype(W.dtype, copy=False), (b + c).astype(b.dtype, copy=False))
+        for (W, b), (V, c) in zip(left, right, strict=True)
+    )
 
 
 def subtract(left: Weights, right: Weights) -> Weights:

@@ -68,7 +68,8 @@ class Targets:
     def unscaled(self, weights: Weights) -> Weights:
         """The network whose output is in the targets' own unit: only the last layer changes."""
         *first, (W, b) = weights
-        return (*first, (W * self.scale, b * self.scale + self.shift))
+        # In float64: a target far from 0 leaves float32 few digits for what distinguishes rows.
+        return (*first, (W.astype(np.float64) * self.scale, b.astype(np.float64) * self.scale + self.shift))
 
 
 def checked_targets(x: object, y: object, *, name: str, features: int | None = None) -> TargetRows:

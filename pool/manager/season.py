@@ -27,11 +27,12 @@ from core.ports import SystemRng
 from core.verification.body import VmBody, body_digest, commitment, make_body
 from core.verification.evaluation_pool import EvaluationPool
 from core.verification.field import centred, unpack_values
-from core.verification.quantise import quantise
+from core.verification.quantise import FloatLayer, quantise
 from core.verification.regression import check_buckets, cuts_from_micro, quantise_regression
 from core.verification.scored_model import ModelFamily, ScoredModel
 from pool.flower.engine import MiningJob, MiningResult, RoundReport
 from pool.learning.datasets import Dataset
+from pool.learning.model_spec import Weights
 from pool.learning.targets import TargetRows, Targets
 from pool.manager import trading
 from pool.manager.archive import Claimed, Committed, Contribution, TaskFolder
@@ -316,12 +317,12 @@ class Season:
         spec, rows = view.spec, practice.x.astype("float64")
         scale, bits = spec.feature_scale_micro / MILLION, spec.weight_bits
         if job.targets is not None:
-            layers, cuts = job.targets.unscaled(result.weights), cuts_from_micro(spec.cuts_micro)
+            layers, cuts = _doubles(job.targets.unscaled(result.weights)), cuts_from_micro(spec.cuts_micro)
             assert isinstance(practice, TargetRows)
             model, report = quantise_regression(layers, cuts, spec.activation, scale, bits, rows, practice.y)
         else:
             assert isinstance(practice, Dataset)
-            model, report = quantise(result.weights, spec.activation, scale, bits, rows, practice.y)
+            model, report = quantise(_doubles(result.weights), spec.activation, scale, bits, rows, practice.y)
         log.info(
             "model quantised", task=self._task_id, float_correct=report.float_correct, scored_correct=report.scored_correct,
             rows=report.rows, clipped=report.clipped_weights,
@@ -500,6 +501,10 @@ def model_of(committed: Committed) -> ScoredModel:
     shape = decode(VmBody, committed.body).shape
     values = unpack_values(committed.opening.values, (shape.family().parameters,))
     return ScoredModel.decode(shape, centred(values))
+
+
+def _doubles(weights: Weights) -> list[FloatLayer]:
+    return [(W.astype(np.float64), b.astype(np.float64)) for W, b in weights]
 
 
 def _own(view: TaskView, pool: AccountId) -> EntryView | None:

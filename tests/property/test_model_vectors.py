@@ -32,6 +32,8 @@ def test_a_vector_and_its_layers_are_the_same_numbers(spec: ModelSpec, seed: int
     np.testing.assert_array_equal(flatten(weights), vector)
     assert all(np.shares_memory(W, vector) for W, _ in weights), "views, not copies"
     np.testing.assert_array_equal(flatten(subtract(add(weights, weights), weights)), vector + vector - vector)
+    single = unflatten(spec, vector.astype(np.float32))
+    assert flatten(add(single, weights)).dtype == np.float32, "a model that is kept stays as small as it was"
 
 
 @settings(deadline=None, max_examples=50)
@@ -62,4 +64,4 @@ def test_any_bytes_are_a_step_or_an_error(data: bytes, version: int, count: int)
     except MalformedError:
         return
     assert found.shape == (count,)
-    assert found.dtype == np.float64
+    assert found.dtype == np.float32

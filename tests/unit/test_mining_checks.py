@@ -10,7 +10,7 @@ import pytest
 from core.codec import decode, encode
 from core.crypto.sealing import SealingKeyPair, Suite
 from core.errors import CheatingError, ConfigError, CryptoError, MalformedError, PoflError
-from pool.flower import keys, wire
+from pool.flower import aggregation, keys, wire
 from pool.flower.aggregation import aggregate, strategy_for, tolerated
 from pool.flower.checks import Accepted, cap_weights, check_update, refuse_outliers
 from pool.flower.jobs import ALGORITHMS
@@ -223,3 +223,11 @@ def test_vectors_keep_float32() -> None:
     values = np.array([0.1, -2.5, 1e-20])
     back = vector_from_bytes(vector_to_bytes(values), 3)
     np.testing.assert_array_equal(back, values.astype(np.float32))
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "median", "trimmed_mean", "krum"])
+def test_a_large_model_is_aggregated_in_parts_with_the_same_result(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = crowd(5, size=1001)
+    whole = aggregate(algorithm, 1, updates)
+    monkeypatch.setattr(aggregation, "PART", 100)
+    np.testing.assert_array_equal(aggregate(algorithm, 1, updates), whole)

@@ -359,8 +359,11 @@ def test_hostile_half_floats_are_refused() -> None:
         with pytest.raises(MalformedError, match=f"the exponent of half floats is {exponent}"):
             delta_from(bad, 4)
     far = replace(good, vector=(MAX_EXPONENT).to_bytes(2, "big", signed=True) + good.vector[2:])
-    with pytest.raises(PoflError, match="ceiling"):
+    with pytest.raises(PoflError, match="4 of 4 values are not finite"):
         check_update(b"m", far, 4, 10)
+    long = replace(good, vector=(100).to_bytes(2, "big", signed=True) + good.vector[2:])
+    with pytest.raises(PoflError, match="norm inf above the ceiling"):
+        check_update(b"m", long, 4, 10)
     infinite = replace(good, vector=good.vector[:2] + b"\x00\x7c" + good.vector[4:])
     with pytest.raises(PoflError, match="1 of 4 values are not finite"):
         check_update(b"m", infinite, 4, 10)
