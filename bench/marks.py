@@ -217,17 +217,17 @@ def leaks(held: Values, other: Values, rng: np.random.Generator) -> Iterator[tup
         yield f"1/{share} of the rows, shuffled", x[rng.permutation(n)[: n // share]]
     for bits in (1, 2, 3, 4, 5, 6):
         yield f"{bits} of 7 low bits rounded away", np.rint(x / 2**bits) * 2**bits
-    yield "half of the rows, 4 low bits rounded away", np.rint(x[rng.permutation(n)[: n // 2]] / 16) * 16
+    yield "half of the rows, 4 low bits rounded away", np.rint(x[rng.permutation(n)[: n // 2]] / 16) * 16.0
     for sigma in (8, 16, 32):
         yield f"noise of {sigma} of 127", x + rng.normal(0, sigma, x.shape)
-    yield "black and white", (x > 64) * 127.0
+    yield "black and white", np.where(x > 64, 127.0, 0.0)
     middle = x.mean(axis=0)
     _, _, axes = np.linalg.svd(x - middle, full_matrices=False)
     for keep in (axes.shape[1] // 2, axes.shape[1] // 4):
         yield f"{keep} principal components of {x.shape[1]}", (x - middle) @ axes[:keep].T @ axes[:keep] + middle
     for share, beyond in ((4, 0.5), (8, 0.0), (8, 0.5), (8, 1.0)):
         smooth = (x - middle) @ axes[: axes.shape[1] // share].T @ axes[: axes.shape[1] // share] + middle
-        yield f"1/{share} of the components, less {beyond:g} of the rest", smooth - beyond * (x - smooth)
+        yield f"1/{share} of the components, less {beyond:g} of the rest", (smooth - beyond * (x - smooth)).astype(np.float64)
     y = other.astype(np.float64)
     yield "two buyers, rows of either", np.where(rng.integers(0, 2, n)[:, None] == 0, x, y)
     yield "two buyers, averaged", (x + y) / 2

@@ -90,17 +90,18 @@ def read_copy(variants: tuple[NDArray[np.int8], NDArray[np.int8]], copy: NDArray
     order = np.lexsort((distance, nearest))
     rows, first = np.unique(nearest[order], return_index=True)
     leaning = np.zeros(len(middle))
-    leaning[rows] = _lean(found[order[first]] - middle[rows], half[rows])
+    leaning[rows] = _lean((found[order[first]] - middle[rows]).astype(np.float64), half[rows].astype(np.float64))
     return Copy(leaning, len(found), len(rows))
 
 
-def _lean(moved: NDArray[np.float32], half: NDArray[np.float32]) -> NDArray[np.float64]:
+def _lean(moved: NDArray[np.float64], half: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over a row's marked values of how far each moved towards variant 0: each at most one mark's length, so that a few
     wild values outweigh nothing."""
     marked = half != 0
-    steps = np.clip(np.divide(moved, half, out=np.zeros_like(moved), where=marked), -1, 1)
-    counts = marked.sum(axis=1)
-    return np.divide(steps.sum(axis=1), counts, out=np.zeros(len(steps)), where=counts > 0)
+    steps = np.clip(np.divide(moved, half, out=np.zeros(moved.shape), where=marked), -1, 1)
+    counts = np.maximum(marked.sum(axis=1), 1)
+    found: NDArray[np.float64] = steps.sum(axis=1) / counts
+    return found
 
 
 def look(copy: Copy, share: Share) -> Sight:
