@@ -23,6 +23,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from core import codec
+from core.crypto import sealing
 from core.errors import MalformedError, PoflError
 from services.rpc.convert_mining import PHASES
 
@@ -174,6 +175,8 @@ def codec_value(field: codec.Codec, rng: random.Random, depth: int) -> Any:
             return record_value(rng.choice(list(field.members.values())), rng, depth)
     if type(field).__name__ == "_Bool":
         return rng.random() < 0.5
+    if type(field).__name__ == "_SuiteCodec":
+        return rng.choice(list(sealing.Suite))
     if type(field).__name__ == "_Double":
         return rng.uniform(-1e6, 1e6)
     raise TypeError(f"no values are known for {type(field).__name__}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Final, get_type_hints
 
 from core.chain.block import MAX_CLAIMS, MAX_VALIDATORS
@@ -25,6 +25,8 @@ DOMAIN_GENESIS: Final = b"pofl/genesis/1"
 PROTOCOL_VERSION: Final = 1
 MAX_SUPPLY: Final = 2**63 - 1
 MAX_GENESIS: Final = 4 * 1024 * 1024
+_OUTLAST_STALLS: Final = ("unbond_ms", "delivery_ms", "answer_ms")
+"""No transaction gets on the chain while a work height stalls: who owes one by then must not lose for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,15 @@ class ChainParams:
         rounds = (validators - 1) // 3 + 2
         return sum(base + 3 * r * self.delta_ms for r in range(rounds))
 
+    @property
+    def stall_ms(self) -> int:
+        """The longest that a work height can take: every pool's claim is audited to the end of its time."""
+        return self.max_pools * (self.body_ms + self.audit_ms + self.open_ms)
+
+    def outlasting_stalls(self) -> ChainParams:
+        """The same with delivery, answer and unbonding no shorter than the longest stall."""
+        return replace(self, **{name: max(getattr(self, name), self.stall_ms) for name in _OUTLAST_STALLS})
+
     def check(self, validators: int) -> None:
         """Raises ConfigError naming the parameter and the bound it breaks."""
         self._check_bounds()
@@ -139,12 +150,11 @@ class ChainParams:
                 f"{self.session_ms} ms need at least {2 * waves * self.session_ms}",
                 parameter="audit_ms",
             )
-        stall = self.max_pools * (self.body_ms + self.audit_ms + self.open_ms)
-        if self.unbond_ms < stall:
-            raise ConfigError(f"genesis: unbond_ms is {self.unbond_ms}, shorter than the longest stall, {stall} ms")
-        for name, window in (("delivery_ms", self.delivery_ms), ("answer_ms", self.answer_ms)):
-            if window < stall:
-                raise ConfigError(f"genesis: {name} is {window}, shorter than the longest stall, {stall} ms")
+        for name in _OUTLAST_STALLS:
+            if getattr(self, name) < self.stall_ms:
+                raise ConfigError(
+                    f"genesis: {name} is {getattr(self, name)}, shorter than the longest stall, {self.stall_ms} ms"
+                )
 
     def _check_bounds(self) -> None:
         shares = (
@@ -207,9 +217,7 @@ class Genesis:
     def check(self) -> None:
         """Raises ConfigError naming what is wrong."""
         if self.protocol_version != PROTOCOL_VERSION:
-            raise ConfigError(
-                f"genesis: protocol version {self.protocol_version}, this software speaks {PROTOCOL_VERSION}"
-            )
+            raise ConfigError(f"genesis: protocol version {self.protocol_version}, this software speaks {PROTOCOL_VERSION}")
         if not self.validators:
             raise ConfigError("genesis: at least one validator is needed")
         for label, keys in (

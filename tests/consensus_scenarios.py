@@ -41,8 +41,7 @@ def params_for(validators: int) -> ChainParams:
     audit = 2 * -(-validators // base.audit_slots) * base.session_ms
     return replace(
         base, entry_ms=least, commit_ms=4 * least, claim_ms=5 * least, settle_ms=max(least, base.settle_ms), audit_ms=audit,
-        delivery_ms=max(base.delivery_ms, base.max_pools * (base.body_ms + audit + base.open_ms)),
-    )  # fmt: skip
+    ).outlasting_stalls()  # fmt: skip
 
 
 @functools.cache

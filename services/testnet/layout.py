@@ -217,10 +217,8 @@ def _params(shape: Shape, params: ChainParams) -> ChainParams:
     claim = max(params.claim_ms, commit + max(least, params.claim_ms - params.commit_ms))
     audit = max(params.audit_ms, 2 * -(-shape.nodes // params.audit_slots) * params.session_ms)
     max_pools = max(params.max_pools, shape.pools)
-    delivery = max(params.delivery_ms, max_pools * (params.body_ms + audit + params.open_ms))
-    return replace(
-        params, entry_ms=entry, commit_ms=commit, claim_ms=claim, audit_ms=audit, max_pools=max_pools, delivery_ms=delivery
-    )  # fmt: skip
+    wide = replace(params, entry_ms=entry, commit_ms=commit, claim_ms=claim, audit_ms=audit, max_pools=max_pools)
+    return wide.outlasting_stalls()
 
 
 def _names(shape: Shape) -> list[tuple[str, str, str]]:

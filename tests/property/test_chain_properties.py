@@ -79,7 +79,7 @@ finding = st.tuples(st.integers(0, 6), st.sampled_from(VerdictKind))
 def test_powers_in_a_tally_only_grow_and_adopted_never_goes_back(
     first: list[tuple[int, VerdictKind]], more: list[tuple[int, VerdictKind]], validators: int
 ) -> None:
-    state = genesis_state(replace(make_genesis(), params=replace(make_genesis().params, audit_ms=16_000, delivery_ms=100_000)))
+    state = genesis_state(replace(make_genesis(), params=replace(make_genesis().params, audit_ms=16_000).outlasting_stalls()))
     known = tuple(replace(state.validators[0], node_id=NodeId(some(str(i)))) for i in range(validators))
     commitment = ModelCommitment(some("m"))
 

@@ -24,11 +24,15 @@ def test_every_decoder_takes_broken_inputs() -> None:
     assert result["refused"] > 150
 
 
+ANSWERS = ("market.receipt_from_proto", "submit.results_from_proto")
+"""Of these only what fits the question is taken, and a random question and a random answer never fit."""
+
+
 def test_every_decoder_accepts_a_valid_input() -> None:
     """Else its inputs are thrown away at the first check, and nothing behind that is tried."""
     for name, decoder in registry().items():
         tries = (try_input(decoder, decoder.make(random.Random(f"{name}/{n}"))) for n in range(60))
-        assert any(is_accepted for is_accepted, _ in tries) or name.endswith("market.receipt_from_proto"), name
+        assert any(is_accepted for is_accepted, _ in tries) or name.endswith(ANSWERS), name
 
 
 def _called() -> set[str]:

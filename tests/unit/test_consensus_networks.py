@@ -25,8 +25,7 @@ def params_for(validators: int) -> ChainParams:
     audit = 2 * -(-validators // base.audit_slots) * base.session_ms
     return replace(
         base, entry_ms=least, commit_ms=4 * least, claim_ms=5 * least, settle_ms=max(least, base.settle_ms), audit_ms=audit,
-        delivery_ms=max(base.delivery_ms, base.max_pools * (base.body_ms + audit + base.open_ms)),
-    )  # fmt: skip
+    ).outlasting_stalls()  # fmt: skip
 
 
 @functools.cache
@@ -46,9 +45,7 @@ def test_larger_networks_agree_on_a_bad_network_with_f_liars(validators: int, se
     chain = Chain(genesis_of(validators))
     liars = frozenset(chain.names[: (validators - 1) // 3])
     link = Link(drop=0.1, duplicate=0.05, delay_ms=400, calm_ms=GENESIS_MS + 5_000)
-    Sim(
-        seed, chain.state, None, chain.names, 2, GENESIS_MS + 100, link, liars, transactions=transfers(chain.state, 5)
-    ).run()
+    Sim(seed, chain.state, None, chain.names, 2, GENESIS_MS + 100, link, liars, transactions=transfers(chain.state, 5)).run()
 
 
 @pytest.mark.parametrize("seed", range(3))
