@@ -64,8 +64,8 @@ __all__ = [
     "MAX_ENTRANTS", "Account", "ClaimRecord", "Entry", "Evidence", "High", "LastCredit", "LeakReport", "Membership", "Pot",
     "Provider", "ReportOutcome", "Reputation", "Standing", "State", "Task", "TaskEnd", "TaskPhase", "Tip", "Trade",
     "TradePhase", "Validator", "ValidatorSet", "Windows", "DOMAIN_STATE", "TABLES", "decode_state", "encode_state",
-    "encode_scalars", "entry_key", "genesis_state", "genesis_validators", "height_key", "state_leaves", "state_root", "state_tree",
-    "total_supply", "Upgrade",
+    "encode_scalars", "entry_key", "genesis_state", "genesis_validators", "height_key", "state_leaves", "state_root",
+    "state_tree", "total_supply", "Upgrade",
 ]  # fmt: skip
 
 DOMAIN_TIE: Final = b"pofl/claim-tie/1"
