@@ -122,13 +122,13 @@ class Membership:
         joined = signed.joined
         if joined.pool != pool:
             raise AuthError(f"the handshake was with pool {short(pool)}, the answer is signed by {short(joined.pool)}")
-        check_secrecy(self._role.cfg, joined)
         ticket = JoinTicket(
             joined.superlink_address, joined.superlink_ca, joined.hpke_public_key, public, joined.sealing, joined.aggregation
         )
-        self._pool = pool
-        JOINS.inc()
         try:
+            check_secrecy(self._role.cfg, joined)
+            self._pool = pool
+            JOINS.inc()
             await self._train_and_fetch(client, join, ticket, private)
         finally:
             with contextlib.suppress(PoflError):

@@ -13,6 +13,8 @@ import pytest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from pofl.mining.v1 import mining_pb2_grpc
 
+from core.crypto.masking import Aggregation
+from core.crypto.sealing import Suite
 from core.crypto.signing import KeyPair
 from core.errors import AuthError, ConfigError, LimitError, NotFoundError, PoflError, UnavailableError
 from core.ids import AccountId, Milliseconds
@@ -29,9 +31,11 @@ from pool.manager.config import AdmissionConfig, PoolConfig
 from pool.manager.members import Members
 from pool.manager.receipts import ReceiptDesk
 from pool.manager.servicer import POOL, RULES, PoolServicer
+from pool.miner.config import MinerConfig
+from pool.miner.member import check_secrecy
 from services.rpc import tls
 from services.rpc.channel import connect
-from services.rpc.convert_mining import Join, SignedJoined, sign_join
+from services.rpc.convert_mining import Join, Joined, SignedJoined, sign_join
 from services.rpc.mining_client import PoolClient
 from services.rpc.server import RpcServer
 from services.runtime import settings
@@ -335,3 +339,23 @@ def test_a_rule_that_cannot_hold_is_refused_before_anything_starts(section: str,
     path.write_text(BASE + section)
     with pytest.raises(ConfigError, match=words):
         settings.load(PoolConfig, path, {})
+
+
+@pytest.mark.parametrize(
+    ("sealing", "aggregation", "words"),
+    [
+        ("hybrid", "any", "the pool seals with x25519, this miner asks for hybrid"),
+        ("any", "secure", "sees each update, this miner asks for secure aggregation"),
+    ],
+)
+def test_a_miner_joins_no_pool_of_less_secrecy_than_it_asks_for(sealing: str, aggregation: str, words: str) -> None:
+    weak = Joined(CHAIN, ACCOUNT, AccountId(ANN.public_key), b"n" * 33, "127.0.0.1:1", b"PEM", b"h" * 32)
+    strong = replace(weak, hpke_public_key=b"h" * 1216, sealing=Suite.HYBRID, aggregation=Aggregation.SECURE)
+    asks = MinerConfig(
+        name="m", listen="127.0.0.1:1", key=Path("k"), data_dir=Path("d"), pool="127.0.0.1:2", data=Path("x.npz"),
+        sealing=sealing, aggregation=aggregation,
+    )  # type: ignore[arg-type]  # fmt: skip
+    check_secrecy(asks, strong)
+    check_secrecy(replace(asks, sealing="any", aggregation="any"), weak)
+    with pytest.raises(AuthError, match=words):
+        check_secrecy(asks, weak)
