@@ -44,8 +44,8 @@ MAX_OFFER: Final = 2_048
 MAX_ROWS: Final = 1 << 24
 MAX_FEATURES: Final = 4_096
 MAX_CLASSES: Final = 256
-MAX_BUYERS: Final = 1_024
-"""Miners that share one trade's rows."""
+MAX_BUYERS: Final = 1_000
+"""Miners that share one trade's rows: with a commitment each, a bid stays below a transaction's 64 KiB."""
 CHUNKS: Final = 10
 """Parts in which a miner's share is delivered and paid."""
 

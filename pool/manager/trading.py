@@ -10,7 +10,7 @@ from typing import Final
 
 from core.errors import PoflError
 from core.ids import MILLION, AccountId, Milliseconds, short
-from core.market.contract import CHUNKS
+from core.market.contract import CHUNKS, MAX_BUYERS
 from core.market.reverse_game import PoolPrivate
 from pool.manager.context import Pool
 from services.rpc.convert_mining import FetchRows
@@ -62,7 +62,7 @@ async def buy_rows(pool: Pool, task: TaskView, miners: Sequence[AccountId]) -> N
 
 
 async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: TaskView, miners: Sequence[AccountId]) -> None:
-    buyers = list(miners)[: max(0, provider.rows // CHUNKS)]
+    buyers = list(miners)[: min(MAX_BUYERS, provider.rows // CHUNKS)]
     if not buyers:
         log.info("no rows bought: too few on sale", provider=provider.provider, rows=provider.rows)
         return

@@ -42,7 +42,7 @@ from core.errors import (
 from core.ids import AccountId, Digest, Height, Signature, TxId, short
 from core.market import contract, delivery, marks
 from core.market.bridge import choose_bid
-from core.market.contract import CHUNKS, Offer, SignedOffer, TradeTerms
+from core.market.contract import CHUNKS, SignedOffer, TradeTerms
 from core.market.delivery import DeliveryOpen, Share, SignedOpen
 from core.market.marks import Marking
 from core.market.reverse_game import PoolPrivate
@@ -251,6 +251,9 @@ class Buyer:
         try:
             data_set = await seller.data_set(provider.data_root, _left(end))
             _check_fit(data_set, provider, features, classes)
+            seeds = tuple(self.rng.bytes(marks.SEED_SIZE) for _ in miners)
+            # Before the offer, which expires soon.
+            committed = await asyncio.to_thread(commitments, self.chain_id, provider, self.pool, miners, seeds)
             signed = await self._offer(seller, provider, data_set, end)
             chosen = choose_bid(signed.offer.rule, self.private, signed.offer.reputation_ppm)
             if chosen is None:
@@ -259,8 +262,6 @@ class Buyer:
             balance = (await self.chain.account(self.pool)).balance
             if balance < terms.price:
                 return Declined(f"the price would be {terms.price}, this pool has {balance}")
-            seeds = tuple(self.rng.bytes(marks.SEED_SIZE) for _ in miners)
-            committed = await asyncio.to_thread(commitments, signed.offer, miners, seeds)
             trade = TradeTerms(signed.offer, m, terms.p_ppm, tuple(miners), committed)
             contract.check_trade(trade)
             signature = await self._agree(seller, trade, end)
@@ -339,12 +340,14 @@ class Buyer:
             await asyncio.sleep(POLL)
 
 
-def commitments(offer: Offer, miners: Sequence[AccountId], seeds: Sequence[bytes]) -> tuple[Digest, ...]:
-    """To the marks of each miner under an offer. 50 ms each, so not on the event loop. Raises MarketError."""
+def commitments(
+    chain_id: Digest, provider: ProviderView, pool: AccountId, miners: Sequence[AccountId], seeds: Sequence[bytes]
+) -> tuple[Digest, ...]:
+    """To the marks of each miner in a trade on a provider's rows. 50 ms each, so not on the event loop. Raises MarketError."""
     found = []
     for index, (miner, seed) in enumerate(zip(miners, seeds, strict=True)):
-        share = Share.of(offer.data_root, offer.rows, offer.features, offer.classes, len(miners), index)
-        session = marks.session_id(offer.chain_id, offer.provider, offer.pool, offer.data_root, miner)
+        share = Share.of(provider.data_root, provider.rows, 1, 1, len(miners), index)
+        session = marks.session_id(chain_id, provider.provider, pool, provider.data_root, miner)
         found.append(marks.commit(seed, session, share.marks).commitment)
     return tuple(found)
 

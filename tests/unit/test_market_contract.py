@@ -5,9 +5,11 @@ import itertools
 
 import pytest
 
+from core.chain.block import MAX_TRANSACTION
+from core.chain.transaction import Bid, Transaction
 from core.codec import decode, encode
 from core.errors import LimitError, MalformedError, MarketError
-from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, PartsPerMillion
+from core.ids import AccountId, Amount, BlockHash, Digest, Height, Milliseconds, PartsPerMillion, Signature
 from core.market import contract, draw
 from core.market.contract import DEFAULT_RULE, IntegerRule, Offer, TradeTerms
 
@@ -187,3 +189,11 @@ def test_draw_refuses_what_is_no_hash_or_probability() -> None:
         draw.lot(BlockHash(bytes(32)), Digest(bytes(31)))
     with pytest.raises(MarketError, match="1000001"):
         draw.is_deal(BlockHash(bytes(32)), Digest(bytes(32)), PartsPerMillion(1_000_001))
+
+
+def test_the_largest_bid_fits_a_transaction() -> None:
+    miners = tuple(AccountId(i.to_bytes(32, "big")) for i in range(contract.MAX_BUYERS))
+    offer = encode(an_offer(rows=contract.MAX_ROWS))
+    bid = Bid(offer, Signature(bytes(64)), Amount(1), 1, miners, tuple(Digest(m) for m in miners), Signature(bytes(64)))
+    body = Transaction(Digest(bytes(32)), AccountId(bytes(32)), 2**60, Amount(2**40), bid)
+    assert len(encode(body)) <= MAX_TRANSACTION

@@ -85,7 +85,7 @@ def _open(**changes: Any) -> Callable[[], object]:
         (_bid(bid=-1), MalformedError, "bid: -1"),
         (_bid(p_ppm=1_000_001), MalformedError, "p_ppm: 1000001"),
         (_bid(miners=[b"short"]), MalformedError, "miners: 5 bytes"),
-        (_bid(miners=[bytes(32)] * (MAX_BUYERS + 1)), LimitError, "miners: 1025"),
+        (_bid(miners=[bytes(32)] * (MAX_BUYERS + 1)), LimitError, "miners: 1001"),
         (_bid(pool_signature=b""), MalformedError, "pool_signature: 0 bytes"),
         (_open(trade_id=b""), MalformedError, "open.trade_id"),
         (_open(hpke_public_key=bytes(31)), MalformedError, "open.hpke_public_key: 31 bytes"),
