@@ -31,7 +31,7 @@ from pool.flower.manager import load_state, round_loop, stop_when
 from pool.flower.rounds import Reply, RoundLog
 from pool.flower.wire import Answer, Instruction, Update, context, open_update, seal_update, vector_from_bytes, vector_to_bytes
 from pool.learning.datasets import Dataset
-from pool.learning.partition import even
+from services.data.partition import even
 
 __all__ = ["ATTACKS", "GROUPS", "Cell", "measure", "play", "tables"]
 

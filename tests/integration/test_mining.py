@@ -18,7 +18,7 @@ from pool.flower.fleet import FleetMiner
 from pool.flower.keys import new_node_key
 from pool.learning.datasets import Dataset, save_npz
 from pool.learning.model_spec import score
-from pool.learning.partition import even
+from services.data.partition import even
 from tests import mining_attacks
 from tests.mining_support import CLASSES, FEATURES, MinerProcess, digits, start_miner, write_certificate
 

@@ -16,8 +16,8 @@ from core.crypto.sealing import Suite
 from pool.flower.engine import MiningEngine, MiningJob, RoundReport
 from pool.learning.datasets import Dataset, save_npz
 from pool.learning.model_spec import score
-from pool.learning.partition import even
 from pool.learning.privacy import LocalPrivacy
+from services.data.partition import even
 from tests.mining_support import CLASSES, FEATURES, MinerProcess, digits, start_miner, write_certificate
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.timeout(300)]

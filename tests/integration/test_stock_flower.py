@@ -10,7 +10,7 @@ import pytest
 from pool.flower.jobs import load_weights
 from pool.learning.datasets import Dataset, save_npz
 from pool.learning.model_spec import ModelSpec, score
-from pool.learning.partition import even
+from services.data.partition import even
 from tests.flower_stock import Deployment
 from tests.mining_support import CLASSES, FEATURES, digits
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from core.errors import ConfigError, LimitError, MalformedError, NotFoundError
-from pool.learning import datasets, partition
+from pool.learning import datasets
 from pool.learning.datasets import Dataset
 from pool.learning.model_spec import ModelSpec, add, flatten, forward, initial_weights, score, unflatten
 from pool.learning.models import build, export_weights, import_weights
 from pool.learning.training import TrainingPlan, train_locally
+from services.data import partition
 from tests.mining_support import digits
 
 SPECS = [
