@@ -43,8 +43,8 @@ from pool.learning.privacy import NO_NOISE, LocalPrivacy
 
 __all__ = ["SecureMember", "build_secure_app"]
 
-ROUNDS_KEPT: Final = 64
-"""Runs whose last round is remembered."""
+TASKS_KEPT: Final = 1_024
+"""Tasks whose last round is remembered."""
 
 OnUpdate = Callable[[Instruction, Update], None]
 
@@ -99,7 +99,7 @@ class SecureMember:
     ) -> None:
         self._data, self._key, self._name, self._on_update = data, node_key, node_public, on_update
         self._suite, self._privacy, self._least = suite, privacy, least
-        self._last: dict[int, int] = {}
+        self._last: dict[bytes, int] = {}
         self._part: Participant | None = None
         self._at = (0, 0)
         self._job = b""
@@ -123,17 +123,19 @@ class SecureMember:
         return part.reveal(order.consents)
 
     def _accept(self, order: Invite, run_id: int, number: int) -> Reply:
-        # A second sum of one round, over others, would differ from the first by single updates.
-        if number <= self._last.get(run_id, 0):
-            raise SequenceError(f"round {number} of this run is over for this miner, its last was {self._last[run_id]}")
+        # A second sum of one round, over others, would differ from the first by single updates. A manager started anew has
+        # another run, and goes on counting rounds.
+        last = self._last.get(order.job_id, 0)
+        if number <= last:
+            raise SequenceError(f"round {number} of this task is over for this miner, its last was {last}")
         if not 1 <= order.weight_factor <= MAX_FACTOR:
             raise CheatingError(f"a weight factor of {order.weight_factor} could single out an update; at most {MAX_FACTOR}")
         rows = self._data(order.job_id)
         if rows is None:
             raise NotFoundError(f"no rows for task {order.job_id.hex()[:8]}")
-        self._last.pop(run_id, None)
-        self._last[run_id] = number
-        while len(self._last) > ROUNDS_KEPT:
+        self._last.pop(order.job_id, None)
+        self._last[order.job_id] = number
+        while len(self._last) > TASKS_KEPT:
             del self._last[next(iter(self._last))]
         self._job, self._examples, self._at = order.job_id, len(rows[1]), (run_id, number)
         self._part = Participant(

@@ -109,7 +109,7 @@ class MemoryFleet:
             if (round_number, STEPS[type(order)]) >= person.dies_at:
                 continue
             try:
-                reply = person.twist(person.member.obey(order, RUN, round_number))
+                reply = person.twist(person.member.obey(order, self.run_id, round_number))
                 answer = Answer(Outcome.TRAINED, "", encode_as(REPLY, reply), b"")
             except PoflError as error:
                 answer = Answer(Outcome.FAILED, error.message, b"", b"")
@@ -338,7 +338,10 @@ def test_a_miner_takes_part_in_a_round_once() -> None:
         with pytest.raises(SequenceError, match="its last was 3"):
             me.obey(Invite(JOB, 4), RUN, number)
     me.obey(Invite(JOB, 4), RUN, 4)
-    me.obey(Invite(JOB, 4), RUN + 1, 1)
+    with pytest.raises(SequenceError, match="its last was 4"):
+        me.obey(Invite(JOB, 4), RUN + 1, 4)
+    me.obey(Invite(JOB, 4), RUN + 1, 5)
+    me.obey(Invite(b"k" * 32, 4), RUN + 1, 1)
 
 
 def test_orders_of_another_round_run_or_sum_are_refused() -> None:
@@ -450,3 +453,20 @@ def test_broken_orders_are_one_typed_error_each() -> None:
                 continue
             refused += 1
     assert refused > 100
+
+
+def test_a_manager_that_was_killed_in_a_round_goes_on_with_the_next() -> None:
+    """It counts from the last round that it saved; the one it died in is over for who was in it."""
+    people = crowd(3)
+    _, state, fleet = run(people, rounds=2)
+    state.round -= 1
+    fleet.run_id = RUN + 1
+    logs: list[RoundLog] = []
+    loop = SecureLoop(
+        SPEC, Rules(TEMPLATE, 4.0, 1), fleet, state, Suite.X25519, members=lambda: set(fleet.people), evaluate=scored,
+        now=lambda: fleet.now, pause=fleet.pause, deadline=60.0,
+    )  # fmt: skip
+    loop.run(StopWhen(rounds=3), logs.append)
+    assert [(log.number, len(log.accepted)) for log in logs] == [(2, 0), (3, 3)]
+    assert "round 2 of this task is over" in logs[0].refused[NAMES[0]]
+    np.testing.assert_allclose(flatten(state.weights), 3.0, atol=1e-6)
