@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,7 @@ def round_loop(
         now=time.monotonic,
         pause=time.sleep,
         deadline=deadline,
+        fallback=None if job.practice_floor == 0 or job.algorithm == "median" else partial(aggregate, "median"),
     )
 
 

@@ -127,7 +127,9 @@ class OpenRound:
 
 
 class RoundLoop:
-    """``now``: monotonic seconds. ``deadline``: on the same clock. ``pause``: sleep, for an unreachable fleet."""
+    """``now``: monotonic seconds. ``deadline``: on the same clock. ``pause``: sleep, for an unreachable fleet. ``fallback``: a
+    robust aggregation, asked where the other one's step does not bring the model forward on the practice set.
+    """
 
     def __init__(
         self,
@@ -142,11 +144,15 @@ class RoundLoop:
         now: Callable[[], float],
         pause: Callable[[float], None],
         deadline: float,
+        fallback: Callable[[int, list[Accepted]], NDArray[np.float64]] | None = None,
     ) -> None:
         self.spec, self.rules, self.fleet, self.state = spec, rules, fleet, state
         self._members, self._evaluate, self._aggregate = members, evaluate, aggregate
         self._now, self._pause, self._deadline = now, pause, deadline
+        self._fallback = fallback
         self._owed: dict[str, tuple[bytes, int]] = {}
+        self._present: Score | None = None
+        """Of the weights as they are."""
 
     def run(self, stop: StopWhen, on_round: Callable[[RoundLog], None]) -> None:
         """Rounds until the deadline or a reason to stop. A round without a quorum of accepted updates is repeated."""
@@ -284,7 +290,7 @@ class RoundLoop:
             delta = self._aggregate(current.number, kept)
             after = self._score_after(delta)
             if not is_harm(before, after, self.rules.practice_floor):
-                return kept, delta
+                return kept, self._better_of(current.number, kept, delta, after)
             if first:
                 alone, first = {u.miner: self._score_after(u.vector) for u in kept}, False
             worst = min(kept, key=lambda u: (alone[u.miner].correct, -alone[u.miner].loss))
@@ -296,6 +302,17 @@ class RoundLoop:
             if len(kept) < self.rules.quorum or self._now() >= self._deadline:
                 current.refused |= {u.miner: "no step of this round was fit to be taken" for u in kept}
                 return [], None
+
+    def _better_of(self, number: int, kept: list[Accepted], delta: NDArray[np.float64], after: Score) -> NDArray[np.float64]:
+        """The step, or the fallback's where the step does not bring the model forward and the fallback's does more."""
+        if self._fallback is None or len(kept) < 3:
+            return delta
+        if self._present is None:
+            self._present = self._evaluate(self.state.weights)
+        if _is_better(after, self._present):
+            return delta
+        other = self._fallback(number, kept)
+        return other if _is_better(self._score_after(other), after) else delta
 
     def _score_after(self, delta: Floats) -> Score:
         # A step may be too long for the forward pass: what overflows scores nothing, and that is all that counts.
@@ -315,7 +332,7 @@ class RoundLoop:
         if delta is not None:
             state.weights = add(state.weights, unflatten(self.spec, delta))
             state.accepted_rounds += 1
-        score = self._evaluate(state.weights)
+        score = self._present = self._evaluate(state.weights)
         if delta is not None:
             better = state.best_score is None or _is_better(score, state.best_score)
             if better:
@@ -328,10 +345,14 @@ class RoundLoop:
 
 
 def is_harm(before: Score, after: Score, floor: float) -> bool:
-    """Whether a step ruins the model: it loses rows beyond the floor, or wins none and doubles the loss."""
+    """Whether a step ruins the model: it loses rows beyond the floor while the loss grows, or wins none and doubles the loss.
+
+    Rows alone say little at first, when nearly all are wrong: a good step may lose some and lower the loss.
+    """
     if not np.isfinite(after.loss):
         return True
-    return after.correct < floor * before.correct or (after.correct <= before.correct and after.loss > 2 * before.loss)
+    is_lost = after.correct < floor * before.correct and after.loss > before.loss
+    return is_lost or (after.correct <= before.correct and after.loss > 2 * before.loss)
 
 
 def _is_better(score: Score, best: Score) -> bool:

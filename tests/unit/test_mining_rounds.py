@@ -264,11 +264,28 @@ def test_a_round_of_nothing_but_harm_changes_nothing_and_pays_nobody() -> None:
     np.testing.assert_array_equal(flatten(state.weights), 0.0)
 
 
+def test_where_the_mean_does_not_bring_the_model_forward_the_fallback_is_asked() -> None:
+    """A liar with the weight of four goes backwards by little: never harm, and nothing would ever be learnt."""
+    fleet = MemoryFleet({**honest(3), key(9): Behaviour(value=-1.0, examples=40)})
+    first = initial_weights(SPEC, 0)
+    for fallback, learnt in ((None, False), (lambda _, u: np.median([x.vector for x in u], axis=0), True)):
+        state = LoopState(0, first, first, registered={})
+        loop = RoundLoop(
+            SPEC, Rules(TEMPLATE, 2.0, 1, practice_floor=0.8), fleet, state, members=lambda: set(fleet.behaviours),
+            evaluate=lambda w: Score(500 + total(w), 1000, 1.0 - 0.001 * total(w)),
+            aggregate=lambda _, u: np.average([x.vector for x in u], axis=0, weights=[x.weight for x in u]),
+            now=lambda: fleet.now, pause=fleet.pause, deadline=fleet.now + 100.0, fallback=fallback,
+        )  # fmt: skip
+        loop.run(StopWhen(rounds=4), lambda _: None)
+        assert (total(state.weights) > 0) is learnt
+
+
 def test_a_step_that_overflows_is_harm() -> None:
     assert is_harm(Score(10, 100, 2.0), Score(50, 100, float("nan")), 0.8)
     assert is_harm(Score(10, 100, 2.0), Score(10, 100, 4.1), 0.8)
     assert not is_harm(Score(10, 100, 2.0), Score(11, 100, 9.0), 0.8)
-    assert is_harm(Score(100, 100, 2.0), Score(79, 100, 0.1), 0.8)
+    assert is_harm(Score(100, 100, 2.0), Score(79, 100, 2.1), 0.8)
+    assert not is_harm(Score(10, 100, 2.3), Score(5, 100, 2.2), 0.8), "an early step may lose rows and lower the loss"
     assert not is_harm(Score(100, 100, 2.0), Score(80, 100, 3.9), 0.8)
 
 
