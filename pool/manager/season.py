@@ -20,7 +20,7 @@ from core.chain.ledger import work_payout_total
 from core.chain.transaction import Claim, Commit, EnterTask, Payload, Refusal
 from core.chain.versions import check_known_version
 from core.codec import decode, encode
-from core.errors import CorruptError, DeadlineError, NotFoundError, PoflError, TransactionError, UnavailableError
+from core.errors import DeadlineError, NotFoundError, PoflError, TransactionError, UnavailableError
 from core.ids import MILLION, AccountId, Amount, Height, Milliseconds, short
 from core.market.contributions import share_out, shares_of
 from core.ports import SystemRng
@@ -423,9 +423,11 @@ class Season:
         total = work_payout_total(view.reward, pool.role.genesis.params)
         # What is paid is what was signed, to the last unit: also where the configuration changed since.
         closing = (await pool.books.open(self._task_id)).closing
+        shares, cut = {c.miner: c.amount for c in committed.contributions}, pool.cfg.owner_cut_ppm
         if closing is None:
-            raise CorruptError(f"{self._folder.path}: the book of contributions is gone, so nobody can be paid by it")
-        shares, cut = shares_of(closing.closing), closing.closing.owner_cut_ppm
+            log.error("the book of contributions is gone: paying by what was committed", task=self._task_id)
+        else:
+            shares, cut = shares_of(closing.closing), closing.closing.owner_cut_ppm
         block = build_work_block(
             pool.role.key,
             chain_id=pool.chain_id,
