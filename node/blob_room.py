@@ -19,7 +19,7 @@ def spare_blobs(state: State, here: Iterable[bytes]) -> list[bytes]:
     left = dict.fromkeys(digest for digest in here if digest not in live)
     ended = sorted((t for t in state.tasks.values() if not t.is_live), key=lambda t: (t.ended_height or 0, t.height, t.index))
     # Listed by two tasks, a blob is as young as the younger one.
-    age = {digest: place for place, task in enumerate(ended) for digest in listed_blobs(task)}
+    age: dict[bytes, int] = {digest: place for place, task in enumerate(ended) for digest in listed_blobs(task)}
     return sorted(left, key=lambda digest: age.get(digest, -1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from core.chain.state import state_root
 from core.chain.transaction import ScheduleUpgrade, SignedTransaction, Transfer
 from core.errors import BlockError, WrongChainError
 from core.ids import Amount, Digest, Height
+from pool.manager.books import Books
 from pool.manager.season import Season
 from services.rpc.chain_client import ChainClient, Wallet
 from services.rpc.views import Tip
@@ -58,7 +60,7 @@ class Folder:
         self.kept.append(block)
 
 
-def at_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> tuple[Chain, Tip, Any]:
+async def at_an_upgrade(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[Chain, Tip, Any]:
     """Version 2 begins with the work height; the tip, and a pool's season that has claimed."""
     monkeypatch.setattr(versions, "KNOWN_VERSIONS", frozenset({1, 2}))
     plain = Chain(make_genesis(4, PARAMS))
@@ -78,19 +80,25 @@ def at_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> tuple[Chain, Tip, Any]:
     )  # fmt: skip
     season: Any = Season.__new__(Season)
     season._folder, season._task_id = Folder(), task
+    books = Books(folder, key("pool0"), state.chain_id, lambda member, shown: None, weight_factor=4, owner_cut_ppm=0)
+    await (await books.open(task)).close()
     season._pool = SimpleNamespace(
-        role=SimpleNamespace(genesis=chain.genesis, key=key("pool0")), chain_id=state.chain_id, account=account("pool0"),
-        cfg=SimpleNamespace(owner_cut_ppm=0),
-    )  # fmt: skip
+        role=SimpleNamespace(genesis=chain.genesis, key=key("pool0")),
+        chain_id=state.chain_id,
+        account=account("pool0"),
+        books=books,
+    )
     view = SimpleNamespace(reward=state.tasks[task].published.reward, spec=state.tasks[task].published.spec)
     assert work_payout_total(view.reward, chain.genesis.params) > 0
     committed, claimed = SimpleNamespace(contributions=()), SimpleNamespace(correct=entry.claim.correct, vm=entry.claim.vm)
     return chain, tip, lambda told: season._work_block(told, view, committed, claimed)
 
 
-async def test_a_work_block_at_the_first_height_of_a_new_version_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_work_block_at_the_first_height_of_a_new_version_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Before, pools named version 1 for ever: at an upgrade every honest pool's block was refused."""
-    chain, tip, make = at_an_upgrade(monkeypatch)
+    chain, tip, make = await at_an_upgrade(monkeypatch, tmp_path)
     block = await make(tip)
     assert block.header.decoded().version == 2
     rules.apply_block(chain.state, block)
@@ -98,8 +106,8 @@ async def test_a_work_block_at_the_first_height_of_a_new_version_is_taken(monkey
         rules.apply_block(chain.state, await make(replace(tip, protocol_version=1)))
 
 
-async def test_a_pool_signs_nothing_by_rules_that_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, tip, make = at_an_upgrade(monkeypatch)
+async def test_a_pool_signs_nothing_by_rules_that_it_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, tip, make = await at_an_upgrade(monkeypatch, tmp_path)
     monkeypatch.setattr(versions, "KNOWN_VERSIONS", frozenset({1}))
     with pytest.raises(WrongChainError, match="follows protocol version 2; this software knows up to 1: install a release"):
         await make(tip)
