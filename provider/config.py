@@ -20,7 +20,7 @@ __all__ = ["DataConfig", "ProviderConfig", "RuleConfig"]
 class DataConfig:
     """What is on sale."""
 
-    path: Path | None = config.option("Data set: npz with x (n, M) and y (n).", default=None)
+    path: Path | None = config.option("Data set: npz with x (n, M) and y (n), or a descriptor.", default=None)
     name: str = config.option("Name shown to buyers.", default="rows")
     feature_scale_micro: int = config.option("int8 feature = round(x * this / 10^6).", default=127_000_000, low=1, high=2**63)
     classes: int = config.option("Number of classes; 0: the largest label and one.", default=0, low=0, high=256)

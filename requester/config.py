@@ -19,7 +19,7 @@ class AutoConfig:
 
     tasks: int = config.option("How many; the next is published when the one before has ended.", default=0, low=0)
     name: str = config.option("Name of the tasks; a number is appended.", default="task")
-    test_set: Path | None = config.option("Secret test set: npz with x (I, M) and y (I).", default=None)
+    test_set: Path | None = config.option("Secret test set: npz with x (I, M) and y (I), or a descriptor.", default=None)
     practice_set: Path | None = config.option("Public practice set, same form.", default=None)
     hidden: tuple[int, ...] = config.option("Widths of the hidden layers.", default=(16,), low=1, high=4096)
     activation: Literal["sigmoid", "relu", "identity"] = config.option("Of the hidden layers.", default="sigmoid")

@@ -129,7 +129,9 @@ def _from_hex(text: str) -> bytes:
 @app.command()
 @runs
 async def submit(
-    test_set: Annotated[Path, typer.Option("--test", help="Secret test set on the requester's machine: npz with x and y.")],
+    test_set: Annotated[
+        Path, typer.Option("--test", help="Secret test set on the requester's machine: npz with x and y, or a descriptor.")
+    ],
     practice_set: Annotated[Path, typer.Option("--practice", help="Public practice set, same form.")],
     reward: Annotated[int, typer.Option(min=1, help="Reward for the winning pool, in the smallest unit.")],
     name: Annotated[str, typer.Option(help="Name of the task.")] = "task",

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.errors import ConfigError
+from core.errors import ConfigError, MalformedError, NotFoundError
+from pool.miner.rows import TrainingRows
 from services.cli.main import main
 from services.cli.run import miner_settings
 from services.data.loading import load_rows
@@ -152,6 +153,20 @@ def test_flags_of_a_miner_are_for_no_other_role(
 ) -> None:
     assert pofl(monkeypatch, "run", "node", "--pool", "a:1") == 2
     assert "--pool is for `pofl run miner`, not for node" in capsys.readouterr().err
+
+
+def test_a_miner_reads_what_is_described_and_names_what_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pofl(monkeypatch, "data", "describe", "visits.csv", "--target", "out", "--key", "who", "--out", "visits.toml") == 0
+    rows = TrainingRows.load(folder / "visits.csv")
+    assert (rows.own, rows.features, rows.kind) == (300, 3, "classes 0 to 1")
+    (folder / "visits.csv").write_text(VISITS.replace(",no\n", ",perhaps\n", 1))
+    with pytest.raises(MalformedError, match=r"visits\.csv: line 3, column 'out': 'perhaps' is none of the classes no, yes"):
+        TrainingRows.load(folder / "visits.toml")
+    (folder / "visits.csv").write_text(VISITS.splitlines(keepends=True)[0])
+    with pytest.raises(MalformedError, match="no rows: an empty data set teaches nothing"):
+        TrainingRows.load(folder / "visits.csv", folder / "visits.toml")
+    with pytest.raises(NotFoundError, match="no such file"):
+        TrainingRows.load(folder / "absent")
 
 
 # A testnet's own data
