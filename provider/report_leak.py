@@ -138,7 +138,7 @@ def make_report(suspect: Suspect, copy: Digest) -> ReportLeak:
     who = f"miner {short(suspect.miner)} of trade {short(suspect.trade.trade_id)}"
     if suspect.sight.score < tracing.LEAST_SCORE:
         raise MarketError(
-            f"the copy fits nobody: {who} is nearest with a score of {suspect.sight.score:.1f}, a report needs "
+            f"the copy fits nobody: {who} is nearest with {suspect.sight.score:.1f} bits, a report needs "
             f"{tracing.LEAST_SCORE:g}",
             score=suspect.sight.score,
         )  # fmt: skip

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import MarketError
-from core.market.marks import group_of, least_agreeing, mark_count
+from core.market.marks import least_agreeing, mark_count
 
 __all__ = ["Copy", "Share", "Sight", "look", "most_likely", "read_copy", "LEAST_SCORE"]
 
-LEAST_SCORE: Final = 4.0
-"""Standard deviations above what a stranger's share scores, before a report is worth its bond."""
+LEAST_SCORE: Final = 22.0
+"""Bits: what a stranger's share scores by chance once in 4 million copies. Below it a report is not worth its bond."""
+_NOTHING: Final = 1e-6
+"""A lean that is none."""
 _BLOCK: Final = 2_048
 """Rows of a copy compared at a time."""
 
@@ -49,7 +51,7 @@ class Sight:
     """A copy, read as a copy of one share."""
 
     score: float
-    """Standard deviations: how well the rows of each group agree with one another after the trace bits are taken away."""
+    """Bits: ``-log2`` of the chance that the rows of a stranger's share agree with one another as well."""
     found: NDArray[np.bool_] = field(repr=False)
     """[groups] what is in the copy."""
     seen: NDArray[np.bool_] = field(repr=False)
@@ -105,18 +107,28 @@ def _lean(moved: NDArray[np.float64], half: NDArray[np.float64]) -> NDArray[np.f
 
 
 def look(copy: Copy, share: Share) -> Sight:
-    """Read a copy as one of this share."""
-    count = mark_count(len(share.trace))
-    leaning = copy.leaning[share.first : share.first + len(share.trace)] * (1.0 - 2.0 * share.trace)
-    groups = group_of(np.arange(len(leaning)), count)
-    sums = np.bincount(groups, leaning, count)
-    squares = np.bincount(groups, leaning**2, count)
-    fourth = np.bincount(groups, leaning**4, count)
-    pairs = float((sums**2 - squares).sum()) / 2
-    spread = float((squares**2 - fourth).sum()) / 2
-    score = pairs / spread**0.5 if spread > 1e-12 else 0.0
-    found = np.abs(sums) > 1e-6
-    return Sight(score, found, found & (sums < 0))
+    """Read a copy as one of this share.
+
+    With the trace bits taken away, all rows of a group lean the way of its one choice. The first row of a group says which;
+    whether each further one leans with those before it is a fair coin for a copy of any other share, because its trace bit
+    is: the score is the exact tail of so many coins.
+    """
+    size = len(share.trace)
+    count = mark_count(size)
+    leaning = np.zeros((-(-size // count), count))
+    leaning.reshape(-1)[:size] = copy.leaning[share.first : share.first + size] * (1.0 - 2.0 * share.trace)
+    sums = leaning.cumsum(axis=0)
+    coins = leaning[1:] * np.where(np.abs(sums[:-1]) > _NOTHING, np.sign(sums[:-1]), 0.0)
+    score = _bits(int((coins > _NOTHING).sum()), int((np.abs(coins) > _NOTHING).sum()))
+    found = np.abs(sums[-1]) > _NOTHING
+    return Sight(score, found, found & (sums[-1] < 0))
+
+
+def _bits(heads: int, coins: int) -> float:
+    """``-log2 P[Binomial(coins, 1/2) >= heads]``."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log2(np.arange(1, coins + 1)))])
+    k = np.arange(heads, coins + 1)
+    return max(0.0, coins - float(np.logaddexp2.reduce(logs[coins] - logs[k] - logs[coins - k])))
 
 
 def most_likely(copy: Copy, shares: Sequence[Share]) -> tuple[int, Sight]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,12 @@ def test_the_threshold_is_the_exact_binomial_tail(found: int) -> None:
     assert tail(least) <= both < tail(least - 1)
 
 
+def test_the_documents_name_the_thresholds() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "market.md").read_text(encoding="utf-8")
+    named = ", ".join(f"{marks.least_agreeing(n)} of {n}" for n in (256, 100, 64, 41))
+    assert f"({named})" in text
+
+
 def test_few_marks_prove_nothing() -> None:
     assert marks.least_agreeing(marks.SECURITY) is None
     assert marks.least_agreeing(marks.SECURITY + 1) == marks.SECURITY + 1
@@ -159,7 +166,7 @@ def test_nobody_is_framed_and_nobody_innocent_is_convicted() -> None:
 
 
 def test_a_spoiled_row_is_refused_whichever_variant_it_hides_behind(marking: marks.Marking) -> None:
-    """Selective failure: the seller spoils what choice 1 opens. A buyer with choice 1 signs nothing, one with 0 sees nothing."""
+    """Selective failure: she spoils what choice 1 opens. A buyer with choice 1 signs nothing, one with 0 sees nothing."""
     data = DataSet(rows(), np.zeros(240, np.uint8), 1, SECRET)
     share = RowShare.of(data.root, 240, 16, 1, 1, 0)
     count = share.marks
@@ -243,6 +250,12 @@ def test_a_copy_is_traced_and_read_whatever_its_order() -> None:
     assert sight.is_ours
     assert (sight.seen == (choices == 1))[sight.found].all()
     assert not tracing.look(copy, shares[1]).is_ours
+
+
+def test_the_score_is_the_exact_tail_of_coins() -> None:
+    for heads, coins in ((0, 0), (0, 9), (9, 9), (60, 100), (23, 23)):
+        tail = sum(math.comb(coins, k) for k in range(heads, coins + 1)) / 2**coins
+        assert tracing._bits(heads, coins) == pytest.approx(-math.log2(tail), abs=1e-9)
 
 
 def test_rows_that_are_nobodys_fit_nobody() -> None:
