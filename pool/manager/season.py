@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from core.chain.ledger import work_payout_total
 from core.chain.transaction import Claim, Commit, EnterTask, Payload, Refusal
 from core.chain.versions import check_known_version
 from core.codec import decode, encode
-from core.errors import DeadlineError, NotFoundError, PoflError, TransactionError, UnavailableError
+from core.errors import DeadlineError, PoflError, TransactionError, UnavailableError
 from core.ids import MILLION, AccountId, Amount, Height, Milliseconds, short
 from core.market.contributions import share_out, shares_of
 from core.ports import SystemRng
@@ -42,13 +42,14 @@ from pool.manager.claims import Shown, WorkWatch, agreed_ranking, malformed, off
 from pool.manager.context import Pool
 from pool.manager.scoring import Scoring
 from pool.manager.supplies import Supplies, TestSupply
+from pool.manager.windows import Windows, is_admitted
 from services.rpc.convert_mining import Progress, Round, TrainOn
 from services.rpc.verify_client import EvaluationClient
 from services.rpc.views import EntryView, TaskPhase, TaskView, Tip
 from services.runtime.logging import logger
 from services.runtime.metrics import counter, gauge
 
-__all__ = ["Season", "Windows"]
+__all__ = ["Season", "Windows", "is_admitted", "model_of"]
 
 log = logger(__name__)
 
@@ -56,8 +57,6 @@ TASKS = counter("pool_tasks", "Tasks that this pool took part in, by how they en
 ACCURACY = gauge("pool_practice_accuracy", "Practice accuracy of the last round, 0 to 1.")
 ROUNDS = counter("pool_rounds", "Rounds of training.")
 
-MARGIN_MS: Final = 1_000
-"""Between the end of training and the last instant at which a commit is sure to reach a block."""
 AGAIN_SECONDS: Final = 0.25
 STUCK_SECONDS: Final = 3.0
 """Several blocks: a transaction that is in none of them may wait for a nonce before it."""
@@ -66,27 +65,6 @@ ROWS_SECONDS: Final = 1.5
 KEPT_TASKS: Final = 32
 """Folders of past tasks that stay on disk."""
 EARLY: Final = frozenset({Refusal.TOO_EARLY, Refusal.BAD_NONCE})
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """A task's instants, block time."""
-
-    entry_close_ms: Milliseconds
-    training_end_ms: Milliseconds
-    commit_close_ms: Milliseconds
-    claim_close_ms: Milliseconds
-
-    @classmethod
-    def of(cls, view: TaskView, min_window_ms: int) -> Windows:
-        """Training ends one shortest window and a second before commits close: that commit reaches a block.
-
-        Raises NotFoundError while T0 is unknown.
-        """
-        if view.entry_close_ms is None or view.commit_close_ms is None or view.claim_close_ms is None:
-            raise NotFoundError(f"task {short(view.task_id)} has no windows yet")
-        end = Milliseconds(view.commit_close_ms - min_window_ms - MARGIN_MS)
-        return cls(view.entry_close_ms, end, view.commit_close_ms, view.claim_close_ms)
 
 
 class Season:
@@ -311,9 +289,7 @@ class Season:
         )  # fmt: skip
         return shares
 
-    def _quantise(
-        self, view: TaskView, job: MiningJob, result: MiningResult, practice: Dataset | TargetRows
-    ) -> ScoredModel:
+    def _quantise(self, view: TaskView, job: MiningJob, result: MiningResult, practice: Dataset | TargetRows) -> ScoredModel:
         spec, rows = view.spec, practice.x.astype("float64")
         scale, bits = spec.feature_scale_micro / MILLION, spec.weight_bits
         if job.targets is not None:
@@ -489,13 +465,6 @@ class Season:
         log.info("task is over", task=self._task_id, won=won, detail=detail, height=view.ended_height)
         TASKS.labels("won" if won else "lost").inc()
         self._show("won" if won else "lost", detail)
-
-
-def is_admitted(view: TaskView, pool: AccountId, max_pools: int) -> bool:
-    """Whether the pool is among the ``max_pools`` highest bonds, ties to the earlier. For views before claims close, whose
-    entries are in order of entry."""
-    bonds = sorted(range(len(view.entries)), key=lambda i: (-view.entries[i].bond, i))
-    return any(view.entries[i].pool == pool for i in bonds[:max_pools])
 
 
 def model_of(committed: Committed) -> ScoredModel:
