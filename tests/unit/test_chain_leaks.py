@@ -11,7 +11,7 @@ from core.chain import rules, rules_leaks
 from core.chain.state import LeakReport, ReportOutcome, State, TradePhase, decode_state, encode_state, report_key, state_root
 from core.chain.transaction import OpenMarks, Payload, Refusal, RegisterProvider, ReportLeak
 from core.errors import TransactionError
-from core.ids import Digest, PartsPerMillion
+from core.ids import Amount, Digest, Milliseconds, PartsPerMillion
 from core.market import bridge, contract, marks
 from core.market.contract import CHUNKS, TradeTerms, trade_id
 from core.market.delivery import sign_receipt
@@ -42,7 +42,8 @@ class Sold:
         """Of ``found`` marks, the first ``agreeing`` are what the miner chose."""
         there = np.arange(COUNT) < found
         seen = np.where(np.arange(COUNT) < agreeing, self.choices(miner), 1 - self.choices(miner)) * there
-        return ReportLeak(self.trade_id, MINERS[miner], marks.bitmap(there), marks.bitmap(seen), some("copy"))
+        found, shown = (marks.bitmap(bits.astype(np.uint8)) for bits in (there, seen))
+        return ReportLeak(self.trade_id, MINERS[miner], found, shown, some("copy"))
 
     def opening(self, miner: int = 0, seed: bytes | None = None) -> OpenMarks:
         points = marks.points_digest(self.marking(miner).points)
@@ -95,7 +96,7 @@ async def test_a_proven_leak_costs_reputation_and_the_credit(sold: Sold) -> None
     assert sold.kit.balance("provider") == funds - BOND - 1
     assert sold.outcome().outcome is ReportOutcome.OPEN
     sold.send("pool0", sold.opening())
-    assert sold.outcome() == replace(sold.outcome(), outcome=ReportOutcome.LEAKED, agreeing=COUNT, held=0)
+    assert sold.outcome() == replace(sold.outcome(), outcome=ReportOutcome.LEAKED, agreeing=COUNT, held=Amount(0))
     assert sold.kit.balance("provider") == funds - 1
     assert sold.reputation == before - before * sold.state.params.leak_penalty_ppm // 10**6
     trade = sold.state.trades[sold.trade_id]
@@ -210,7 +211,6 @@ async def test_a_report_needs_its_bond() -> None:
     sold = await make_sold()
     chain = sold.kit.chain
     from core.chain.transaction import Transfer
-    from core.ids import Amount
 
     sold.send("provider", Transfer(account("other"), Amount(sold.kit.balance("provider") - BOND)))
     assert sold.refused("provider", sold.report()) == Refusal.INSUFFICIENT_FUNDS
@@ -282,7 +282,7 @@ async def test_a_report_after_the_credit_is_as_good_and_time_wakes_the_chain(sol
     sold.send("provider", sold.report())
     deadline = sold.outcome().deadline_ms
     assert sold.state.trading[-1] == sold.trade_id
-    assert not rules.due(sold.state, sold.state.tip.timestamp_ms + 9_000, False)
+    assert not rules.due(sold.state, Milliseconds(sold.state.tip.timestamp_ms + 9_000), False)
     assert rules.due_ms(replace(sold.state, genesis=sold.state.genesis), False) <= deadline
     before = sold.reputation
     sold.send("pool0", after_ms=sold.state.params.answer_ms)
@@ -309,9 +309,7 @@ async def test_a_provider_has_a_limit_of_open_reports(sold: Sold, monkeypatch: p
     assert sold.refused("provider", sold.report(1)) == Refusal.LIMIT
 
 
-async def test_a_block_takes_few_openings_and_none_of_its_own_reports(
-    sold: Sold, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_block_takes_few_openings_and_none_of_its_own_reports(sold: Sold, monkeypatch: pytest.MonkeyPatch) -> None:
     """They cost every node arithmetic: reports and openings of friends must not fill a block with it."""
     chain = sold.kit.chain
     both = chain.tx("provider", sold.report(0)), chain.tx("pool0", sold.opening(0))

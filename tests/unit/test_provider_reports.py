@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from core.chain.transaction import RegisterProvider
 from core.errors import ConfigError, MarketError
-from core.ids import Digest
+from core.ids import Digest, Milliseconds
 from core.market import delivery, marks
 from provider import report_leak
 from services.rpc.views import LeakReportView, ReportOutcome, TradeView
@@ -70,14 +71,14 @@ async def test_no_bond_is_risked_on_a_stranger_a_scrap_or_a_second_report() -> N
     few = replace(best, sight=replace(best.sight, found=best.sight.found & (np.arange(100) < 30)))
     with pytest.raises(MarketError, match="too few to prove"):
         report_leak.make_report(few, some("copy"))
-    told = LeakReportView(MINERS[0], ReportOutcome.CLEARED, 100, 50, some("copy"), trade.bid_height, trade.bid_height)  # type: ignore[arg-type]
+    told = LeakReportView(MINERS[0], ReportOutcome.CLEARED, 100, 50, some("copy"), trade.bid_height, Milliseconds(1))
     with pytest.raises(MarketError, match="reported already"):
         report_leak.make_report(replace(best, trade=replace(trade, reports=(told,))), some("copy"))
     assert report_leak.suspects(shop.goods, [replace(trade, data_root=some("other"))], whole) == []
 
 
 @pytest.mark.parametrize("arrays", [{"y": np.zeros(3)}, {"x": np.zeros(3)}, {"x": np.array([["a"]])}])
-def test_a_file_that_is_no_copy_is_named(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_a_file_that_is_no_copy_is_named(arrays: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "copy.npz"
     np.savez(path, **arrays)
     with pytest.raises(ConfigError, match=r"copy\.npz"):
