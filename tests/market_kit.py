@@ -257,4 +257,3 @@ async def no_receipt(_: object) -> None:
 def write_npz(path: Path, x: object, y: object) -> Path:
     np.savez(path, x=np.asarray(x), y=np.asarray(y))
     return path
-

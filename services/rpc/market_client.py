@@ -285,9 +285,7 @@ class Buyer:
         """Go on waiting for a bid's draw, for ``timeout`` seconds. Declined once the bid can reach no block any more."""
         return await self._follow(undecided.trade_id, undecided.expiry_ms, undecided.data_set, _now() + timeout)
 
-    async def _offer(
-        self, seller: MarketClient, provider: ProviderView, data_set: DataSetView, end: float
-    ) -> SignedOffer:
+    async def _offer(self, seller: MarketClient, provider: ProviderView, data_set: DataSetView, end: float) -> SignedOffer:
         """A good offer whose figures are the chain's. Raises MarketError or what the provider answered."""
         for attempt in range(OFFERS):
             if attempt:

@@ -363,9 +363,7 @@ async def test_a_killed_provider_process_goes_on_where_it_was(world: World) -> N
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
     async def start(*more: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *command, *more, env=environment, stderr=asyncio.subprocess.DEVNULL
-        )
+        return await asyncio.create_subprocess_exec(*command, *more, env=environment, stderr=asyncio.subprocess.DEVNULL)
 
     process = await start()
     try:

@@ -26,7 +26,9 @@ CHAIN = Digest(b"c" * 32)
 VIEW = DataSetView(Digest(b"d" * 32), "digits", 300, 64, 10, 127_000_000)
 OPEN = delivery.sign_open(
     KeyPair.from_seed(b"m" * 32),
-    DeliveryOpen(CHAIN, Digest(b"t" * 32), AccountId(KeyPair.from_seed(b"m" * 32).public_key), b"h" * 32, 3, Digest(b"e" * 32), b"points"),
+    DeliveryOpen(
+        CHAIN, Digest(b"t" * 32), AccountId(KeyPair.from_seed(b"m" * 32).public_key), b"h" * 32, 3, Digest(b"e" * 32), b"points"
+    ),
 )
 
 
