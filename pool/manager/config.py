@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
+from core.crypto.secure_sum import LEAST
 from core.errors import ConfigError
 from pool.flower.secure_wire import MAX_FACTOR
 from services.rpc.convert_mining import MAX_TOKEN
@@ -56,6 +57,11 @@ class TrainingConfig:
     aggregation: Literal["plain", "secure"] = config.option(
         "secure: the manager learns the sum of the updates only, and cannot check each.", default="plain"
     )
+
+    @property
+    def least_miners(self) -> int:
+        """Members without whom no round can count: a task entered with fewer only costs a part of the bond."""
+        return max(self.quorum, LEAST if self.aggregation == "secure" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

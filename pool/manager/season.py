@@ -148,7 +148,7 @@ class Season:
         if view.phase is not TaskPhase.ENTRY:
             log.info("too late for the task", task=self._task_id, phase=view.phase.name.lower())
             return False
-        features, least = view.spec.features, pool.cfg.min_miners
+        features, least = view.spec.features, max(pool.cfg.min_miners, pool.cfg.training.least_miners)
         reason = ""
         bond = Amount(max(pool.cfg.bond, view.min_pool_bond))
         try:

@@ -27,7 +27,7 @@ from pool.flower.superlink import SuperLink
 from pool.manager import members as members_module
 from pool.manager.admission import Admission
 from pool.manager.board import Board
-from pool.manager.config import AdmissionConfig, PoolConfig
+from pool.manager.config import AdmissionConfig, PoolConfig, TrainingConfig
 from pool.manager.members import Members
 from pool.manager.receipts import ReceiptDesk
 from pool.manager.servicer import POOL, RULES, PoolServicer
@@ -359,3 +359,12 @@ def test_a_miner_joins_no_pool_of_less_secrecy_than_it_asks_for(sealing: str, ag
     check_secrecy(replace(asks, sealing="any", aggregation="any"), weak)
     with pytest.raises(AuthError, match=words):
         check_secrecy(asks, weak)
+
+
+@pytest.mark.parametrize(
+    ("training", "least"),
+    [(TrainingConfig(), 1), (TrainingConfig(quorum=2), 2), (TrainingConfig(aggregation="secure"), 3),
+     (TrainingConfig(aggregation="secure", quorum=5), 5)],
+)  # fmt: skip
+def test_no_task_is_entered_with_fewer_than_a_round_needs(training: TrainingConfig, least: int) -> None:
+    assert training.least_miners == least
