@@ -146,7 +146,7 @@ class Participant:
     """One participant in one session, used once. Each step may be taken once and in order, else SequenceError.
 
     ``session``: what this sum is for; adverts, shares and consents of another session are worthless here.
-    ``least``: of how many a sum must be that this participant takes part in.
+    ``least``: of how many a roster must be that this participant takes part in; threshold of them are in the sum at least.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class FleetMiner:
     """``data``: rows for a job id. ``folder``: reserved for this miner's own files. ``threads``: torch's threads.
 
     ``on_update``: told job id, round and examples of each update before it leaves, on this miner's own thread. ``privacy``:
-    what is done to each update first. ``secure_least``: of how many a secure sum must be that this miner takes part in.
+    what is done to each update first. ``secure_least``: with fewer this miner begins no secure sum.
 
     start() returns at once; wait_online() says when the pool may count on it. When the pool no longer accepts the node
     key, ``failure`` holds an AuthError and the thread has ended: join again with a fresh key.

@@ -59,7 +59,7 @@ def build_secure_app(
     privacy: LocalPrivacy = NO_NOISE,
     least: int = LEAST,
 ) -> ClientApp:
-    """As client_app.build_client_app, for Aggregation.SECURE. ``least``: of how many a sum must be to take part."""
+    """As client_app.build_client_app, for Aggregation.SECURE. ``least``: with fewer no sum is begun."""
     app = ClientApp()
     member = SecureMember(data, node_key, node_public, on_update, suite, privacy, least)
 

@@ -29,7 +29,9 @@ class MinerConfig(RoleConfig):
     aggregation: Literal["any", "secure"] = config.option(
         "secure: join only a pool whose manager sees no single update.", default="any"
     )
-    secure_least: int = config.option("Of how many miners a secure sum must be to take part in it.", default=3, low=3)
+    secure_least: int = config.option(
+        "Miners without whom this one takes part in no secure sum; a third of those who begin it may drop out.", default=3, low=3
+    )
     dp_clip: float = config.option("Differential privacy: longest update, L2 norm; 0: no bound.", default=0.0, low=0)
     dp_noise: float = config.option(
         "Differential privacy: standard deviation of the noise in each parameter, in units of dp_clip.", default=0.0, low=0
