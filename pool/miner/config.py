@@ -30,7 +30,7 @@ class MinerConfig(RoleConfig):
         "secure: join only a pool whose manager sees no single update.", default="any"
     )
     secure_least: int = config.option(
-        "Miners without whom this one takes part in no secure sum; a third of those who begin it may drop out.", default=3, low=3
+        "With fewer miners this one begins no secure sum; a third of those who begin it may drop out.", default=3, low=3
     )
     dp_clip: float = config.option("Differential privacy: longest update, L2 norm; 0: no bound.", default=0.0, low=0)
     dp_noise: float = config.option(
