@@ -23,7 +23,7 @@ from services.data.idx import read_idx
 from services.data.limits import check_size
 from services.data.rows import Rows
 from services.data.stored import read_made_rows, whole_labels
-from services.data.tables import CHUNK, label_of, read_tables, read_texts
+from services.data.tables import label_of, read_tables, read_texts, rows_at_a_time
 from services.data.texts import TextCounter
 from services.data.transform import Transform
 
@@ -134,8 +134,9 @@ def raw_chunks(d: Descriptor) -> Iterator[RawChunk]:
             labels = _labels(path, d, rest[0])
             keys = _keys(path, d, rest[1]) if d.key else None
         _check_raw(path, d, raw, labels)
-        for start in range(0, len(raw), CHUNK):
-            stop = start + CHUNK
+        step = rows_at_a_time(d.recipe)
+        for start in range(0, len(raw), step):
+            stop = start + step
             yield RawChunk(raw[start:stop], labels[start:stop], None if keys is None else keys[start:stop])
 
 

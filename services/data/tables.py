@@ -18,10 +18,11 @@ from services.data.descriptor import Descriptor
 from services.data.limits import MAX_ROWS, Lines, opened
 from services.data.recipe import Column, Recipe
 
-__all__ = ["CHUNK", "TableCells", "TableChunk", "label_of", "read_tables", "read_texts"]
+__all__ = ["CHUNK", "TableCells", "TableChunk", "label_of", "read_tables", "read_texts", "rows_at_a_time"]
 
 CHUNK: Final = 2048
-"""Rows that are turned into features at a time."""
+"""Rows that are turned into features at a time, at most."""
+CHUNK_VALUES: Final = 1 << 22
 MAX_COLUMNS: Final = 1 << 16
 
 
@@ -48,6 +49,11 @@ def read_texts(d: Descriptor) -> Iterator[TableChunk]:
     if not d.class_files:
         return _chunks(d, _TextRows)
     return _lines_of_classes(d)
+
+
+def rows_at_a_time(recipe: Recipe) -> int:
+    """So that a chunk has some megabytes, however wide its rows are."""
+    return max(1, min(CHUNK, CHUNK_VALUES // max(recipe.raw_width, math.prod(recipe.shape))))
 
 
 def label_of(recipe: Recipe, text: str) -> float:
@@ -189,7 +195,7 @@ class _CellError(Exception):
 
 
 def _chunks(d: Descriptor, kind: type[_TableRows] | type[_TextRows]) -> Iterator[TableChunk]:
-    chunk, total = TableChunk(), 0
+    chunk, total, most = TableChunk(), 0, rows_at_a_time(d.recipe)
     for path in d.files:
         with opened(path) as file:
             lines = Lines(file, path)
@@ -211,7 +217,7 @@ def _chunks(d: Descriptor, kind: type[_TableRows] | type[_TextRows]) -> Iterator
                 total += 1
                 if total > MAX_ROWS:
                     raise LimitError(f"{path}: more than {MAX_ROWS} rows")
-                if len(chunk.labels) >= CHUNK:
+                if len(chunk.labels) >= most:
                     yield chunk
                     chunk = TableChunk()
     if chunk.labels:
@@ -219,7 +225,7 @@ def _chunks(d: Descriptor, kind: type[_TableRows] | type[_TextRows]) -> Iterator
 
 
 def _lines_of_classes(d: Descriptor) -> Iterator[TableChunk]:
-    total = 0
+    total, most = 0, rows_at_a_time(d.recipe)
     for label, path in enumerate(d.files):
         chunk = TableChunk()
         with opened(path) as file:
@@ -231,7 +237,7 @@ def _lines_of_classes(d: Descriptor) -> Iterator[TableChunk]:
                 total += 1
                 if total > MAX_ROWS:
                     raise LimitError(f"{path}: more than {MAX_ROWS} rows")
-                if len(chunk.labels) >= CHUNK:
+                if len(chunk.labels) >= most:
                     yield chunk
                     chunk = TableChunk()
         if chunk.labels:

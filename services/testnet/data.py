@@ -8,6 +8,7 @@ the provider has.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import ConfigError
-from core.market.contract import CHUNKS
+from core.chain.transaction import Activation
+from core.errors import ConfigError, InputError, LimitError
+from core.market.contract import CHUNKS, MAX_CLASSES
+from core.verification.body import MAX_PARAMETERS
+from core.verification.noise import check_noise
+from core.verification.scored_model import ModelFamily
 from services.data.loading import load_rows
 from services.data.partition import split
 from services.data.rows import Rows
@@ -29,6 +34,7 @@ SEED: Final = 20200224
 TEST_ROWS: Final = 400
 PRACTICE_ROWS: Final = 200
 PROVIDER_ROWS: Final = 300
+WEIGHT_BITS: Final = 10
 MOST_ENCRYPTED: Final = 512
 """Features and classes of a task together (core.verification.task)."""
 
@@ -117,6 +123,8 @@ def split_own(own: OwnData, miners: int) -> Split:
             f"{own.path}: {rows.features} features and {rows.classes} classes: a task has at most {MOST_ENCRYPTED} of both "
             "together; the recipe can resize, or project (pca)"
         )
+    if rows.classes > MAX_CLASSES:
+        raise ConfigError(f"{own.path}: {rows.classes} classes: rows for sale have at most {MAX_CLASSES}")
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(rows)).astype(np.int64)
     order = order[: own.rows or len(order)]
     test, practice = min(TEST_ROWS, len(order) // 5), min(PRACTICE_ROWS, len(order) // 10)
@@ -127,11 +135,23 @@ def split_own(own: OwnData, miners: int) -> Split:
         raise ConfigError(
             f"{own.path}: {len(order)} rows are too few: a testnet needs {10 * CHUNKS}, and a row for each of {miners} miners"
         )
+    try:
+        family = ModelFamily((rows.features, *own.hidden, rows.classes), Activation.SIGMOID, WEIGHT_BITS)
+        if family.parameters > MAX_PARAMETERS:
+            raise LimitError(f"{family.parameters} parameters, a task's model has at most {MAX_PARAMETERS}")
+        check_noise(family.dims, family.parameters, test)
+    except InputError as error:
+        raise ConfigError(f"{own.path}, with hidden layers {list(own.hidden)}: {error.message}") from None
     parts = [rows.take(part) for part in np.split(order[: edges[-1]], edges[:-1])]
     kept = rows.take(left)
     shares = split(own.by, kept.y, kept.keys, miners, SEED)
-    subject = Subject(rows.name, rows.features, rows.classes, _scale(rows, parts[1].x), own.hidden)
+    subject = Subject(_plain(rows.name), rows.features, rows.classes, _scale(rows, parts[1].x), own.hidden)
     return Split(subject, parts[0], parts[1], parts[2], tuple(kept.take(share) for share in shares))
+
+
+def _plain(name: str) -> str:
+    """A name for tasks, which have little room: ASCII letters, digits, dots and hyphens."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:40] or "data"
 
 
 def _scale(rows: Rows, practice: NDArray[np.float32]) -> int:

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from services.rpc import tls
 from services.testnet.data import DIGITS, OwnData, Subject, split_digits, split_own
 from services.testnet.supervisor import ProcessSpec
 
-__all__ = ["Layout", "Member", "Shape", "load_layout", "make_layout"]
+__all__ = ["Layout", "Member", "Place", "Places", "Shape", "load_layout", "make_layout", "process_names"]
 
 HOST: Final = "127.0.0.1"
 MANIFEST: Final = "testnet.json"
@@ -77,12 +77,35 @@ class Member:
     role: str
     account: AccountId
     listen: str
+    """Where the others reach it."""
     admin: str
     metrics: str
     fleet: str = ""
     """Pools only: where Flower's clients connect."""
     pool: str = ""
     """Miners only: name of their pool."""
+    bind: str = ""
+    """Where it listens itself, if that is not `listen`: in a container, or behind an address that is not the machine's own."""
+    fleet_bind: str = ""
+    host: str = ""
+    """The machine or container that it runs on; all on this machine if empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Addresses of one process, each host:port; see `Member`."""
+
+    listen: str
+    admin: str
+    metrics: str
+    fleet: str
+    bind: str = ""
+    fleet_bind: str = ""
+    host: str = ""
+
+
+Places = Callable[[Sequence[tuple[str, str]]], Sequence[Place]]
+"""From (name, role) of each process to its place, in the same order. Raises ConfigError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,35 +148,41 @@ class Layout:
 
 
 def make_layout(
-    folder: Path, shape: Shape, params: ChainParams | None = None, start_ms: int | None = None, data: OwnData | None = None
-) -> Layout:
-    """Write a new testnet into an empty or missing folder; it learns the digits, or ``data``. Raises InputError."""
+    folder: Path, shape: Shape, params: ChainParams | None = None, start_ms: int | None = None, data: OwnData | None = None,
+    places: Places | None = None,
+) -> Layout:  # fmt: skip
+    """Write a new testnet into an empty or missing folder; it learns the digits, or ``data``. Raises InputError.
+
+    ``places`` say where each process runs and how the others reach it; without them all run on this machine.
+    """
     shape.check()
     try:
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty: choose another folder, or remove it")
-        return _write_layout(folder, shape, params, start_ms, data)
+        return _write_layout(folder, shape, params, start_ms, data, places)
     except OSError as error:
         raise ConfigError(f"cannot write a testnet to {folder}: {error.strerror or error}") from None
 
 
-def _write_layout(folder: Path, shape: Shape, params: ChainParams | None, start_ms: int | None, data: OwnData | None) -> Layout:
+def _write_layout(
+    folder: Path, shape: Shape, params: ChainParams | None, start_ms: int | None, data: OwnData | None, places: Places | None
+) -> Layout:
     # Before anything is written: data that cannot be used leave no folder behind.
     miners = shape.pools * shape.miners
     rows = split_own(data, miners) if data is not None else split_digits(miners)
     params = _params(shape, params or _wider(PARAMS, rows.subject.features))
+    names = process_names(shape)
+    where = (places or _here)([(name, role) for name, role, _ in names])
     folder.mkdir(parents=True, exist_ok=True)
     authority = tls.make_authority(folder / "ca")
-    names = _names(shape)
     keys = {name: KeyPair.generate(SystemRng()) for name, _, _ in names}
     keys["user"] = KeyPair.generate(SystemRng())
-    ports = iter(_free_ports(4 * len(names)))
     members = tuple(
         Member(
-            name, role, AccountId(keys[name].public_key), f"{HOST}:{next(ports)}", f"{HOST}:{next(ports)}",
-            f"{HOST}:{next(ports)}", f"{HOST}:{next(ports)}" if role == "pool" else "", pool,
+            name, role, AccountId(keys[name].public_key), at.listen, at.admin, at.metrics, at.fleet if role == "pool" else "",
+            pool, at.bind, at.fleet_bind if role == "pool" else "", at.host,
         )
-        for name, role, pool in names
+        for (name, role, pool), at in zip(names, where, strict=True)
     )  # fmt: skip
     genesis = Genesis(
         name="pofl-testnet",
@@ -173,9 +202,11 @@ def _write_layout(folder: Path, shape: Shape, params: ChainParams | None, start_
         {name: layout.data(name) for name in ("test", "practice", "provider")},
         [layout.data(m.name) for m in layout.of("miner")],
     )
+    reached = {m.name: [m.listen.rpartition(":")[0]] for m in members}
     for name, role in [(m.name, m.role) for m in members] + [("user", "user")]:
         home = folder / name
-        issued = tls.issue(authority, role, name, [HOST, "localhost"], keys[name].public_key)
+        hosts = list(dict.fromkeys([HOST, "localhost", *reached.get(name, ())]))
+        issued = tls.issue(authority, role, name, hosts, keys[name].public_key)
         issued.write(home / "tls")
         _write_key(home / "account.key", keys[name])
     for index, member in enumerate(members):
@@ -190,7 +221,8 @@ def load_layout(folder: Path) -> Layout:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         genesis = Genesis.from_json((folder / "genesis.json").read_text(encoding="utf-8"))
         members = tuple(Member(**{**m, "account": AccountId(bytes.fromhex(m["account"]))}) for m in manifest["members"])
-        subject = Subject(**{**manifest["subject"], "hidden": tuple(manifest["subject"]["hidden"])})
+        about = manifest.get("subject", asdict(DIGITS))
+        subject = Subject(**{**about, "hidden": tuple(about["hidden"])})
         return Layout(folder, Shape(**manifest["shape"]), genesis, members, subject)
     except OSError:
         raise ConfigError(f"{folder} holds no testnet: make one with `pofl testnet init`") from None
@@ -221,12 +253,18 @@ def _params(shape: Shape, params: ChainParams) -> ChainParams:
     return wide.outlasting_stalls()
 
 
-def _names(shape: Shape) -> list[tuple[str, str, str]]:
+def process_names(shape: Shape) -> list[tuple[str, str, str]]:
     """Name, role, pool of each process, in order of start."""
     names = [(f"node{i}", "node", "") for i in range(shape.nodes)]
     names += [(f"pool{i}", "pool", "") for i in range(shape.pools)]
     names += [(f"pool{p}-miner{m}", "miner", f"pool{p}") for m in range(shape.miners) for p in range(shape.pools)]
     return [*names, ("provider0", "provider", ""), ("platform0", "platform", ""), ("requester0", "requester", "")]
+
+
+def _here(names: Sequence[tuple[str, str]]) -> list[Place]:
+    """All of them on this machine, at ports that are free now."""
+    ports = iter(_free_ports(4 * len(names)))
+    return [Place(*(f"{HOST}:{next(ports)}" for _ in range(4))) for _ in names]
 
 
 def _free_ports(count: int) -> list[int]:
@@ -263,8 +301,9 @@ def _config(layout: Layout, member: Member, index: int) -> str:
     lines = _table(
         None,
         {
-            "name": member.name, "listen": member.listen, "admin_listen": member.admin, "metrics_listen": member.metrics,
-            "data_dir": "data", "key": "account.key",
+            "name": member.name, "listen": member.bind or member.listen,
+            **({"advertise": member.listen} if member.bind else {}), "admin_listen": member.admin,
+            "metrics_listen": member.metrics, "data_dir": "data", "key": "account.key",
         },
     )  # fmt: skip
     sections: dict[str, Mapping[str, object]] = {
@@ -287,7 +326,8 @@ def _config(layout: Layout, member: Member, index: int) -> str:
             "feature_scale_micro": layout.subject.feature_scale_micro,
         }  # fmt: skip
     elif member.role == "pool":
-        lines += _table(None, {"fleet_listen": member.fleet, "min_miners": 1})
+        lines += _table(None, {"fleet_listen": member.fleet_bind or member.fleet, "min_miners": 1})
+        lines += _table(None, {"fleet_advertise": member.fleet}) if member.fleet_bind else []
         sections["training"] = {"seed": 1 + index, "quorum": 1}
     elif member.role == "miner":
         miners = layout.of("miner")

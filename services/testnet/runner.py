@@ -251,7 +251,7 @@ async def _publish(layout: Layout, clients: Clients, observer: Observer, own: se
     await _when_manned(clients, time.monotonic() + MEMBERS_TIMEOUT)
     observer.say("every pool has a member")
     for number in itertools.count(1):
-        name = f"{layout.subject.name[:50]}-{number}"
+        name = f"{layout.subject.name}-{number}"
         published = await _eventually(
             lambda name=name: clients.requester.publish(  # type: ignore[misc]
                 name, layout.data("test").resolve(), layout.data("practice").resolve(), layout.subject.hidden,

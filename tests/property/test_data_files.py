@@ -30,7 +30,7 @@ IMAGES = RNG.integers(0, 256, (4, 3, 3), dtype=np.uint8)
 
 def npz(**arrays: np.ndarray) -> bytes:
     out = io.BytesIO()
-    np.savez_compressed(out, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(out, allow_pickle=False, **arrays)
     return out.getvalue()
 
 

@@ -193,6 +193,11 @@ def test_data_that_no_testnet_can_learn_leave_nothing_behind(folder: Path) -> No
         with pytest.raises(ConfigError, match=sentence):
             make_layout(folder / "net", Shape(1, 1, 1), data=OwnData(folder / f"{name}.npz"))
         assert not (folder / "net").exists()
-    np.savez(folder / "plain.npz", x=np.tile(np.eye(5, dtype=np.float32), (30, 1)) * 4, y=np.arange(150) % 2)
-    split = split_own(OwnData(folder / "plain.npz", rows=140), 2)
+    for hidden, sentence in (((0,), "widths are 1 to"), ((16,) * 40, "a model has 1 to"), ((4096, 4096), "hidden layers")):
+        np.savez(folder / "some.npz", x=np.ones((200, 300), np.float32), y=np.arange(200) % 2)
+        with pytest.raises(ConfigError, match=sentence):
+            split_own(OwnData(folder / "some.npz", hidden=hidden), 1)
+    np.savez(folder / "größe 1.npz", x=np.tile(np.eye(5, dtype=np.float32), (30, 1)) * 4, y=np.arange(150) % 2)
+    split = split_own(OwnData(folder / "größe 1.npz", rows=140), 2)
     assert sum(len(rows) for rows in (split.test, split.practice, split.provider, *split.miners)) == 140
+    assert split.subject.name == "gr-e-1"

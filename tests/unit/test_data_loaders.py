@@ -20,6 +20,7 @@ from core.errors import InputError, LimitError, MalformedError, NotFoundError
 from services.data import limits, tables
 from services.data.descriptor import read_descriptor
 from services.data.loading import load_rows, rows_of
+from services.data.recipe import Recipe, TextRule
 from services.data.rows import Rows
 from tests.data_files import cifar_binary, cifar_pickle, descriptor, idx, packed
 
@@ -354,6 +355,13 @@ def test_what_belongs_to_a_path_is_found(tmp_path: Path) -> None:
         load_rows(other)
     with pytest.raises(NotFoundError, match="no such file"):
         load_rows(tmp_path / "nothing.csv")
+
+
+def test_wide_rows_come_in_few_at_a_time() -> None:
+    wide = Recipe(raw="text", classes=2, text=TextRule("hashing", size=1 << 16))
+    assert tables.rows_at_a_time(wide) == 64
+    assert tables.rows_at_a_time(Recipe(raw="pixels", classes=2, shape=(256, 256), resize=(2, 2))) == 64
+    assert tables.rows_at_a_time(Recipe(raw="numbers", classes=2, shape=(3,))) == tables.CHUNK
 
 
 def test_rows_are_the_same_whatever_the_size_of_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
