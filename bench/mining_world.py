@@ -8,6 +8,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,13 +30,21 @@ __all__ = ["CLASSES", "FEATURES", "embedded", "stock_rounds", "write_rows"]
 FEATURES: Final = 256
 CLASSES: Final = 10
 PRACTICE: Final = 500
-RATE: Final = 0.05
 LONGEST_S: Final = 900.0
+ONLINE_S: Final = 60.0
 DEADLINE_S: Final = 5.0
 DEADLINES: Final = 3
+SPARE_S: Final = 60.0
+PATIENCE_S: Final = 60.0
+"""How long after a deadline a result is waited for: later than this is a defect, not a figure."""
 STOCK_ROUNDS: Final = 3
 
 Hidden = tuple[int, ...]
+
+
+def _rate(hidden: Hidden) -> float:
+    """A step that is safe for layers of any width: a pool refuses steps that spoil the model."""
+    return 8.0 / max(160, *hidden)
 
 
 def write_rows(folder: Path, count: int, rows: int) -> list[Path]:
@@ -63,7 +72,7 @@ class _World:
         return MiningJob(
             self.jobs.to_bytes(32, "big"), FEATURES, CLASSES, self.folder / "practice.npz",
             int(1000 * (time.time() + seconds)), hidden=hidden, quorum=count, round_timeout_s=LONGEST_S / 3,
-            local_epochs=1, learning_rate=RATE, max_rounds=rounds,
+            local_epochs=1, learning_rate=_rate(hidden), max_rounds=rounds,
         )  # fmt: skip
 
     def keys(self, count: int) -> list[bytes]:
@@ -100,7 +109,8 @@ async def embedded(folder: Path, files: list[Path], plan: list[tuple[Hidden, int
             world.miners.append(await start_miner(engine, folder / f"miner{number}", load_npz(path)))
             # Two at a time: each needs seconds of processor time before it is online, and its patience has an end.
             if number % 2 or number == len(files) - 1:
-                await asyncio.gather(*(miner.online() for miner in world.miners[number - number % 2 :]))
+                async with _within(ONLINE_S, "miners do not come online; is this machine busy with something else?"):
+                    await asyncio.gather(*(miner.online() for miner in world.miners[number - number % 2 :]))
         measured = [await _rounds(world, hidden, count) for hidden, count in plan]
         hidden = plan[0][0]
         few = [count for widths, count in plan if widths == hidden and count <= 4]
@@ -109,6 +119,16 @@ async def embedded(folder: Path, files: list[Path], plan: list[tuple[Hidden, int
         # Shielded: a second Ctrl-C must not leave a process behind.
         await asyncio.shield(_stop(world))
     return measured, deadline
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float, what: str) -> AsyncIterator[None]:
+    """Raises UnavailableError when it takes longer, or when a shorter wait inside ran out."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise UnavailableError(f"{what} (waited {seconds:g} s)") from None
 
 
 async def _stop(world: _World) -> None:
@@ -130,7 +150,8 @@ async def _rounds(world: _World, hidden: Hidden, count: int) -> Json:
         memory = {role: max(map(peak_memory, found)) for role, found in pids.items()}
         marks.append(_Mark(time.perf_counter(), cpu | {"service": time.process_time()}, memory, report))
 
-    await world.engine.mine(job, world.keys(count), on_round)
+    async with _within(LONGEST_S + PATIENCE_S, "a task has no end"):
+        await world.engine.mine(job, world.keys(count), on_round)
     if any(len(mark.report.accepted) < count for mark in marks):
         reasons = sorted({reason for mark in marks for reason in mark.report.refused.values()})
         raise UnavailableError(f"not every miner took part in each round: {'; '.join(reasons[:5])}")
@@ -173,8 +194,8 @@ async def _alone(world: _World, job: MiningJob, count: int) -> Json:
 
 
 async def _spare_manager(world: _World) -> None:
-    """Wait until the next task's manager has loaded what it needs: tasks do not follow one another within a second."""
-    before, end = -1.0, time.monotonic() + LONGEST_S
+    """Wait until the next task's manager has loaded what it needs, which a pool has time for between two tasks; not for ever."""
+    before, end = -1.0, time.monotonic() + SPARE_S
     while time.monotonic() < end:
         spare = world.engine._spare
         used = process_cpu_seconds(spare.pid) if spare is not None else -1.0
@@ -205,7 +226,8 @@ async def _deadline(world: _World, hidden: Hidden, count: int) -> Json:
         told = _Instants()
         # Without a round there is no result, which is an outcome too, and it must come in time as well.
         with contextlib.suppress(DeadlineError):
-            await world.engine.mine(job, world.keys(count), told)
+            async with _within(DEADLINE_S + PATIENCE_S, "a task has no end"):
+                await world.engine.mine(job, world.keys(count), told)
             unused.append(job.deadline_ms / 1000 - told.last)
         early.append(job.deadline_ms / 1000 - time.time())
     return {
@@ -226,8 +248,8 @@ def stock_rounds(folder: Path, files: list[Path], hidden: Hidden, rounds: int) -
         deployment.start()
         deployment.run(
             practice=str(practice), out=str(folder / "best.npz"), features=FEATURES, classes=CLASSES,
-            hidden=",".join(map(str, hidden)), local_epochs=1, learning_rate=RATE, quorum=len(files), rounds=rounds + 1,
-            round_timeout_s=LONGEST_S / 3, deadline_s=LONGEST_S,
+            hidden=",".join(map(str, hidden)), local_epochs=1, learning_rate=_rate(hidden), quorum=len(files),
+            rounds=rounds + 1, round_timeout_s=LONGEST_S / 3, deadline_s=LONGEST_S,
         )  # fmt: skip
         reports = deployment.reports(folder / "best.npz", rounds + 1)
     finally:
