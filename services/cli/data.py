@@ -49,6 +49,8 @@ OutOption = Annotated[Path, typer.Option("--out", metavar="PATH", help="Where to
 async def inspect(data: DataArgument, descriptor: DescriptorOption = None, as_json: JsonOption = False) -> None:
     """Read a data set as a miner would, and say what is in it: rows, features, classes, digests.
 
+    DATA is a descriptor (.toml), a folder or file with one beside it, or an .npz with features x and labels y.
+
     A file that cannot be used ends in one sentence with the file, the row or line and the column at fault.
 
     Two members whose `recipe` is equal make the same features; `rows` is equal if they read the same rows.
@@ -123,8 +125,11 @@ async def describe(
 ) -> None:
     """Write a descriptor for data files, with constants (means, vocabulary, projection) taken from these rows.
 
-    The constants become public with the task: describe rows that may be known, such as the practice set. All members of a
-    pool and the requester then use this one descriptor, with other `files`.
+    FILE... are files of one kind; of idx, images and labels in turn.
+
+    The constants become public with the task: describe rows that may be known, such as the practice set.
+
+    All members of a pool and the requester then use this one recipe, with other `files`.
 
     Example: pofl data describe train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz --resize 16x16 --out mnist.toml
 
@@ -174,7 +179,9 @@ async def convert(
 ) -> None:  # fmt: skip
     """Turn raw data into one .npz of features, x and y, which every role reads without a descriptor.
 
-    It carries its recipe along. Example: pofl data convert mnist.toml --out features.npz
+    DATA is a descriptor (.toml), or a folder or file with one beside it. The .npz carries the recipe along.
+
+    Example: pofl data convert mnist.toml --out features.npz
     """
     _refuse_existing(out)
     made = load_rows(data, descriptor)
@@ -196,6 +203,8 @@ async def partition(
     descriptor: DescriptorOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Split data among miners, one .npz of features for each, and show who got what.
+
+    DATA is a descriptor (.toml), a folder or file with one beside it, or an .npz with features x and labels y.
 
     Example: pofl data partition parkinsons.toml --parts 6 --by key --out shares
     """
