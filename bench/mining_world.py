@@ -194,7 +194,7 @@ async def _alone(world: _World, job: MiningJob, count: int) -> Json:
 
 
 async def _spare_manager(world: _World) -> None:
-    """Wait until the next task's manager has loaded what it needs, which a pool has time for between two tasks; not for ever."""
+    """Wait until the next task's manager has loaded what it needs, as a pool has time for between two tasks; not for ever."""
     before, end = -1.0, time.monotonic() + SPARE_S
     while time.monotonic() < end:
         spare = world.engine._spare
