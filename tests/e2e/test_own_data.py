@@ -36,7 +36,7 @@ DESCRIBED = {
 }  # fmt: skip
 
 
-def pofl(folder: Path, *arguments: str, timeout: float = 60) -> str:
+def pofl(folder: Path, *arguments: str, timeout: float = 180) -> str:
     run = subprocess.run([*COMMAND, *arguments], cwd=folder, env=ENV, capture_output=True, text=True, timeout=timeout)
     assert run.returncode == 0, (arguments, run.stdout, run.stderr)
     return run.stdout
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.timeout(360)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "rule", "rows", "least"),
     [("mnist", "dirichlet:1", 2500, 0.8), ("spam", "even", 3000, 0.92), ("parkinsons", "key", 2000, 0.45)],
