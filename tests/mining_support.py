@@ -26,6 +26,8 @@ from pool.learning.datasets import Dataset, save_npz
 from pool.learning.privacy import NO_NOISE, LocalPrivacy
 
 FEATURES, CLASSES = 64, 10
+LOADED_S = 150.0
+"""Several processes load torch at once, on a machine that may do other things too."""
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path, Path]:
@@ -81,7 +83,7 @@ class MinerProcess:
         return self.ticket.node_public_key
 
     async def online(self) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LOADED_S):
             answer = await self.child.read()
         assert answer == {"online": True}, (answer, self.child.end_note())
 
@@ -138,7 +140,7 @@ def _miner_main() -> None:
 
         miner._app = getattr(mining_attacks, settings["behaviour"])(ticket, miner._key)
     miner.start()
-    miner.wait_online(60)
+    miner.wait_online(LOADED_S)
     print(json.dumps({"online": True}), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         sys.stdin.read()
