@@ -36,7 +36,7 @@ from core.market.rows import Chunk, DataSet, Held, Sold, open_chunk
 from core.params import Genesis, GenesisAccount, GenesisValidator
 from core.verification.body import VmBody, ciphertexts_of, read_body
 from core.verification.field import pack_values, unpack_values
-from core.verification.model_file import dump_model, load_model
+from core.verification.model_file import TaskModel, dump_model, dump_task_model, load_model, load_task_model
 from core.verification.scored_model import ModelShape, ScoredModel
 from node.config import NodeConfig
 from pool.flower.wire import vector_from_bytes
@@ -103,8 +103,15 @@ def _arrays() -> Iterator[Decoder]:
     yield Decoder("core.market.rows.open_chunk", chunk, opened)
 
     yield Decoder("core.verification.model_file.load_model", lambda rng: dump_model(_model(rng)), load_model, dump_model)
+    yield Decoder("core.verification.model_file.load_task_model", _task_model, load_task_model, dump_task_model)
     family = _model(random.Random(1)).shape.family()
     yield Decoder("core.verification.body.read_body", _body, lambda data: read_body(data, family), None, None, 16 << 20)
+
+
+def _task_model(rng: random.Random) -> bytes:
+    model = _model(rng)
+    cuts = sorted(rng.sample(range(-(1 << 50), 1 << 50), model.shape.dims[-1] - 1)) if rng.random() < 0.5 else []
+    return dump_task_model(TaskModel(model, rng.getrandbits(40), tuple(cuts)))
 
 
 def _model(rng: random.Random) -> ScoredModel:
