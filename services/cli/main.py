@@ -12,7 +12,7 @@ with loading():
     import typer
 
     from core.errors import PoflError
-    from services.cli import bench, chain, data, keys, market, models, pools, run, tasks, testnet, validators
+    from services.cli import bench, chain, data, join, keys, market, models, pools, reproduce, run, tasks, testnet, validators
     from services.runtime.lifecycle import exit_code
 
 __all__ = ["app", "main"]
@@ -45,6 +45,8 @@ app.add_typer(run.config_app, name="config")
 app.add_typer(bench.app, name="bench")
 app.command("explain")(chain.explain)
 app.command("run")(run.run_role)
+app.command("join")(join.join)
+app.command("reproduce")(reproduce.reproduce)
 
 
 @app.command("version")

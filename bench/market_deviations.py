@@ -1,0 +1,150 @@
+"""What somebody gains who does not play the market as the paper has it, measured: misreports, the repeated game, coalitions.
+
+Theorem III.3 is about one round and the pool's private values. Nothing is proven of the rest, so it is measured here, with
+the default rule and pool, at r = 0.5 where nothing else is said. Amounts are in coins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from bench.market_maps import DEFAULT_POOL
+from core.errors import InternalError
+from core.market.bridge import to_float
+from core.market.contract import DEFAULT_RULE
+from core.market.reverse_game import Array, Bid, PoolPrivate, best_response, markup, pool_utility, provider_utility
+
+__all__ = ["collude", "measure", "misreport", "misstate", "repeat", "shill"]
+
+RULE: Final = to_float(DEFAULT_RULE)
+R: Final = 0.5
+SEED: Final = 20261122
+BURN: Final = 0.01
+"""Share of each settled price that burns (core.params, market_burn_ppm)."""
+
+
+def measure() -> list[dict[str, object]]:
+    """All of them: name, what was gained, in coins and per cent, and a sentence."""
+    return [misreport(), misstate(), *(repeat(pools) for pools in (1, 2, 4)), collude(), shill()]
+
+
+def misreport(draws: int = 100_000) -> dict[str, object]:
+    """The pool answers as if its Q, alpha~, beta~ were others, in one round."""
+    rng = np.random.default_rng(SEED)  # seeded, so that the figure can be made again
+
+    def private() -> PoolPrivate:
+        return PoolPrivate(rng.uniform(0, 40_000, draws), rng.uniform(0, 6_000, draws), rng.uniform(0, 2, draws))
+
+    true, false = private(), private()
+    r = rng.uniform(0, 1, draws)
+    honest, lying = best_response(RULE, true, r), best_response(RULE, false, r)
+    kept = np.nan_to_num(np.asarray(honest.U_pool))
+    gained = np.nan_to_num(np.asarray(pool_utility(RULE, true, lying.m, lying.D_s, r))) - kept
+    most = max(0.0, float(np.max(gained)))
+    better = int((gained > 1e-9 * (1 + kept)).sum())
+    return _row(
+        "pool misreports, one round", most, float("nan"),
+        f"of {draws:,} drawn misreports of Q, alpha~ and beta~ {better} gain",
+    )  # fmt: skip
+
+
+def misstate() -> dict[str, object]:
+    """The provider announces another alpha and beta than her own, and the pool answers that rule: one round."""
+    alpha, beta = np.meshgrid(np.linspace(0, 40_000, 161), np.linspace(0.56, 4, 173))
+    honest = _first(best_response(RULE, DEFAULT_POOL, R))
+    found = best_response(replace(RULE, alpha=alpha, beta=beta), DEFAULT_POOL, R)
+    own = np.nan_to_num(np.asarray(provider_utility(RULE, found.m, found.D_s, R)))
+    best = np.unravel_index(int(np.argmax(own)), own.shape)
+    gain = float(own[best]) - float(honest.U_provider)
+    return _row(
+        "provider misstates alpha, beta", gain, gain / float(honest.U_provider),
+        f"she expects {float(honest.U_provider):.0f} by her own alpha = {DEFAULT_RULE.alpha}, beta = 1, and "
+        f"{float(own[best]):.0f} by stating alpha = {alpha[best]:.0f}, beta = {beta[best]:.2f}, if "
+        "she knows the pool's Q: eq. (4) is the best markup for a bid that is made, not the best rule to announce",
+    )  # fmt: skip
+
+
+def repeat(pools: int, rounds: int = 40) -> dict[str, object]:
+    """One pool bids a fixed share of its best bid, the others bid theirs; highs follow the chain's rule (second highest of
+    each pool's last trade, the highest of one). Every trade counts as settled; utilities are averages over the rounds."""
+    shares = np.concatenate([[1.0], np.linspace(0.3, 3, 271)])
+    utility = _play(pools, shares, rounds)
+    honest, best = float(utility[0]), int(np.argmax(utility))
+    gain = float(utility[best]) - honest
+    told = "no other share of its best bid brings one of them more"
+    if gain > 1e-6 * honest:
+        told = (
+            f"one that always bids {shares[best]:.2f} of its best bid has {utility[best]:.0f} a round instead of {honest:.0f}, "
+            "through the highs that it leaves"
+        )
+    return _row(f"repeated {rounds} rounds, {pools} pool{'s' * (pools > 1)}", gain, gain / honest, told)
+
+
+def _play(pools: int, shares: Array, rounds: int) -> Array:
+    """The first pool's average utility, for each share of its best bid."""
+    rule, total = RULE, np.zeros(len(shares))
+    least = max(float(np.asarray(rule.m_min)), float(np.asarray(rule.alpha)) * (1 - R))
+    for _ in range(rounds):
+        honest = best_response(rule, DEFAULT_POOL, R)
+        if np.isnan(honest.m).any():
+            raise InternalError("the default pool declines under the highs of its own trades: these figures do not hold")
+        m = np.maximum(shares * honest.m, least)
+        D_s = markup(rule, m, R)
+        total += pool_utility(rule, DEFAULT_POOL, m, D_s, R)
+        m_bar = _high([m, *[np.broadcast_to(honest.m, m.shape)] * (pools - 1)])
+        D_bar = _high([D_s, *[np.broadcast_to(honest.D_s, m.shape)] * (pools - 1)])
+        rule = replace(rule, m_bar=m_bar, D_bar=D_bar)
+    return total / rounds
+
+
+def _high(values: list[Array]) -> Array:
+    """As core.chain.rules_market.highs, at least 1."""
+    ordered = np.sort(np.stack(values), axis=0)[::-1]
+    return np.maximum(1.0, ordered[min(1, len(values) - 1)])
+
+
+def collude() -> dict[str, object]:
+    """Pool and provider choose the bid together, and share what it brings by payments that nobody sees."""
+    honest = _first(best_response(RULE, DEFAULT_POOL, R))
+    m: Array = np.linspace(float(np.asarray(RULE.m_min)), 40_000, 39_001)
+    D_s = markup(RULE, m, R)
+    joint = pool_utility(RULE, DEFAULT_POOL, m, D_s, R) + provider_utility(RULE, m, D_s, R)
+    own = float(honest.U_pool) + float(honest.U_provider)
+    best = int(np.argmax(joint))
+    gain = float(joint[best]) - own
+    return _row(
+        "pool and provider agree on the bid", gain, gain / own,
+        f"together they expect {own:.0f}, and {float(joint[best]):.0f} with m = {m[best]:.0f}, a sure deal without a markup: "
+        "the refusals of the draw protect no provider who is paid otherwise",
+    )  # fmt: skip
+
+
+def shill() -> dict[str, object]:
+    """The provider trades with two pools of her own at high bids, so that later bids are measured against those."""
+    honest = _first(best_response(RULE, DEFAULT_POOL, R))
+    scales = np.linspace(1, 5, 401)
+    later = best_response(replace(RULE, m_bar=float(np.asarray(RULE.m_bar)) * scales), DEFAULT_POOL, R)
+    expected = np.nan_to_num(np.asarray(later.U_provider))
+    best = int(np.argmax(expected))
+    bid = float(np.asarray(RULE.m_bar) * scales[best])
+    cost = 2 * BURN * (bid + float(markup(RULE, bid, R)))
+    gain = float(expected[best]) - float(honest.U_provider)
+    told = f"two shill trades at m = {bid:.0f} burn {cost:.0f} coins; each later trade then brings her {gain:+.0f}"
+    if best == 0:
+        told = "no higher m_bar brings her more than the one that the trades have made"
+    return _row("provider raises m_bar by shill trades", gain, gain / float(honest.U_provider), told)
+
+
+def _first(bid: Bid) -> Bid:
+    return Bid(*(float(np.asarray(v)) for v in (bid.m, bid.D_s, bid.p, bid.U_pool, bid.U_provider)))
+
+
+def _row(name: str, gain: float, share: float, sentence: str) -> dict[str, object]:
+    told = "" if np.isnan(share) else f" ({100 * share:+.1f} %)"
+    return {
+        "deviation": name, "gain_coins": gain, "gain_percent": "" if np.isnan(share) else 100 * share,
+        "sentence": f"{name}: {sentence}; gain {gain:.0f}{told}.",
+    }  # fmt: skip
