@@ -85,8 +85,7 @@ async def measure(miners: Sequence[int], sizes: Sequence[int], rounds: int, rows
         if stock:
             hidden, few = sized[0][0], [count for widths, count in sized if widths == sized[0][0] and count <= 4]
             stocks = [
-                await asyncio.to_thread(stock_rounds, folder / f"stock{count}", files[:count], hidden, rounds)
-                for count in few or [sized[0][1]]
+                await stock_rounds(folder / f"stock{count}", files[:count], hidden, rounds) for count in few or [sized[0][1]]
             ]
     return {
         "round": {"seconds": _by_size(measured, "round", "seconds")},

@@ -236,11 +236,19 @@ async def _deadline(world: _World, hidden: Hidden, count: int) -> Json:
     }  # fmt: skip
 
 
-def stock_rounds(folder: Path, files: list[Path], hidden: Hidden, rounds: int) -> Json:
+async def stock_rounds(folder: Path, files: list[Path], hidden: Hidden, rounds: int) -> Json:
     """Rounds of the same apps on flower-superlink and a flower-supernode for each of ``files``."""
-    rounds = min(rounds, STOCK_ROUNDS)
-    folder.mkdir()
     deployment = Deployment(folder, files, LONGEST_S)
+    try:
+        return await asyncio.to_thread(_stock_rounds, deployment, hidden, min(rounds, STOCK_ROUNDS))
+    finally:
+        # After Ctrl-C the thread goes on: it stops waiting, ends all processes, and only then this process ends.
+        deployment.given_up.set()
+
+
+def _stock_rounds(deployment: Deployment, hidden: Hidden, rounds: int) -> Json:
+    folder, files = deployment.folder, deployment.rows
+    folder.mkdir()
     practice = folder.parent / "practice.npz"
     job = MiningJob(bytes(32), FEATURES, CLASSES, practice, 0, hidden=hidden)
     tell(f"stock Flower, {len(files)} SuperNodes: {rounds} rounds")

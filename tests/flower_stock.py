@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Deployment:
-    """One SuperLink and a SuperNode for each file of ``rows``. Everything lies in ``folder``, which exists."""
+    """One SuperLink and a SuperNode for each file of ``rows``. Everything lies in ``folder``, which exists.
+
+    ``given_up``: set by another thread, it ends every wait with UnavailableError.
+    """
 
     def __init__(self, folder: Path, rows: Sequence[Path], patience_s: float) -> None:
         self.folder, self.rows, self._patience_s = folder, rows, patience_s
@@ -44,6 +48,7 @@ class Deployment:
         self.started: list[subprocess.Popen[bytes]] = []
         self.seen: set[psutil.Process] = set()
         self.peak: dict[str, int] = {}
+        self.given_up = threading.Event()
         self._port, *self._node_ports = free_ports(1 + len(rows))
 
     def start(self) -> None:
@@ -81,7 +86,8 @@ class Deployment:
                 return found
             if time.monotonic() > until:
                 raise DeadlineError(f"{len(found)} rounds within {self._patience_s:g} s\n{self.logs()}")
-            time.sleep(0.5)
+            if self.given_up.wait(0.5):
+                raise UnavailableError("given up")
 
     def look(self) -> None:
         """Remember all processes, and the greatest memory of each program."""
@@ -135,4 +141,5 @@ class Deployment:
             except OSError:
                 if time.monotonic() > until:
                     raise DeadlineError(f"no SuperLink within {self._patience_s:g} s\n{self.logs()}") from None
-                time.sleep(0.2)
+                if self.given_up.wait(0.2):
+                    raise UnavailableError("given up") from None
