@@ -18,9 +18,12 @@ from services.cli import pid_file
 from services.cli.connection import TESTNETS, NetOption, newest_testnet
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, table
+from services.testnet.bundles import is_made, make_bundles
+from services.testnet.compose import TASKS, compose_file
 from services.testnet.data import OwnData
 from services.testnet.invite import invite as make_invitation
 from services.testnet.layout import Layout, Shape, load_layout, make_layout
+from services.testnet.places import containers, on_hosts, read_hosts
 from services.testnet.runner import Report, run_testnet
 from services.testnet.view import LiveView, PlainView, report_table
 from services.testnet.watch import connected
@@ -62,15 +65,59 @@ async def init(
     ] = 0,
     data: DataOption = None, descriptor: DescriptorOption = None, by: SplitOption = "even", rows: RowsOption = 6000,
     hidden: HiddenOption = "16",
+    compose: Annotated[bool, typer.Option("--compose", help="One bundle for each process, for containers.")] = False,
+    hosts: Annotated[
+        Path | None, typer.Option("--hosts", metavar="FILE", help="One bundle for each host of this TOML file.")
+    ] = None,
+    owner: Annotated[
+        int | None, typer.Option(min=0, help="With --compose or --hosts, as root: number of the user who gets the bundles.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="With --compose or --hosts: do nothing where a network is.")] = False,
 ) -> None:  # fmt: skip
     """Write the files of a testnet and start nothing: authority, certificates, keys, genesis, data, configurations.
 
+    For one machine all lies in DIR. With --hosts (docs/deploy.md) or --compose there is a folder for each host or container
+    with what it needs and nothing else, `user` for who asks questions, and `operator` with the network's authority.
+
     Example: pofl testnet init --out net && pofl run node --config net/node0/config.toml
+
+    Example: pofl testnet init --hosts hosts.toml --out net --tasks 900
     """
-    layout = make_layout(out, Shape(nodes, pools, miners, tasks, reward), data=_own(data, descriptor, by, rows, hidden))
-    console.print(f"{out}: {len(layout.members)} processes, chain {layout.genesis.chain_id.hex()[:16]}")
-    console.print(f"start all of them: pofl testnet up --dir {out}")
-    console.print(f"or one:            pofl run node --config {out}/node0/config.toml")
+    shape, own = Shape(nodes, pools, miners, tasks, reward), _own(data, descriptor, by, rows, hidden)
+    if compose and hosts is not None:
+        raise ConfigError("--compose and --hosts exclude one another")
+    if not compose and hosts is None:
+        if owner is not None or once:
+            raise ConfigError("--owner and --once go with --compose or --hosts")
+        layout = make_layout(out, shape, data=own)
+        console.print(f"{out}: {len(layout.members)} processes, chain {layout.genesis.chain_id.hex()[:16]}")
+        console.print(f"start all of them: pofl testnet up --dir {out}")
+        console.print(f"or one:            pofl run node --config {out}/node0/config.toml")
+        return
+    if once and is_made(out):
+        console.print(f"{out} holds a network: left as it is", highlight=False)
+        return
+    places = containers if hosts is None else on_hosts(read_hosts(hosts))
+    layout = make_bundles(out, shape, places, own, owner)
+    bundles = list(dict.fromkeys(m.host for m in layout.members))
+    console.print(f"{out}: {len(layout.members)} processes in {len(bundles)} bundles", highlight=False)
+    console.print(f"chain {layout.genesis.chain_id.hex()[:16]}", highlight=False)
+    if hosts is not None:
+        console.print(f"bring each bundle to its host and run it there: pofl join {bundles[0]}", highlight=False)
+        console.print(f"ask the network from here: pofl chain tip --net {out}/user", highlight=False)
+
+
+@app.command("compose-file")
+@runs
+async def compose(
+    nodes: NodesOption = 4, pools: PoolsOption = 2, miners: MinersOption = 3, reward: RewardOption = 1_000_000,
+    tasks: Annotated[int, typer.Option(help="Tasks that the requester publishes, one after the other.")] = TASKS,
+) -> None:  # fmt: skip
+    """Print the compose file of a testnet of this shape. The project's own docker-compose.yml is the default one.
+
+    Example: pofl testnet compose-file --nodes 7 --pools 3 > docker-compose.yml
+    """
+    typer.echo(compose_file(Shape(nodes, pools, miners, tasks, reward)), nl=False)
 
 
 @app.command()
