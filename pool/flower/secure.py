@@ -60,7 +60,7 @@ from pool.learning.model_spec import ModelSpec, Score, Weights, flatten
 
 __all__ = ["SecureFleet", "SecureLoop"]
 
-ENDS: Final = {"keys": 0.25, "shares": 0.4, "training": 0.75, "consent": 0.88, "reveal": 1.0}
+ENDS: Final = {"keys": 0.25, "shares": 0.4, "training": 0.65, "consent": 0.83, "reveal": 1.0}
 """When each step ends at the latest, as a part of the round. Where all answer, training has the time of the short ones."""
 REPEAT_S: Final = 0.5
 """Pause after a round without a sum."""

@@ -35,7 +35,7 @@ class World:
         self.jobs += 1
         job = MiningJob(
             bytes([self.jobs]) * 32, FEATURES, CLASSES, self.folder / "practice.npz",
-            int(1000 * (time.time() + seconds)), hidden=(32,), learning_rate=0.3, quorum=2, round_timeout_s=12.0,
+            int(1000 * (time.time() + seconds)), hidden=(32,), learning_rate=0.3, quorum=2, round_timeout_s=20.0,
         )  # fmt: skip
         return replace(job, **values)  # type: ignore[arg-type]
 
@@ -90,7 +90,7 @@ async def test_a_miner_killed_between_two_steps_is_left_out(world: World) -> Non
         if len(reports) == 1:
             victim.child.kill()
 
-    job = world.job(150, max_rounds=4)
+    job = world.job(220, max_rounds=4)
     result = await world.engine.mine(job, {miner.key: 300 for miner in world.miners}, on_round)
     assert result.rounds == 4
     rest = {miner.key.hex() for miner in world.miners[:3]}
