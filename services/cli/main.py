@@ -46,7 +46,6 @@ app.add_typer(bench.app, name="bench")
 app.command("explain")(chain.explain)
 app.command("run")(run.run_role)
 app.command("join")(join.join)
-app.command("join")(join.join)
 app.command("reproduce")(reproduce.reproduce)
 
 
