@@ -176,6 +176,8 @@ def test_linear_regression_finds_the_line_in_the_targets_own_unit() -> None:
     assert after.loss < 1e-4 < 0.9 < before.loss
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("spec", [ModelSpec(784, 4, kind="lenet"), ModelSpec(1024, 4, kind="alexnet")], ids=name_of)
 def test_convolutional_models_learn_and_are_seeded(spec: ModelSpec) -> None:
     data = images(60, spec)
