@@ -21,7 +21,7 @@ from tests.e2e.test_testnet import left_over
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "services.cli.main"]
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
-SMALL = ("--nodes", "1", "--pools", "1", "--miners", "2", "--blocks", "1", "--timeout", "240")
+SMALL = ("--nodes", "1", "--pools", "1", "--miners", "2", "--blocks", "1", "--timeout", "420")
 
 DESCRIBED = {
     # The paper's 256 features: 16 x 16 pixels.
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(780)
 @pytest.mark.parametrize(
     ("name", "rule", "rows", "least"),
     [("mnist", "dirichlet:1", 2500, 0.8), ("spam", "even", 3000, 0.92), ("parkinsons", "key", 2000, 0.45)],
@@ -98,7 +98,7 @@ def test_a_pool_learns_it(
         try:
             if name == "spam":
                 a_guest_joins(folder, network, f"{name}.toml")
-            out, err = network.communicate(timeout=330)
+            out, err = network.communicate(timeout=480)
         finally:
             network.terminate()
     assert network.returncode == 0, (out, err)
