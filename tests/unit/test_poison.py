@@ -15,7 +15,7 @@ from pool.learning.datasets import Dataset
 
 pytestmark = pytest.mark.slow
 
-GOOD, RUINED = 0.85, 0.6
+GOOD, RUINED = 0.8, 0.6
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,21 @@ def test_the_practice_floor_is_what_saves_the_mean(data: tuple[Dataset, Dataset]
     with_floor, without = (play(data, "fedavg", 4, 1, "times_9", floor) for floor in (0.8, 0.0))
     assert accuracy(with_floor) > GOOD
     assert accuracy(without) < RUINED
-    assert "harm" in with_floor.refused
+    assert with_floor.counted == 0, "left out for harm, or for its norm once honest steps are short"
     assert without.counted == without.rounds
 
 
-def test_the_median_and_the_trimmed_mean_need_no_floor(data: tuple[Dataset, Dataset]) -> None:
-    for algorithm in ("median", "trimmed_mean"):
-        cell = play(data, algorithm, 8, 2 if algorithm == "median" else 1, "times_9", 0.0)
-        assert accuracy(cell) > GOOD, cell
+@pytest.mark.parametrize("algorithm", ["median", "trimmed_mean", "multikrum"])
+def test_robust_rules_need_no_floor(data: tuple[Dataset, Dataset], algorithm: str) -> None:
+    cell = play(data, algorithm, 4, 1, "times_9", 0.0)
+    assert accuracy(cell) > GOOD, cell
 
 
-def test_krum_drops_the_far_ones(data: tuple[Dataset, Dataset]) -> None:
-    assert accuracy(play(data, "multikrum", 8, 2, "times_9", 0.0)) > GOOD
+def test_the_median_is_tried_where_a_heavy_liar_holds_the_mean_still(data: tuple[Dataset, Dataset]) -> None:
+    """It claims the cap's full weight and goes backwards by little: no step is harm, and the mean learns nothing."""
+    with_fallback, without = (play(data, "fedavg", 4, 1, "count", floor) for floor in (0.8, 0.0))
+    assert accuracy(with_fallback) > GOOD
+    assert accuracy(without) < RUINED
 
 
 @pytest.mark.parametrize(
