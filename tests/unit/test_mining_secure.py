@@ -289,12 +289,17 @@ def test_a_sum_that_ruins_the_model_is_not_taken() -> None:
     """All that is left of the defences: nobody is blamed, and the model stays what it was."""
     people = [Person(i, 1.0) for i in range(4)]
     good, state, fleet = run(people, rounds=1, floor=0.5)
+
+    def losing(weights: Weights) -> Score:
+        score = scored(weights)
+        return replace(score, loss=1.0 if score.correct > 0 else 9.0)
+
     for person in people[:2]:
         person.member._data = lambda _: (np.array([-30.0]), np.zeros(10, dtype=np.int64))
     logs: list[RoundLog] = []
     loop = SecureLoop(
         SPEC, Rules(TEMPLATE, 4.0, 1, practice_floor=0.5), fleet, state, Suite.X25519, members=lambda: set(fleet.people),
-        evaluate=scored, now=lambda: fleet.now, pause=fleet.pause, deadline=fleet.now + 2,
+        evaluate=losing, now=lambda: fleet.now, pause=fleet.pause, deadline=fleet.now + 2,
     )  # fmt: skip
     loop.run(StopWhen(rounds=2), logs.append)
     assert good[0].accepted
