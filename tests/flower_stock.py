@@ -114,12 +114,12 @@ class Deployment:
             process.send_signal(signal.SIGTERM)
         for process in self.started:
             try:
-                process.wait(20)
+                process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         # What Flower started watches its parent and ends with it.
-        _, alive = psutil.wait_procs(self.seen, timeout=20)
+        _, alive = psutil.wait_procs(self.seen, timeout=60)
         for left in alive:
             left.kill()
         return list(alive)
