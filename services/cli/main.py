@@ -12,7 +12,22 @@ with loading():
     import typer
 
     from core.errors import PoflError
-    from services.cli import bench, chain, data, join, keys, market, models, pools, reproduce, run, tasks, testnet, validators
+    from services.cli import (
+        bench,
+        chain,
+        data,
+        doctor,
+        join,
+        keys,
+        market,
+        models,
+        pools,
+        reproduce,
+        run,
+        tasks,
+        testnet,
+        validators,
+    )  # fmt: skip
     from services.runtime.lifecycle import exit_code
 
 __all__ = ["app", "main"]
@@ -46,6 +61,7 @@ app.add_typer(bench.app, name="bench")
 app.command("explain")(chain.explain)
 app.command("run")(run.run_role)
 app.command("join")(join.join)
+app.command("doctor")(doctor.doctor)
 app.command("reproduce")(reproduce.reproduce)
 
 
