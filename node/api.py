@@ -210,6 +210,11 @@ class NodeApi:
         """Raises NotFoundError."""
         return queries.trade_view(self._store.state, trade_id)
 
+    def trades(
+        self, provider: AccountId | None, pool: AccountId | None, limit: int, after: Digest | None
+    ) -> tuple[TradeView, ...]:
+        return queries.trade_views(self._store.state, provider, pool, limit, after)
+
     def market(self, provider: AccountId, pool: AccountId) -> MarketView:
         return queries.market_view(self._store.state, provider, pool)
 

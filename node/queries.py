@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
@@ -47,7 +48,7 @@ from services.rpc.views import (
 __all__ = [
     "claims_view", "validator_views",
     "Names", "account_view", "block_view", "contradiction_lines", "describe", "explanation", "market_view", "provider_views",
-    "task_view", "task_views", "trade_view", "transcript_view",
+    "task_view", "task_views", "trade_view", "trade_views", "transcript_view",
 ]  # fmt: skip
 
 MAX_DETAILS: Final = 16 * 1024
@@ -187,6 +188,25 @@ def trade_view(state: State, trade_id: Digest) -> TradeView:
         reports=_reports(state, trade_id, trade),
         is_leaked=trade.is_leaked,
     )
+
+
+def trade_views(
+    state: State, provider: AccountId | None, pool: AccountId | None, limit: int, after: Digest | None
+) -> tuple[TradeView, ...]:
+    """Newest bid first, without what grows with the number of miners. Raises NotFoundError for an unknown ``after``."""
+    last = None if after is None else state.trades.get(after)
+    if after is not None and last is None:
+        raise NotFoundError(f"no trade {short(after)} to continue after", trade_id=after)
+    end = None if after is None or last is None else (last.height, after)
+    found = (
+        (trade.height, trade_id)
+        for trade_id, trade in state.trades.items()
+        if provider in (None, trade.provider) and pool in (None, trade.pool)
+        and (end is None or (trade.height, trade_id) < end)
+    )
+    newest = heapq.nlargest(limit, found)
+    views = (trade_view(state, Digest(trade_id)) for _, trade_id in newest)
+    return tuple(dataclasses.replace(view, miners=(), marks=(), reports=()) for view in views)
 
 
 def _reports(state: State, trade_id: Digest, trade: Trade) -> tuple[LeakReportView, ...]:

@@ -50,6 +50,7 @@ MAX_SUBMITTED_BYTES: Final = 1024 * 1024
 SUBMITTED: Final = CallerLimits(rate=400.0, burst=2_000)
 """Transactions of one caller that come several at a time."""
 MAX_TASKS: Final = 1000
+MAX_TRADES: Final = 1000
 MAX_BLOCKS: Final = 512
 STALL_SECONDS: Final = 60.0
 """A stream holds one message that its reader has no room for; who does not read for so long is dropped."""
@@ -177,6 +178,13 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
     async def GetTrade(self, request: pb.GetTradeRequest, context: Context) -> pb.GetTradeResponse:  # noqa: N802
         trade = self._api.trade(Digest(convert.exact("trade_id", request.trade_id)))
         return pb.GetTradeResponse(trade=convert.trade_to_proto(trade))
+
+    async def ListTrades(self, request: pb.ListTradesRequest, context: Context) -> pb.ListTradesResponse:  # noqa: N802
+        provider = _account("provider", request.provider) if request.provider else None
+        pool = _account("pool", request.pool) if request.pool else None
+        after = Digest(convert.exact("after", request.after)) if request.after else None
+        trades = self._api.trades(provider, pool, min(request.limit or 100, MAX_TRADES), after)
+        return pb.ListTradesResponse(trades=[convert.trade_to_proto(trade) for trade in trades])
 
     async def GetMarket(self, request: pb.GetMarketRequest, context: Context) -> pb.GetMarketResponse:  # noqa: N802
         view = self._api.market(_account("provider", request.provider), _account("pool", request.pool))

@@ -71,6 +71,11 @@ class Seller:
     def account(self) -> AccountId:
         return AccountId(self._key.public_key)
 
+    @property
+    def rule(self) -> IntegerRule:
+        """As configured: with the highs before the first settled trade."""
+        return self._rule
+
     async def offer(self, pool: AccountId, data_root: Digest) -> SignedOffer:
         """The rule for a pool, at its reputation now.
 

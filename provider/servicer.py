@@ -49,8 +49,9 @@ class ProviderServicer(rpc.ProviderServiceServicer):
     ) -> pb.ListDataSetsResponse:
         data = self._goods.data
         view = DataSetView(
-            data.root, self._goods.name, data.rows, data.features, data.classes, self._goods.feature_scale_micro
-        )
+            data.root, self._goods.name, data.rows, data.features, data.classes, self._goods.feature_scale_micro,
+            self._seller.rule,
+        )  # fmt: skip
         return pb.ListDataSetsResponse(data_sets=[convert.data_set_to_proto(view)])
 
     async def RequestOffer(  # noqa: N802

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from core.errors import MarketError
 
 __all__ = [
-    "Array", "Bid", "PoolPrivate", "Real", "Rule", "best_bid", "best_response", "check_private", "deal_probability",
-    "expected_leak_profit", "expected_loss", "interior_bid", "is_concave", "least_bid", "markup", "pool_utility",
-    "provider_utility",
+    "Array", "Bid", "Lines", "PoolPrivate", "Real", "Rule", "best_bid", "best_response", "check_private", "check_rule",
+    "coefficients", "deal_probability", "expected_leak_profit", "expected_loss", "interior_bid", "is_concave", "least_bid",
+    "markup", "pool_utility", "provider_utility",
 ]  # fmt: skip
 
 Array: TypeAlias = NDArray[np.float64]
@@ -75,8 +75,8 @@ class Bid:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lines:
-    """Along the rule ``D_s*(m)``, eq. (4), all is linear in ``m``: ``p = p0 + p1 m``, gain ``= g0 + g1 m``."""
+class Lines:
+    """``A0``, ``A1``, ``A2`` below eq. (5). Along the rule ``D_s*(m)``, eq. (4), ``p = p0 + p1 m``."""
 
     A0: Array
     A1: Array
@@ -127,7 +127,7 @@ def markup(rule: Rule, m: Real, r: Real, *, as_printed: bool = False) -> Array:
     Bounded: past ``p = 1`` a larger markup only loses, so the maximum over ``D_s >= 0`` is eq. (4) cut to
     ``[0, (1 - e1 r - (1-e1-e2) m/m_bar) D_bar/e2]``.
     """
-    lines = _lines(rule, r)
+    lines = coefficients(rule, r)
     best = (lines.A2 * m + lines.B) / lines.A0
     if as_printed:
         return np.asarray(best)
@@ -141,7 +141,7 @@ def interior_bid(rule: Rule, private: PoolPrivate, r: Real, *, as_printed: bool 
     Corrected by default (errata P1). It is a maximum iff :func:`is_concave`, NaN or infinite where the integrand is
     linear in ``m``.
     """
-    lines = _lines(rule, r)
+    lines = coefficients(rule, r)
     r = np.asarray(r)
     A0, A1, A2 = lines.A0, lines.A1, lines.A2
     e1, e2, D_bar = rule.e1, rule.e2, rule.D_bar
@@ -157,7 +157,7 @@ def interior_bid(rule: Rule, private: PoolPrivate, r: Real, *, as_printed: bool 
 
 def is_concave(rule: Rule, private: PoolPrivate) -> NDArray[np.bool_]:
     """The true second-order condition of eq. (5): ``(beta~ eta - 1) A2 < A0`` (errata P2). It does not depend on r."""
-    lines = _lines(rule, 0.0)
+    lines = coefficients(rule, 0.0)
     return np.asarray((np.asarray(private.beta) * rule.eta - 1) * lines.A2 < lines.A0)
 
 
@@ -178,7 +178,7 @@ def check_private(rule: Rule, private: PoolPrivate) -> None:
             alpha=private.alpha, beta=private.beta,
         )  # fmt: skip
     if not np.all(is_concave(rule, private)):
-        lines = _lines(rule, 0.0)
+        lines = coefficients(rule, 0.0)
         left = (np.asarray(private.beta) * rule.eta - 1) * lines.A2
         raise MarketError(
             f"(beta~ eta - 1) A2 < A0 (Theorem III.2, corrected) is violated: {left} against {lines.A0}; "
@@ -200,7 +200,7 @@ def best_response(rule: Rule, private: PoolPrivate, r: Real, *, as_printed: bool
     if as_printed:
         m = interior_bid(rule, private, r, as_printed=True)
         return _outcome(rule, private, m, r, as_printed=True)
-    lines = _lines(rule, r)
+    lines = coefficients(rule, r)
     r = np.asarray(r)
     low = least_bid(rule, r)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -229,14 +229,14 @@ def best_bid(rule: Rule, private: PoolPrivate, r: float) -> Bid | None:
     """
     if not 0 <= r <= 1:
         raise MarketError(f"the reputation {r} is not in [0, 1]", reputation=r)
-    _check_domain(rule)
+    check_rule(rule)
     found = best_response(rule, private, r)
     if np.isnan(found.m):
         return None
     return Bid(*(float(v) for v in (found.m, found.D_s, found.p, found.U_pool, found.U_provider)))
 
 
-def _lines(rule: Rule, r: Real) -> _Lines:
+def coefficients(rule: Rule, r: Real) -> Lines:
     """``A0``, ``A1``, ``A2`` as below eq. (5), and ``p`` as a line in ``m`` once eq. (4) is put into eq. (2)."""
     r = np.asarray(r)
     e1, e2 = np.asarray(rule.e1), np.asarray(rule.e2)
@@ -248,7 +248,7 @@ def _lines(rule: Rule, r: Real) -> _Lines:
     B = -s * rule.D_bar * e1 * r - e2 * rule.alpha * (1 - r)
     p0 = e1 * r + e2 * B / (rule.D_bar * A0)
     p1 = e2 * A2 / (rule.D_bar * A0) + A1
-    return _Lines(A0, np.asarray(A1), np.asarray(A2), np.asarray(B), np.asarray(p0), np.asarray(p1))
+    return Lines(A0, np.asarray(A1), np.asarray(A2), np.asarray(B), np.asarray(p0), np.asarray(p1))
 
 
 def _outcome(rule: Rule, private: PoolPrivate, m: Real, r: Real, *, as_printed: bool = False) -> Bid:
@@ -262,7 +262,12 @@ def _outcome(rule: Rule, private: PoolPrivate, m: Real, r: Real, *, as_printed: 
     )
 
 
-def _check_domain(rule: Rule) -> None:
+def check_rule(rule: Rule) -> None:
+    """Refuse parameters for which eq. (4) is no maximum. All are floats.
+
+    Raises:
+        MarketError: names the condition and the values.
+    """
     if not _all_finite(rule.e1, rule.e2, rule.eta, rule.alpha, rule.beta, rule.D_bar, rule.m_bar, rule.m_min):
         raise MarketError(f"a parameter of the rule is not a finite number: {rule}")
     if not (rule.e1 >= 0 and rule.e2 > 0 and rule.e1 + rule.e2 <= 1 and rule.D_bar > 0 and rule.m_bar > 0):

@@ -65,9 +65,9 @@ async def reproduce(
         return
     for one in found:
         console.print(str(one["sentence"]), highlight=False, markup=False)
-        curves, files = one.get("curves", []), one["files"]
+        curves, written = one.get("curves", []), one["files"]
         assert isinstance(curves, list)
-        assert isinstance(files, list)
+        assert isinstance(written, list)
         for line in curves:
             console.print(f"  {line}", highlight=False, markup=False)
-        console.print(f"  wrote {', '.join(str(path) for path in files)}", highlight=False, markup=False)
+        console.print(f"  wrote {', '.join(str(path) for path in written)}", highlight=False, markup=False)

@@ -135,6 +135,18 @@ class ChainClient:
         answer = await self._ask(lambda stub: stub.GetTrade(request, timeout=CALL_TIMEOUT))
         return convert.trade_from_proto(answer.trade)
 
+    async def trades(
+        self,
+        provider: AccountId | None = None,
+        pool: AccountId | None = None,
+        limit: int = 100,
+        after: bytes = b"",
+    ) -> tuple[TradeView, ...]:
+        """Newest bid first, without miners, marks and reports; at most ``limit`` that follow trade ``after``."""
+        request = pb.ListTradesRequest(provider=provider or b"", pool=pool or b"", limit=limit, after=after)
+        answer = await self._ask(lambda stub: stub.ListTrades(request, timeout=CALL_TIMEOUT))
+        return tuple(convert.trade_from_proto(trade) for trade in answer.trades)
+
     async def market(self, provider: AccountId, pool: AccountId) -> MarketView:
         request = pb.GetMarketRequest(provider=provider, pool=pool)
         return convert.market_from_proto(await self._ask(lambda stub: stub.GetMarket(request, timeout=CALL_TIMEOUT)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pofl.market.v1 import market_pb2 as pb
 
-from core.codec import encode
+from core.codec import decode, encode
 from core.crypto.oblivious_transfer.base import POINT_SIZE
 from core.crypto.sealing import KEY_SIZE
 from core.errors import LimitError, MalformedError
@@ -19,9 +19,12 @@ from core.market.contract import (
     MAX_BUYERS,
     MAX_CLASSES,
     MAX_FEATURES,
+    MAX_OFFER,
     MAX_ROWS,
+    IntegerRule,
     SignedOffer,
     TradeTerms,
+    check_rule,
     decode_offer,
 )
 from core.market.delivery import MAX_SEALED, DeliveryOpen, SignedOpen
@@ -49,6 +52,8 @@ class DataSetView:
     classes: int
     feature_scale_micro: int
     """int8 feature = round(float * this / 10^6), clamped to [-127, 127]."""
+    rule: IntegerRule | None = None
+    """What offers are made by, with the highs before the first settled trade; None where the provider does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class SealedChunk:
 def data_set_to_proto(view: DataSetView) -> pb.DataSet:
     return pb.DataSet(
         data_root=view.data_root, name=view.name, rows=view.rows, features=view.features, classes=view.classes,
-        feature_scale_micro=view.feature_scale_micro,
+        feature_scale_micro=view.feature_scale_micro, rule=b"" if view.rule is None else encode(view.rule),
     )  # fmt: skip
 
 
@@ -81,6 +86,9 @@ def data_set_from_proto(message: pb.DataSet) -> DataSetView:
         raise LimitError(f"name: {len(message.name)} characters, at most {MAX_NAME}", field="name")
     if message.feature_scale_micro < 1:
         raise MalformedError("feature_scale_micro: 0, must be positive", field="feature_scale_micro")
+    rule = decode(IntegerRule, message.rule, MAX_OFFER) if message.rule else None
+    if rule is not None:
+        check_rule(rule)
     return DataSetView(
         data_root=Digest(exact("data_root", message.data_root)),
         name=message.name,
@@ -88,6 +96,7 @@ def data_set_from_proto(message: pb.DataSet) -> DataSetView:
         features=_within("features", message.features, 1, MAX_FEATURES),
         classes=_within("classes", message.classes, 1, MAX_CLASSES),
         feature_scale_micro=message.feature_scale_micro,
+        rule=rule,
     )
 
 

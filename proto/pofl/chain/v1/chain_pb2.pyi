@@ -1760,6 +1760,60 @@ class GetTradeResponse(_message.Message):
 Global___GetTradeResponse: _TypeAlias = GetTradeResponse  # noqa: Y015
 
 @_typing.final
+class ListTradesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    provider: _builtins.bytes
+    """empty: all"""
+    pool: _builtins.bytes
+    """empty: all"""
+    limit: _builtins.int
+    """0: 100; at most 1000"""
+    after: _builtins.bytes
+    """continue after this trade id"""
+    def __init__(
+        self,
+        *,
+        provider: _builtins.bytes = ...,
+        pool: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
+        after: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit", "pool", b"pool", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTradesRequest: _TypeAlias = ListTradesRequest  # noqa: Y015
+
+@_typing.final
+class ListTradesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRADES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trades(self) -> _containers.RepeatedCompositeFieldContainer[Global___TradeView]:
+        """without miners, marks and reports: GetTrade has them"""
+
+    def __init__(
+        self,
+        *,
+        trades: _abc.Iterable[Global___TradeView] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trades", b"trades"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTradesResponse: _TypeAlias = ListTradesResponse  # noqa: Y015
+
+@_typing.final
 class GetMarketRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

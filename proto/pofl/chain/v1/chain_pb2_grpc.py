@@ -99,6 +99,11 @@ class ChainServiceStub:
                 request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTradeRequest.SerializeToString,
                 response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTradeResponse.FromString,
                 _registered_method=True)
+        self.ListTrades = channel.unary_unary(
+                '/pofl.chain.v1.ChainService/ListTrades',
+                request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ListTradesRequest.SerializeToString,
+                response_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ListTradesResponse.FromString,
+                _registered_method=True)
         self.GetMarket = channel.unary_unary(
                 '/pofl.chain.v1.ChainService/GetMarket',
                 request_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetMarketRequest.SerializeToString,
@@ -234,6 +239,13 @@ class ChainServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTrades(self, request, context):
+        """Anyone: trades, newest bid first, of a pool, of a provider, or all. NOT_FOUND for an unknown id to continue after.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMarket(self, request, context):
         """Anyone: the highs m_bar and D_bar that an offer of this provider must use now. Changes nothing.
         """
@@ -351,6 +363,11 @@ def add_ChainServiceServicer_to_server(servicer, server):
                     servicer.GetTrade,
                     request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTradeRequest.FromString,
                     response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.GetTradeResponse.SerializeToString,
+            ),
+            'ListTrades': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrades,
+                    request_deserializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ListTradesRequest.FromString,
+                    response_serializer=pofl_dot_chain_dot_v1_dot_chain__pb2.ListTradesResponse.SerializeToString,
             ),
             'GetMarket': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMarket,
@@ -739,6 +756,33 @@ class ChainService:
             '/pofl.chain.v1.ChainService/GetTrade',
             pofl_dot_chain_dot_v1_dot_chain__pb2.GetTradeRequest.SerializeToString,
             pofl_dot_chain_dot_v1_dot_chain__pb2.GetTradeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTrades(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pofl.chain.v1.ChainService/ListTrades',
+            pofl_dot_chain_dot_v1_dot_chain__pb2.ListTradesRequest.SerializeToString,
+            pofl_dot_chain_dot_v1_dot_chain__pb2.ListTradesResponse.FromString,
             options,
             channel_credentials,
             insecure,

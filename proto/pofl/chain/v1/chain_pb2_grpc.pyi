@@ -51,6 +51,8 @@ class ChainServiceStub:
     """Anyone: registered data providers. Changes nothing."""
     GetTrade: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetTradeRequest, _chain_pb2.GetTradeResponse]
     """Anyone: one trade: bid, draw, price, delivered chunks. NOT_FOUND for an unknown id."""
+    ListTrades: _aio.UnaryUnaryMultiCallable[_chain_pb2.ListTradesRequest, _chain_pb2.ListTradesResponse]
+    """Anyone: trades, newest bid first, of a pool, of a provider, or all. NOT_FOUND for an unknown id to continue after."""
     GetMarket: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetMarketRequest, _chain_pb2.GetMarketResponse]
     """Anyone: the highs m_bar and D_bar that an offer of this provider must use now. Changes nothing."""
     ListValidators: _aio.UnaryUnaryMultiCallable[_chain_pb2.ListValidatorsRequest, _chain_pb2.ListValidatorsResponse]
@@ -179,6 +181,14 @@ class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_chain_pb2.GetTradeRequest, _abc.Awaitable[_chain_pb2.GetTradeResponse]],
     ) -> _abc.Awaitable[_chain_pb2.GetTradeResponse]:
         """Anyone: one trade: bid, draw, price, delivered chunks. NOT_FOUND for an unknown id."""
+
+    @_abc_1.abstractmethod
+    def ListTrades(
+        self,
+        request: _chain_pb2.ListTradesRequest,
+        context: _aio.ServicerContext[_chain_pb2.ListTradesRequest, _abc.Awaitable[_chain_pb2.ListTradesResponse]],
+    ) -> _abc.Awaitable[_chain_pb2.ListTradesResponse]:
+        """Anyone: trades, newest bid first, of a pool, of a provider, or all. NOT_FOUND for an unknown id to continue after."""
 
     @_abc_1.abstractmethod
     def GetMarket(

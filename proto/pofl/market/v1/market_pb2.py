@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpofl/market/v1/market.proto\x12\x0epofl.market.v1\"x\n\x07\x44\x61taSet\x12\x11\n\tdata_root\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r\x12\x1b\n\x13\x66\x65\x61ture_scale_micro\x18\x06 \x01(\x04\"\x15\n\x13ListDataSetsRequest\"B\n\x14ListDataSetsResponse\x12*\n\tdata_sets\x18\x01 \x03(\x0b\x32\x17.pofl.market.v1.DataSet\"6\n\x13RequestOfferRequest\x12\x0c\n\x04pool\x18\x01 \x01(\x0c\x12\x11\n\tdata_root\x18\x02 \x01(\x0c\"8\n\x14RequestOfferResponse\x12\r\n\x05offer\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"t\n\x10\x41\x63\x63\x65ptBidRequest\x12\r\n\x05offer\x18\x01 \x01(\x0c\x12\x0b\n\x03\x62id\x18\x02 \x01(\x03\x12\r\n\x05p_ppm\x18\x03 \x01(\r\x12\x0e\n\x06miners\x18\x04 \x03(\x0c\x12\x16\n\x0epool_signature\x18\x05 \x01(\x0c\x12\r\n\x05marks\x18\x06 \x03(\x0c\"/\n\x11\x41\x63\x63\x65ptBidResponse\x12\x1a\n\x12provider_signature\x18\x01 \x01(\x0c\"\x91\x01\n\x0b\x44\x65liverOpen\x12\x10\n\x08trade_id\x18\x01 \x01(\x0c\x12\r\n\x05miner\x18\x02 \x01(\x0c\x12\x17\n\x0fhpke_public_key\x18\x03 \x01(\x0c\x12\x12\n\nfrom_chunk\x18\x04 \x01(\r\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x11\n\tseed_hash\x18\x06 \x01(\x0c\x12\x0e\n\x06points\x18\x07 \x01(\x0c\"0\n\x0c\x43hunkReceipt\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"v\n\x0e\x44\x65liverRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.pofl.market.v1.DeliverOpenH\x00\x12/\n\x07receipt\x18\x02 \x01(\x0b\x32\x1c.pofl.market.v1.ChunkReceiptH\x00\x42\x06\n\x04kind\"R\n\x0f\x44\x65liverResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\r\x12\x0e\n\x06sealed\x18\x03 \x01(\x0c\x12\x10\n\x08transfer\x18\x04 \x01(\x0c\x32\xe9\x02\n\x0fProviderService\x12Y\n\x0cListDataSets\x12#.pofl.market.v1.ListDataSetsRequest\x1a$.pofl.market.v1.ListDataSetsResponse\x12Y\n\x0cRequestOffer\x12#.pofl.market.v1.RequestOfferRequest\x1a$.pofl.market.v1.RequestOfferResponse\x12P\n\tAcceptBid\x12 .pofl.market.v1.AcceptBidRequest\x1a!.pofl.market.v1.AcceptBidResponse\x12N\n\x07\x44\x65liver\x12\x1e.pofl.market.v1.DeliverRequest\x1a\x1f.pofl.market.v1.DeliverResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpofl/market/v1/market.proto\x12\x0epofl.market.v1\"\x86\x01\n\x07\x44\x61taSet\x12\x11\n\tdata_root\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r\x12\x1b\n\x13\x66\x65\x61ture_scale_micro\x18\x06 \x01(\x04\x12\x0c\n\x04rule\x18\x07 \x01(\x0c\"\x15\n\x13ListDataSetsRequest\"B\n\x14ListDataSetsResponse\x12*\n\tdata_sets\x18\x01 \x03(\x0b\x32\x17.pofl.market.v1.DataSet\"6\n\x13RequestOfferRequest\x12\x0c\n\x04pool\x18\x01 \x01(\x0c\x12\x11\n\tdata_root\x18\x02 \x01(\x0c\"8\n\x14RequestOfferResponse\x12\r\n\x05offer\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"t\n\x10\x41\x63\x63\x65ptBidRequest\x12\r\n\x05offer\x18\x01 \x01(\x0c\x12\x0b\n\x03\x62id\x18\x02 \x01(\x03\x12\r\n\x05p_ppm\x18\x03 \x01(\r\x12\x0e\n\x06miners\x18\x04 \x03(\x0c\x12\x16\n\x0epool_signature\x18\x05 \x01(\x0c\x12\r\n\x05marks\x18\x06 \x03(\x0c\"/\n\x11\x41\x63\x63\x65ptBidResponse\x12\x1a\n\x12provider_signature\x18\x01 \x01(\x0c\"\x91\x01\n\x0b\x44\x65liverOpen\x12\x10\n\x08trade_id\x18\x01 \x01(\x0c\x12\r\n\x05miner\x18\x02 \x01(\x0c\x12\x17\n\x0fhpke_public_key\x18\x03 \x01(\x0c\x12\x12\n\nfrom_chunk\x18\x04 \x01(\r\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x11\n\tseed_hash\x18\x06 \x01(\x0c\x12\x0e\n\x06points\x18\x07 \x01(\x0c\"0\n\x0c\x43hunkReceipt\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"v\n\x0e\x44\x65liverRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.pofl.market.v1.DeliverOpenH\x00\x12/\n\x07receipt\x18\x02 \x01(\x0b\x32\x1c.pofl.market.v1.ChunkReceiptH\x00\x42\x06\n\x04kind\"R\n\x0f\x44\x65liverResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\r\x12\x0e\n\x06sealed\x18\x03 \x01(\x0c\x12\x10\n\x08transfer\x18\x04 \x01(\x0c\x32\xe9\x02\n\x0fProviderService\x12Y\n\x0cListDataSets\x12#.pofl.market.v1.ListDataSetsRequest\x1a$.pofl.market.v1.ListDataSetsResponse\x12Y\n\x0cRequestOffer\x12#.pofl.market.v1.RequestOfferRequest\x1a$.pofl.market.v1.RequestOfferResponse\x12P\n\tAcceptBid\x12 .pofl.market.v1.AcceptBidRequest\x1a!.pofl.market.v1.AcceptBidResponse\x12N\n\x07\x44\x65liver\x12\x1e.pofl.market.v1.DeliverRequest\x1a\x1f.pofl.market.v1.DeliverResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pofl.market.v1.market_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASET']._serialized_start=47
-  _globals['_DATASET']._serialized_end=167
-  _globals['_LISTDATASETSREQUEST']._serialized_start=169
-  _globals['_LISTDATASETSREQUEST']._serialized_end=190
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=192
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=258
-  _globals['_REQUESTOFFERREQUEST']._serialized_start=260
-  _globals['_REQUESTOFFERREQUEST']._serialized_end=314
-  _globals['_REQUESTOFFERRESPONSE']._serialized_start=316
-  _globals['_REQUESTOFFERRESPONSE']._serialized_end=372
-  _globals['_ACCEPTBIDREQUEST']._serialized_start=374
-  _globals['_ACCEPTBIDREQUEST']._serialized_end=490
-  _globals['_ACCEPTBIDRESPONSE']._serialized_start=492
-  _globals['_ACCEPTBIDRESPONSE']._serialized_end=539
-  _globals['_DELIVEROPEN']._serialized_start=542
-  _globals['_DELIVEROPEN']._serialized_end=687
-  _globals['_CHUNKRECEIPT']._serialized_start=689
-  _globals['_CHUNKRECEIPT']._serialized_end=737
-  _globals['_DELIVERREQUEST']._serialized_start=739
-  _globals['_DELIVERREQUEST']._serialized_end=857
-  _globals['_DELIVERRESPONSE']._serialized_start=859
-  _globals['_DELIVERRESPONSE']._serialized_end=941
-  _globals['_PROVIDERSERVICE']._serialized_start=944
-  _globals['_PROVIDERSERVICE']._serialized_end=1305
+  _globals['_DATASET']._serialized_start=48
+  _globals['_DATASET']._serialized_end=182
+  _globals['_LISTDATASETSREQUEST']._serialized_start=184
+  _globals['_LISTDATASETSREQUEST']._serialized_end=205
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=207
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=273
+  _globals['_REQUESTOFFERREQUEST']._serialized_start=275
+  _globals['_REQUESTOFFERREQUEST']._serialized_end=329
+  _globals['_REQUESTOFFERRESPONSE']._serialized_start=331
+  _globals['_REQUESTOFFERRESPONSE']._serialized_end=387
+  _globals['_ACCEPTBIDREQUEST']._serialized_start=389
+  _globals['_ACCEPTBIDREQUEST']._serialized_end=505
+  _globals['_ACCEPTBIDRESPONSE']._serialized_start=507
+  _globals['_ACCEPTBIDRESPONSE']._serialized_end=554
+  _globals['_DELIVEROPEN']._serialized_start=557
+  _globals['_DELIVEROPEN']._serialized_end=702
+  _globals['_CHUNKRECEIPT']._serialized_start=704
+  _globals['_CHUNKRECEIPT']._serialized_end=752
+  _globals['_DELIVERREQUEST']._serialized_start=754
+  _globals['_DELIVERREQUEST']._serialized_end=872
+  _globals['_DELIVERRESPONSE']._serialized_start=874
+  _globals['_DELIVERRESPONSE']._serialized_end=956
+  _globals['_PROVIDERSERVICE']._serialized_start=959
+  _globals['_PROVIDERSERVICE']._serialized_end=1320
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,7 @@ class DataSet(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     FEATURE_SCALE_MICRO_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     data_root: _builtins.bytes
     name: _builtins.str
     rows: _builtins.int
@@ -35,6 +36,8 @@ class DataSet(_message.Message):
     classes: _builtins.int
     feature_scale_micro: _builtins.int
     """int8 feature = round(float * this / 10^6), clamped to [-127, 127]"""
+    rule: _builtins.bytes
+    """canonical bytes of core.market.contract.IntegerRule; the chain's highs replace its own once a trade is settled"""
     def __init__(
         self,
         *,
@@ -44,10 +47,11 @@ class DataSet(_message.Message):
         features: _builtins.int = ...,
         classes: _builtins.int = ...,
         feature_scale_micro: _builtins.int = ...,
+        rule: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "data_root", b"data_root", "feature_scale_micro", b"feature_scale_micro", "features", b"features", "name", b"name", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "data_root", b"data_root", "feature_scale_micro", b"feature_scale_micro", "features", b"features", "name", b"name", "rows", b"rows", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
