@@ -83,11 +83,9 @@ async def at_an_upgrade(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[
     books = Books(folder, key("pool0"), state.chain_id, lambda member, shown: None, weight_factor=4, owner_cut_ppm=0)
     await (await books.open(task)).close()
     season._pool = SimpleNamespace(
-        role=SimpleNamespace(genesis=chain.genesis, key=key("pool0")),
-        chain_id=state.chain_id,
-        account=account("pool0"),
-        books=books,
-    )
+        role=SimpleNamespace(genesis=chain.genesis, key=key("pool0")), chain_id=state.chain_id, account=account("pool0"),
+        books=books, cfg=SimpleNamespace(owner_cut_ppm=0),
+    )  # fmt: skip
     view = SimpleNamespace(reward=state.tasks[task].published.reward, spec=state.tasks[task].published.spec)
     assert work_payout_total(view.reward, chain.genesis.params) > 0
     committed, claimed = SimpleNamespace(contributions=()), SimpleNamespace(correct=entry.claim.correct, vm=entry.claim.vm)
