@@ -33,7 +33,7 @@ from pool.flower.wire import Answer, Instruction, Update, context, open_update, 
 from pool.learning.datasets import Dataset
 from services.data.partition import even
 
-__all__ = ["ATTACKS", "GROUPS", "Cell", "measure", "play", "tables"]
+__all__ = ["ALGORITHMS", "ATTACKS", "GROUPS", "Cell", "measure", "play", "tables"]
 
 GROUPS: Final = ((4, 1), (8, 2))
 """(miners, hostile ones among them)."""
