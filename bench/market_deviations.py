@@ -103,7 +103,7 @@ def _play(pools: int, shares: Array, rounds: int) -> Array:
 def _high(values: list[Array]) -> Array:
     """As core.chain.rules_market.highs, at least 1."""
     ordered = np.sort(np.stack(values), axis=0)[::-1]
-    return np.maximum(1.0, ordered[min(1, len(values) - 1)])
+    return np.asarray(np.maximum(1.0, ordered[min(1, len(values) - 1)]))
 
 
 def collude() -> dict[str, object]:

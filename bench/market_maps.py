@@ -95,9 +95,8 @@ def rows(chart: Map, found: NDArray[np.int64]) -> Iterator[dict[str, object]]:
                 "price_at_r0": price[i, j, 0],
                 "price_at_r1": price[i, j, -1],
             }
-            yield {chart.x_name: float(x), chart.y_name: float(y), "outcome": MEANINGS[found[i, j]]} | {
-                name: "" if np.isnan(value) else float(value) for name, value in ends.items()
-            }
+            row: dict[str, object] = {chart.x_name: float(x), chart.y_name: float(y), "outcome": MEANINGS[found[i, j]]}
+            yield row | {name: "" if np.isnan(value) else float(value) for name, value in ends.items()}
 
 
 def summary(chart: Map, found: NDArray[np.int64]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from core.market.reverse_game import (
     PoolPrivate,
     Rule,
     best_bid,
+    best_response,
+    deal_probability,
+    interior_bid,
     least_bid,
     markup,
     pool_utility,
@@ -115,6 +119,88 @@ def test_best_bid_agrees_with_a_grid_search(rule: Rule, private: PoolPrivate, r:
         assert found.m >= 0
         assert found.D_s >= 0
         assert found.U_provider >= -1e-9
+
+
+def drawn(count: int) -> tuple[Rule, PoolPrivate, Array]:
+    """Seeded rules, pools and reputations, as columns; half of the rules without a reserve."""
+    rng = np.random.Generator(np.random.PCG64(20261122))
+    e2 = rng.uniform(0.05, 1, count)
+    beta = rng.uniform(0.1, 3, count)
+    eta = (1 + rng.uniform(0.05, 4, count)) / beta
+    reserve = rng.uniform(0, 12, count) * rng.integers(0, 2, count)
+    rule = [rng.uniform(0, 1, count) * (1 - e2), e2, eta, rng.uniform(0, 10, count), beta]
+    rule += [rng.uniform(0.1, 20, count), rng.uniform(0.1, 20, count), reserve]
+    private = [rng.uniform(0, high, count) for high in (40, 10, 4)]
+    columns: list[Any] = [np.asarray(c, dtype=np.longdouble)[:, None] for c in [*rule, *private, rng.uniform(0, 1, count)]]
+    return Rule(*columns[:8]), PoolPrivate(*columns[8:11]), columns[11]
+
+
+def searched(objective: Callable[[Array], Array], low: Array, high: Array, points: int = 21, rounds: int = 15) -> Array:
+    """As ``refined``, for many functions at once: one row each. Extended precision, or the top of a parabola is flat."""
+    steps = np.linspace(np.longdouble(0), np.longdouble(1), points)[None, :]
+    x = low
+    for _ in range(rounds):
+        grid = low + (high - low) * steps
+        x = np.take_along_axis(grid, np.argmax(objective(grid), axis=1)[:, None], axis=1)
+        step = (high - low) / (points - 1)
+        low, high = np.maximum(low, x - 2 * step), np.minimum(high, x + 2 * step)
+    return x
+
+
+def test_ten_thousand_drawn_games_agree_with_a_grid_search() -> None:
+    """m* and D_s*, both to 1e-6 relative."""
+    rule, private, r = drawn(10_000)
+    found = best_response(rule, private, r)
+    takes_part = ~np.isnan(found.m)
+    assert 0.5 < takes_part.mean() < 1.0
+    low = least_bid(rule, r)
+    m = np.where(takes_part, found.m, low + 1)
+    D_s = markup(rule, m, r)
+    by_search = searched(lambda grid: provider_utility(rule, m, grid, r), 0 * m, np.asarray(rule.D_bar / rule.e2))
+    assert (np.abs(D_s - by_search) <= 1e-6 * np.maximum(1, np.abs(by_search))).all()
+
+    def utility(bids: Array) -> Array:
+        return pool_utility(rule, private, bids, markup(rule, bids, r), r)
+
+    high = low + private.Q + private.alpha + np.abs(private.beta * rule.eta - 1) * rule.D_bar / rule.e2 + 1
+    # Pieces have humps of their own: the cells around the highest points of a grid that top their neighbours.
+    cells = 1_000
+    coarse = low + (high - low) * np.linspace(0, 1, cells + 1)[None, :]
+    heights = np.asarray(utility(coarse).astype(np.float64))
+    walled = np.pad(heights, ((0, 0), (1, 1)), constant_values=-np.inf)
+    is_top = (heights >= walled[:, :-2]) & (heights >= walled[:, 2:])
+    humps = np.argpartition(np.where(is_top, -heights, np.inf), 3, axis=1)[:, :3]
+    around = [np.take_along_axis(coarse, np.clip(humps + d, 0, cells), axis=1) for d in (-1, 1)]
+    tops = [searched(utility, around[0][:, i : i + 1], around[1][:, i : i + 1]) for i in range(3)]
+    candidates = np.concatenate(tops, axis=1)
+    values = utility(candidates)
+    best = np.argmax(values, axis=1)[:, None]
+    top, bid = np.take_along_axis(values, best, axis=1), np.take_along_axis(candidates, best, axis=1)
+    assert (top[~takes_part] <= 1e-9).all()
+    own, top, bid, m = (v[takes_part] for v in (utility(m), top, bid, m))
+    assert (np.abs(own - top) <= 1e-6 * np.maximum(1, np.abs(top))).all()
+    assert (own >= top - 1e-12 * np.maximum(1, np.abs(top))).all()
+    # Two humps as high as each other have two best bids.
+    same = np.abs(m - bid) <= 1e-6 * np.maximum(1, np.abs(bid))
+    tied = np.abs(own - top) <= 1e-12 * np.maximum(1, np.abs(top))
+    assert (same | tied).all()
+    assert same.mean() > 0.9999
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules(), privates, unit)
+def test_with_equal_beta_the_equilibrium_is_a_share_of_the_surplus(rule: Rule, private: PoolPrivate, r: float) -> None:
+    """Eq. (5) against a formula that was found another way (docs/adr/0111)."""
+    private = PoolPrivate(private.Q, private.alpha, rule.beta)
+    k = float((np.asarray(rule.beta) * rule.eta - 1) * rule.D_bar / rule.e2)
+    surplus = float(private.Q + (np.asarray(private.alpha) - rule.alpha) * (1 - r))
+    m = interior_bid(rule, private, r)
+    D_s = markup(rule, m, r, as_printed=True)
+    scale = 1 + abs(surplus) / k
+    assert float(deal_probability(rule, m, D_s, r, as_printed=True)) == pytest.approx(surplus / (2 * k), abs=1e-6 * scale)
+    share = pytest.approx(surplus**2 / (4 * k), abs=1e-6 * scale * (1 + abs(surplus)))
+    assert float(pool_utility(rule, private, m, D_s, r, as_printed=True)) == share
+    assert float(provider_utility(rule, m, D_s, r, as_printed=True)) == share
 
 
 @settings(max_examples=200, deadline=None)
