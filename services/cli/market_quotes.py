@@ -13,6 +13,7 @@ from core.ids import MILLION, AccountId, Amount, PartsPerMillion, short
 from core.market import contract, reverse_game
 from core.market.bridge import choose_bid, to_float
 from core.market.contract import DEFAULT_RULE, IntegerRule, Terms
+from core.market.reputation import DEFAULT_REPUTATION
 from core.market.reverse_game import PoolPrivate
 from services.cli.connection import Connection, NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
@@ -149,7 +150,7 @@ async def quote(
     else:
         async with network(net, node, tls) as connection:
             rule, who, r = await _offered(connection, provider, pool, reputation)
-    r = 100_000 if r is None else r
+    r = DEFAULT_REPUTATION.start_ppm if r is None else r
     given = {
         "e1_ppm": _millionths("--e1", e1), "e2_ppm": _millionths("--e2", e2), "eta_micro": _millionths("--eta", eta),
         "alpha": alpha, "beta_micro": _millionths("--beta", beta), "D_bar": markup_high, "m_bar": bid_high, "m_min": bid_least,
