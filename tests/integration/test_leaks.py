@@ -167,9 +167,9 @@ async def test_a_leak_is_traced_reported_judged_by_every_node_and_paid_with_repu
     await eventually("the trade settles", settled)
     before = (await chain.market(provider.provider, account(POOL))).pool_reputation_ppm
 
-    # Miner 1 gives away half of its rows, in another order, with the four lowest bits rounded away.
+    # Miner 1 gives away half of its rows, in another order, with the two lowest bits rounded away.
     rng = np.random.default_rng(5)
-    leaked = np.rint(held[1][rng.permutation(len(held[1]))[: len(held[1]) // 2]] / 16) * 16
+    leaked = np.rint(held[1][rng.permutation(len(held[1]))[: len(held[1]) // 2]] / 4) * 4
     copy = write_npz(folder / "found.npz", delivery.to_floats(leaked.astype(np.int8), SCALE_MICRO), np.zeros(len(leaked)))
     config = world.config_file(provider_config_again(world))
     dry = await report(config, copy, "--dry-run")
