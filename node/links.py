@@ -47,6 +47,9 @@ RETRY_SECONDS: Final = 30.0
 """Between tries at an address whose node is not ours to talk to: another chain, or no node."""
 MAX_VOTES: Final = 8_192
 MAX_TRANSACTIONS: Final = 2_048
+MAX_VOTE_BYTES: Final = 32 * 2**20
+MAX_TRANSACTION_BYTES: Final = 8 * 2**20
+"""Of what waits for one peer: a proposal has a whole block in it, and who reads nothing keeps those of hundreds of heights."""
 TOGETHER_SECONDS: Final = 0.025
 """Between two messages of transactions on a link: a message costs ten times what a small transaction in it does. What comes
 to an idle link goes at once."""
@@ -139,6 +142,7 @@ class Link:
         self.failure: PoflError | None = None
         self._votes: deque[Gossip] = deque()
         self._transactions: deque[SignedTransaction] = deque()
+        self._vote_bytes = self._transaction_bytes = 0
         self._from = 0.0
         """When transactions go next, unless a message is full before."""
         self._progress: Progress | None = None
@@ -151,15 +155,17 @@ class Link:
             self._progress = message
         elif isinstance(message, SignedTransaction):
             self._transactions.append(message)
-            if len(self._transactions) > MAX_TRANSACTIONS:
-                self._transactions.popleft()
+            self._transaction_bytes += _size(message)
+            while len(self._transactions) > MAX_TRANSACTIONS or self._transaction_bytes > MAX_TRANSACTION_BYTES:
+                self._take_transaction()
                 DROPPED.labels("transaction").inc()
         else:
             self._votes.append(message)
-            if len(self._votes) > MAX_VOTES:
-                self._votes.popleft()
+            self._vote_bytes += _size(message)
+            while len(self._votes) > MAX_VOTES or self._vote_bytes > MAX_VOTE_BYTES:
+                self._take_vote()
                 DROPPED.labels("vote").inc()
-                log.warning("peer is too slow, dropped its oldest vote", peer=self.node, waiting=MAX_VOTES)
+                log.warning("peer is too slow, dropped its oldest vote", peer=self.node, waiting=len(self._votes))
         self._wake.set()
 
     async def outgoing(self) -> AsyncIterator[Gossip]:
@@ -183,12 +189,13 @@ class Link:
         self.failure = self.failure or failure
         self._votes.clear()
         self._transactions.clear()
+        self._vote_bytes = self._transaction_bytes = 0
         self._progress = None
         self._wake.set()
 
     def _next(self) -> Gossip | None:
         if self._votes:
-            return self._votes.popleft()
+            return self._take_vote()
         if self._progress is not None:
             progress, self._progress = self._progress, None
             return progress
@@ -196,13 +203,23 @@ class Link:
             return self._several()
         return None
 
+    def _take_vote(self) -> Gossip:
+        message = self._votes.popleft()
+        self._vote_bytes -= _size(message)
+        return message
+
+    def _take_transaction(self) -> SignedTransaction:
+        message = self._transactions.popleft()
+        self._transaction_bytes -= _size(message)
+        return message
+
     def _several(self) -> Gossip:
         """What waits now, in one message."""
         self._from = monotonic() + TOGETHER_SECONDS
-        first = self._transactions.popleft()
+        first = self._take_transaction()
         chosen, room = [first], MAX_TRANSACTION - _size(first)
         while self._transactions and len(chosen) < MAX_TOGETHER and _size(self._transactions[0]) <= room:
-            chosen.append(self._transactions.popleft())
+            chosen.append(self._take_transaction())
             room -= _size(chosen[-1])
         return first if len(chosen) == 1 else Transactions(tuple(chosen))
 

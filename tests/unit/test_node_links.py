@@ -10,7 +10,7 @@ import pytest
 
 from core.chain.state import Membership, State, Validator, genesis_state
 from core.chain.transaction import SignedTransaction
-from core.chain.vote import SignedVote
+from core.chain.vote import SignedProposal, SignedVote
 from core.errors import AuthError, LimitError, SequenceError, VoteError, WrongChainError
 from core.ids import Amount, BlockHash, Digest, Height, NodeId, Signature
 from node import links as links_module
@@ -201,6 +201,33 @@ async def test_a_slow_peer_costs_bounded_memory_and_transactions_go_first(monkey
     link.close()
     with pytest.raises(StopAsyncIteration):
         await anext(outgoing)
+
+
+async def test_blocks_for_a_peer_that_reads_nothing_are_bounded_by_their_bytes() -> None:
+    link = Link(IDS[0], None)
+    for number in range(200):
+        block = number.to_bytes(4, "big") * 2**18
+        link.put(SignedProposal(b"", Signature(bytes(64)), block, ()))
+        link.put(vote(number))
+        link.put(SignedTransaction(number.to_bytes(4, "big") * 2**14, Signature(bytes(64))))
+        link.put(SignedTransaction(number.to_bytes(4, "big") * 2**14 + b"2", Signature(bytes(64))))
+    outgoing = link.outgoing()
+    votes: list[Gossip] = []
+    transactions: list[SignedTransaction] = []
+    while link._votes or link._transactions:
+        message = await anext(outgoing)
+        match message:
+            case Transactions():
+                transactions += message.signed
+            case SignedTransaction():
+                transactions.append(message)
+            case _:
+                votes.append(message)
+    assert votes[-1] == vote(199)
+    assert 30 * 2**20 < sum(len(m.block) for m in votes if isinstance(m, SignedProposal)) <= links_module.MAX_VOTE_BYTES
+    held = sum(len(m.transaction) for m in transactions)
+    assert 7 * 2**20 < held <= links_module.MAX_TRANSACTION_BYTES
+    assert (link._vote_bytes, link._transaction_bytes) == (0, 0)
 
 
 async def test_many_links_of_one_node_are_read_at_one_pace() -> None:
