@@ -31,6 +31,8 @@ class Pending:
         self._ids: set[TxId] = set()
         self._refused: OrderedDict[TxId, str] = OrderedDict()
         self._is_due = False
+        self._looked: State | None = None
+        """The tip on which all that wait were looked at for one that a block takes."""
         self.arrived = Signal()
 
     def __len__(self) -> int:
@@ -58,12 +60,16 @@ class Pending:
                 self._note(tx_id, error.message)
             raise
         self._refused.pop(tx_id, None)
+        if self._looked is state and not self._is_due:
+            self._is_due = mempool.is_candidate(state, signed)
         self.arrived.notify()
         return True
 
     def is_due(self, state: State) -> bool:
-        """Whether a block on ``state`` would take one. It stays so until the next block."""
-        self._is_due = self._is_due or mempool.has_candidates(self._pool, state)
+        """Whether a block on ``state`` would take one. It stays so until the next block, and until one comes in that a block
+        takes it stays not so: thousands that are too early are looked at once, not with each that comes."""
+        if not self._is_due and self._looked is not state:
+            self._looked, self._is_due = state, mempool.has_candidates(self._pool, state)
         return self._is_due
 
     def candidates(self, state: State) -> tuple[SignedTransaction, ...]:
@@ -81,7 +87,7 @@ class Pending:
         pool, dropped = await asyncio.to_thread(mempool.after_block, before, state, self._clock.now_ms())
         late = [w.signed for place, w in self._pool.waiting.items() if before.waiting.get(place) is not w]
         self._take(pool)
-        self._is_due = False
+        self._is_due, self._looked = False, None
         for tx_id, reason in dropped:
             self._note(tx_id, reason)
         for signed in late:

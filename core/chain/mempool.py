@@ -20,7 +20,7 @@ from core.errors import InputError, TransactionError
 from core.ids import AccountId, Milliseconds, TxId, short
 from core.params import kib_begun
 
-__all__ = ["Mempool", "Waiting", "add", "after_block", "candidates", "has_candidates", "next_nonce"]
+__all__ = ["Mempool", "Waiting", "add", "after_block", "candidates", "has_candidates", "is_candidate", "next_nonce"]
 
 MAX_WAITING: Final = 4096
 MAX_BYTES: Final = 32 * 1024 * 1024
@@ -193,6 +193,12 @@ def has_candidates(pool: Mempool, state: State) -> bool:
     """Whether a block on ``state`` would take anything: what makes it due."""
     heads = (pool.waiting.get((sender, state.account(sender).nonce)) for sender in {s for s, _ in pool.waiting})
     return any(head is not None and _applies(state, head.signed) for head in heads)
+
+
+def is_candidate(state: State, signed: SignedTransaction) -> bool:
+    """Whether a block on ``state`` would take this one, first of its sender: ``has_candidates`` of a pool that had none before."""
+    tx = signed.decoded()
+    return tx.nonce == state.account(tx.sender).nonce and _applies(state, signed)
 
 
 def next_nonce(pool: Mempool, state: State, account: AccountId) -> int:

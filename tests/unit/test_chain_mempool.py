@@ -10,9 +10,11 @@ import pytest
 from core.chain import build, mempool, merkle, rules
 from core.chain.mempool import Mempool, Waiting
 from core.chain.state import State
-from core.chain.transaction import EnterTask, PublishTask, Refusal, SignedTransaction, Stored, Transfer
+from core.chain.transaction import EnterTask, PublishTask, Refusal, SignedTransaction, Stored, Transaction, Transfer
 from core.errors import TransactionError
 from core.ids import AccountId, Amount, Milliseconds, TaskId
+from node.pending import Pending
+from services.runtime.clock import SystemClock
 from tests.chainkit import Chain, account, key, make_spec, some
 
 NOW = Milliseconds(5)
@@ -81,6 +83,33 @@ def test_too_early_waits_and_too_late_goes() -> None:
     assert len(pool) == 0
     assert dropped[0][0] == enter.tx_id
     assert "is over" in dropped[0][1]
+
+
+def test_who_waits_too_early_is_looked_at_once_a_block_and_not_with_each_that_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = Chain()
+    task = chain.publish()
+    early = [chain.tx(pool, EnterTask(task, Amount(100_000), "a:1")) for pool in ("pool0", "pool1", "pool2")]
+    pending = Pending(SystemClock(), 1_000)
+    looks = 0
+    check = rules.check_transaction
+
+    def counted(state: State, signed: SignedTransaction) -> Transaction:
+        nonlocal looks
+        looks += 1
+        return check(state, signed)
+
+    monkeypatch.setattr(rules, "check_transaction", counted)
+    for signed in early:
+        assert pending.add(chain.state, signed)
+        assert not pending.is_due(chain.state)
+    # The first is looked at when it comes and with all that wait; each later one when it comes, and as the only new one.
+    assert looks == 2 * len(early)
+    assert pending.add(chain.state, pay(chain, 1))
+    assert not pending.is_due(chain.state)
+    assert pending.add(chain.state, pay(chain, 0))
+    assert pending.is_due(chain.state)
+    chain.block()
+    assert pending.is_due(chain.state)
 
 
 def test_limits_and_expiry() -> None:
