@@ -9,7 +9,7 @@ from typing import Final
 
 from core.chain import rules
 from core.chain.block import MAX_TRANSACTION, Block
-from core.chain.state import total_supply
+from core.chain.state import State, total_supply
 from core.chain.transaction import SignedTransaction
 from core.chain.versions import version_at
 from core.codec import encode
@@ -70,6 +70,7 @@ class NodeApi:
         self._work = work
         self._links = links
         self._transcripts = transcripts
+        self._summed: tuple[State, Amount] | None = None
 
     # The chain
 
@@ -84,12 +85,18 @@ class NodeApi:
             next_time_ms=rules.next_time(state, certificate),
             current_task=state.current,
             work_height=rules.is_work_height(state),
-            supply=Amount(total_supply(state) - state.burned),
+            supply=self._supply(state),
             burned=state.burned,
             peers=len(self._links.peers),
             mempool=len(self._driver.pending),
             protocol_version=version_at(state, state.height + 1),
         )
+
+    def _supply(self, state: State) -> Amount:
+        """What exists and is not burned: summed over all that the state has, so once a block and not once a call."""
+        if self._summed is None or self._summed[0] is not state:
+            self._summed = state, Amount(total_supply(state) - state.burned)
+        return self._summed[1]
 
     def block(self, key: Height | BlockHash) -> BlockView:
         """Raises NotFoundError."""
@@ -189,6 +196,8 @@ class NodeApi:
                 following = Height(following + 1)
                 if found.claims:
                     yield found
+                # Most blocks have none: who asks from the beginning must not hold up the votes for the whole chain.
+                await asyncio.sleep(0)
             await self._driver.finalised.wait(seen)
 
     @property

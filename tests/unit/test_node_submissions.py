@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 from pofl.chain.v1 import chain_pb2 as pb
 
-from core.chain.state import State, genesis_state
+from core.chain.block import Block, Certificate
+from core.chain.state import State, genesis_state, total_supply
 from core.chain.transaction import Refusal, SignedTransaction, Transfer
 from core.codec import encode
 from core.errors import LimitError, MalformedError, TransactionError
-from core.ids import AccountId, Amount, Signature, TxId
+from core.ids import AccountId, Amount, Height, Milliseconds, Signature, StateRoot, TxId
+from node import api as api_module
+from node import queries
 from node.api import NodeApi
 from node.driver import Driver
 from node.links import Acceptance, Links
 from node.pending import Pending
 from node.servicer import MAX_SUBMITTED_BYTES, SUBMITTED, ChainServicer
-from node.store import ChainStore
+from node.signal import Signal
+from node.store import ChainStore, StoredBlock
 from node.submissions import Submissions
 from node.transcripts import TranscriptStore
 from node.work import WorkHeights
 from services.rpc import auth, convert_submit
 from services.rpc.limits import MAX_SUBMITTED, CallerLimits, Limiter
-from services.rpc.views import TxStatus
+from services.rpc.views import ClaimsView, TxStatus
 from services.runtime.clock import SystemClock
 from tests.node_world import Maker, keys, make_genesis
 
@@ -40,11 +45,15 @@ class World:
         self.state: State = genesis_state(GENESIS)
         self.sent: list[SignedTransaction] = []
         self.due = 0
+        self.finalised = Signal()
+        self.tip_certificate = None
+        self.tip_root = StateRoot(bytes(32))
+        self.peers = ()
         self.pending = Pending(SystemClock(), 1_000)
         self.door = Submissions(self, VALIDATORS[0], self.pending, self.sent.append, self._noted)
         self.submit = self.door.submit
         parts: dict[str, Any] = {"driver": cast(Driver, self), "store": cast(ChainStore, self)}
-        others = (cast(WorkHeights, None), cast(Links, None), cast(TranscriptStore, None))
+        others = (cast(WorkHeights, None), cast(Links, self), cast(TranscriptStore, None))
         self.api = NodeApi(GENESIS, VALIDATORS[0].public_key, parts["store"], parts["driver"], *others)  # type: ignore[arg-type]
 
     def _noted(self) -> None:
@@ -52,6 +61,9 @@ class World:
 
     def transaction_height(self, _: TxId) -> None:
         return None
+
+    def block(self, height: Height) -> StoredBlock:
+        return StoredBlock(cast(Block, None), cast(Certificate, None), self.tip_root)
 
 
 def transfers(count: int, first: int = 0) -> list[SignedTransaction]:
@@ -130,6 +142,49 @@ async def test_a_long_request_lets_others_have_their_turn(world: World) -> None:
     await hand_in(ChainServicer(world.api), [encode(t) for t in transfers(MAX_SUBMITTED)])
     await watching
     assert turns >= MAX_SUBMITTED // 8
+
+
+async def test_looking_for_claims_in_a_long_chain_lets_others_have_their_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = turns = 0
+
+    def no_claims(_: object) -> ClaimsView:
+        nonlocal read
+        read += 1
+        return ClaimsView(Height(read), Milliseconds(0), ())
+
+    async def other() -> None:
+        nonlocal turns
+        while read < 500:
+            turns += 1
+            await asyncio.sleep(0)
+
+    world.state = replace(world.state, tip=replace(world.state.tip, height=Height(500)))
+    monkeypatch.setattr(queries, "claims_view", no_claims)
+    reading = asyncio.create_task(anext(aiter(world.api.watch_claims(Height(1)))))
+    async with asyncio.timeout(5):
+        await other()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert turns >= 499
+
+
+def test_the_supply_is_summed_once_a_block(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = 0
+
+    def summed(state: State) -> Amount:
+        nonlocal sums
+        sums += 1
+        return total_supply(state)
+
+    monkeypatch.setattr(api_module, "total_supply", summed)
+    supplies = {world.api.tip().supply for _ in range(20)}
+    assert supplies == {Amount(sum(a.balance for a in GENESIS.accounts))}
+    assert sums == 1
+    world.state = replace(world.state, burned=Amount(7))
+    assert world.api.tip().supply == supplies.pop()
+    assert sums == 2
 
 
 def test_a_charge_is_taken_whole_or_not_at_all() -> None:
