@@ -129,9 +129,11 @@ def commitment(seed_hash: bytes, points: Digest) -> Digest:
     return digest(DOMAIN_COMMITMENT, seed_hash, points)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4096)
 def _recomputed(seed: bytes, session: Digest, count: int) -> Digest:
-    """Nodes look at an opening for the mempool, a proposal and a block: it is computed once."""
+    """Nodes look at an opening for the mempool, a proposal and a block: it is computed once. Also one whose points do not
+    follow from the seed, which is refused and costs its sender nothing: there is one seed for each reported miner, and a
+    provider has 64 of them at a time."""
     return points_digest(commit(seed, session, count).points)
 
 
