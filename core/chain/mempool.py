@@ -196,7 +196,8 @@ def has_candidates(pool: Mempool, state: State) -> bool:
 
 
 def is_candidate(state: State, signed: SignedTransaction) -> bool:
-    """Whether a block on ``state`` would take this one, first of its sender: ``has_candidates`` of a pool that had none before."""
+    """Whether a block on ``state`` would take this one, first of its sender. New in a pool without candidates, it is the only
+    one that can be."""
     tx = signed.decoded()
     return tx.nonce == state.account(tx.sender).nonce and _applies(state, signed)
 
