@@ -104,6 +104,9 @@ def make_bundles(out: Path, shape: Shape, places: Places, data: OwnData | None =
             by_host: dict[str, list[Member]] = {}
             for member in layout.members:
                 by_host.setdefault(member.host, []).append(member)
+            for folder in [*by_host, USER] if owner is not None else []:
+                # What is there already may be another user's: an empty volume, or what a run that was cut off gave away.
+                _give(out / folder, os.getuid())
             for host, members in by_host.items():
                 _write_host(layout, members, out / host)
                 _give(out / host, owner)

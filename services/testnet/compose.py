@@ -43,8 +43,8 @@ x-process: &process
   healthcheck: &health
     # grpc.health.v1 at the process's own port on loopback
     test: [CMD, python, -I, -m, services.runtime.probe, "127.0.0.1:{admin}"]
-    interval: 5s
-    timeout: 4s
+    interval: 10s
+    timeout: 30s
     retries: 3
     start_period: 120s
   logging:
