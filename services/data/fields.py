@@ -79,9 +79,11 @@ class Fields:
 
     def distinct(self, name: str) -> tuple[str, ...]:
         found = self.texts(name)
-        if len(set(found)) != len(found):
-            twice = next(item for item in found if found.count(item) > 1)
-            raise ConfigError(f"{self._where}: {name} names {twice!r} twice", key=name)
+        seen: set[str] = set()
+        for item in found:
+            if item in seen:
+                raise ConfigError(f"{self._where}: {name} names {item!r:.80} twice", key=name)
+            seen.add(item)
         return found
 
     def _value(self, name: str, default: object) -> object:

@@ -30,6 +30,8 @@ MAX_WIDTH: Final = 1 << 16
 MAX_CLASSES: Final = 65_535
 MAX_RECIPE: Final = 4 << 20
 LEAST_SCALE: Final = 1e-12
+MAX_DIMS: Final = 8
+"""Sizes of a raw row's shape: multiplying a million of them takes a machine for hours."""
 RAW: Final = ("pixels", "numbers", "table", "text")
 
 
@@ -204,6 +206,10 @@ def _text_rule(item: object, where: str) -> TextRule:
 
 
 def _check(r: Recipe) -> None:
+    # Before anything multiplies them: recipes come with tasks, from anybody.
+    for key, sizes in (("shape", r.shape), ("resize", r.resize)):
+        if len(sizes) > MAX_DIMS:
+            raise LimitError(f"recipe: {key} has {len(sizes)} sizes, at most {MAX_DIMS}")
     owners: Mapping[str, tuple[str, ...]] = {
         "shape": ("pixels", "numbers"), "grey": ("pixels",), "resize": ("pixels",), "columns": ("table",),
         "missing": ("table",), "text": ("text",),

@@ -91,7 +91,8 @@ class TableCells:
             raise LimitError(f"{self._path}: {len(first)} columns, at most {MAX_COLUMNS}")
         self.names = [cell.strip() for cell in first] if self._d.header else [str(index) for index in range(len(first))]
         if len(set(self.names)) != len(self.names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
+            seen: set[str] = set()
+            twice = next(name for name in self.names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise MalformedError(f"{self._path}: line 1 names the column {twice!r} twice")
         if not self._d.header:
             yield first

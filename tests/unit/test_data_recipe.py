@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import ConfigError, InputError, MalformedError
+from core.errors import ConfigError, InputError, LimitError, MalformedError
 from requester.data import feature_scale_of, practice_bytes
 from requester.data import load_rows as requester_rows
 from requester.targets import read_task_rows
@@ -335,3 +336,14 @@ def test_a_regression_publishes_its_recipe(tmp_path: Path) -> None:
     again = read_task_rows(tmp_path / "practice.npz", tmp_path / "practice.npz", wanted_buckets=4)
     assert again.cuts_micro == read.cuts_micro
     assert again.blob == read.blob
+
+
+def test_a_recipe_that_costs_hours_to_look_at_is_refused_at_once() -> None:
+    """It comes with a task, from anybody: the product of so many sizes, or a search for each of so many names."""
+    started = time.process_time()
+    with pytest.raises(LimitError, match="shape has 20000 sizes"):
+        recipe_from_table({"raw": "numbers", "classes": 2, "shape": [65_536] * 20_000}, "task")
+    names = [f"{index}" for index in range(40_000)]
+    with pytest.raises(ConfigError, match="'39999' twice"):
+        recipe_from_table({"raw": "numbers", "shape": [2], "class_names": [*names, names[-1]]}, "task")
+    assert time.process_time() - started < 2
