@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Final
 
 from core.crypto import signing
 from core.errors import AuthError, CheatingError, CryptoError, LimitError, NotFoundError, SequenceError
@@ -45,6 +46,9 @@ from core.market.contributions import (
     verify_receipt,
 )
 
+MAX_WORDS: Final = 16
+"""Answers of one member on one statement: it may object after it agreed, but not fill the book."""
+
 __all__ = ["Audited", "MinerBook", "PoolBook", "RoundFacts", "audit", "audit_held", "check_lines", "check_link", "clipped"]
 
 
@@ -72,6 +76,7 @@ class PoolBook:
         self.closing: SignedClosing | None = None
         self.answers: dict[AccountId, SignedAnswer] = {}
         """The newest of each member."""
+        self._words: dict[AccountId, tuple[Digest, int]] = {}
         self._places: dict[Digest, int] = {}
 
     def load(self, entries: Iterable[Entry]) -> None:
@@ -89,7 +94,7 @@ class PoolBook:
                 verify_closing(entry)
                 self._close(entry)
             elif isinstance(entry, SignedAnswer):
-                self.answers[entry.answer.miner] = entry
+                self._take_answer(entry)
 
     @property
     def last_round(self) -> int:
@@ -147,7 +152,7 @@ class PoolBook:
         """A member's word on one of this book's statements; whether it is news.
 
         Raises AuthError (not signed, another chain, pool or task), NotFoundError (a statement that is not in this book, or a
-        member that is not).
+        member that is not), LimitError (MAX_WORDS on one statement).
         """
         answer = signed.answer
         if (answer.chain_id, answer.pool, answer.task_id) != (self._chain_id, self._key.public_key, self._task_id):
@@ -165,8 +170,17 @@ class PoolBook:
         known = self.answers.get(answer.miner)
         if known is not None and (known == signed or self._places[known.answer.statement] > place):
             return False
-        self.answers[answer.miner] = signed
+        statement, words = self._words.get(answer.miner, (answer.statement, 0))
+        if statement == answer.statement and words >= MAX_WORDS:
+            raise LimitError(f"{short(answer.miner)} answered statement {short(statement)} {words} times: that is enough")
+        self._take_answer(signed)
         return True
+
+    def _take_answer(self, signed: SignedAnswer) -> None:
+        answer = signed.answer
+        statement, words = self._words.get(answer.miner, (answer.statement, 0))
+        self._words[answer.miner] = (answer.statement, words + 1 if statement == answer.statement else 1)
+        self.answers[answer.miner] = signed
 
     def _keep(self, sheet: RoundSheet) -> None:
         self.sheets.append(sheet)
@@ -302,6 +316,11 @@ class MinerBook:
             last.head.total, last.head.owner_cut_ppm,
         ):  # fmt: skip
             return "the closing has another sum or cut than the last head"
+        # A round that the pool signed and shows to nobody may be the one that it left this miner out of.
+        shown = {signed.head.round for signed in self._heads.values()}
+        hidden = sorted(set(self._sent) - shown) if self.missing else []
+        if hidden:
+            return f"the pool does not show {len(self.missing)} of its rounds; this miner answered in round {hidden[0]}"
         # Who signs the closing signs all before it.
         return self.objections[0] if self.objections else ""
 

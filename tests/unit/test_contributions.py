@@ -361,3 +361,28 @@ def test_receipts_of_others_or_of_nobody_are_refused() -> None:
             ann.receive(wrong)
     assert ann.receipts == {}
     assert ann.receive(good) == ann.receive(good), "seen again, the same answer"
+
+
+def test_a_pool_that_hides_the_round_it_left_a_member_out_of_gets_no_agreement() -> None:
+    pool, ann, _ = two_rounds()
+    ann.note_sent(3, 100)
+    pool.add_round(facts(3), {BOB: 60}, {})
+    assert ann.missing == ()
+    answer = ann.receive_closing(pool.close())
+    assert ann.missing == (3,), "the pool's book is not to be had"
+    assert "does not show 1 of its rounds" in answer.answer.objection
+
+
+def test_one_member_does_not_fill_the_book_with_its_words() -> None:
+    pool, ann, kept = two_rounds()
+    answer = ann.receive(receipt(pool.sheets[-1])).answer
+    words = [c.sign_answer(KEY_OF[ANN], replace(answer, objection=f"no, {number}")) for number in range(40)]
+    # Its agreement to the same head was the first.
+    assert all(pool.add_answer(word) for word in words[:15])
+    with pytest.raises(LimitError, match="that is enough"):
+        pool.add_answer(words[15])
+    again = pool_book()
+    again.load([*kept, *words[:15]])
+    with pytest.raises(LimitError):
+        again.add_answer(words[15])
+    assert again.add_answer(ann.receive_closing(again.close())), "the next statement has its own word"
