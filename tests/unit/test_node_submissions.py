@@ -162,8 +162,8 @@ async def test_looking_for_claims_in_a_long_chain_lets_others_have_their_turn(
 
     world.state = replace(world.state, tip=replace(world.state.tip, height=Height(500)))
     monkeypatch.setattr(queries, "claims_view", no_claims)
-    reading = asyncio.create_task(anext(aiter(world.api.watch_claims(Height(1)))))
-    async with asyncio.timeout(5):
+    reading = asyncio.ensure_future(anext(aiter(world.api.watch_claims(Height(1)))))
+    async with asyncio.timeout(60):
         await other()
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
