@@ -211,7 +211,7 @@ def _transition(state: State, header: Header, body: Body, block: Block) -> State
         state = _work(state, header, body, task) if header.kind is BlockKind.WORK else _void(state, header, task)
     if parent.pot is not None:
         state = evidence.close_pot(state)
-    state = rules_market.run_trades(state, height, block.block_hash, time_ms)
+    state = rules_market.run_trades(state, parent, header.kind, height, block.block_hash, time_ms)
     state = rules_validators.rotate(versions.advance(state, height), parent)
     return replace(state, tip=Tip(height, block.block_hash, time_ms, header.kind, header.author_id))
 
@@ -358,7 +358,7 @@ def _dispatch(state: State, tx: Transaction, context: Context) -> State:
         case ReportLeak() as p:
             return rules_leaks.report_leak(state, tx, p, context.height, context.time_ms)
         case OpenMarks() as p:
-            return rules_leaks.open_marks(state, context.parent, p, context.time_ms)
+            return rules_leaks.open_marks(state, context.parent, p)
         case Verdicts() as p:
             return evidence.verdicts(state, p, context.index, context.height)
         case PoolFault() as p:

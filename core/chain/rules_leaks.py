@@ -19,7 +19,7 @@ from core.ids import AccountId, Amount, Digest, Height, Milliseconds, PartsPerMi
 from core.market import contract, marks, reputation, rows
 from core.params import ChainParams
 
-__all__ = ["end_silence", "groups_of", "open_marks", "report_leak", "reputation_rule"]
+__all__ = ["end_silence", "groups_of", "is_full", "open_marks", "report_leak", "reputation_rule"]
 
 MAX_ACCUSED: Final = 64
 """Reports of one provider that wait for an answer: every block looks at them."""
@@ -96,26 +96,23 @@ def report_leak(state: State, tx: Transaction, payload: ReportLeak, height: Heig
     )
 
 
-def open_marks(state: State, parent: State, payload: OpenMarks, time_ms: Milliseconds) -> State:
-    """OpenMarks: whoever shows the seed ends the report; agreement decides.
+def open_marks(state: State, parent: State, payload: OpenMarks) -> State:
+    """OpenMarks: whoever shows the seed ends the report; agreement decides. Good until silence is taken for a leak.
 
     Costs 60 ms for 256 marks, and only for the right seed: a wrong one is refused after three hashes. So a block takes
     MAX_OPENINGS at most; ``parent`` is the state before it.
 
     Raises:
-        TransactionError: no such report, too late, not the committed seed, or (TOO_EARLY) not in this block any more.
+        TransactionError: no such report, it is decided, not the committed seed, or (TOO_EARLY) not in this block any more.
     """
     where = f"marks of miner {short(payload.miner)} in trade {short(payload.trade_id)}"
     key = report_key(payload.trade_id, payload.miner)
     report = state.reports.get(key)
     if report is None:
         raise TransactionError(f"{where}: nobody reported it", Refusal.UNKNOWN_REPORT)
-    if report.outcome is not ReportOutcome.OPEN or time_ms >= report.deadline_ms:
-        raise TransactionError(
-            f"{where}: due until {report.deadline_ms}, block time is {time_ms}, outcome {report.outcome.name.lower()}",
-            Refusal.WRONG_PHASE,
-        )
-    if key not in parent.reports or _opened_since(parent, state) >= MAX_OPENINGS:
+    if report.outcome is not ReportOutcome.OPEN:
+        raise TransactionError(f"{where}: the report is decided, {report.outcome.name.lower()}", Refusal.WRONG_PHASE)
+    if key not in parent.reports or is_full(parent, state):
         raise TransactionError(
             f"{where}: reported in this block, or {MAX_OPENINGS} others are opened in it: the next one may take it",
             Refusal.TOO_EARLY,
@@ -133,16 +130,17 @@ def open_marks(state: State, parent: State, payload: OpenMarks, time_ms: Millise
     return _conclude(state, payload.trade_id, payload.miner, replace(report, outcome=outcome, agreeing=agreeing))
 
 
-def _opened_since(parent: State, state: State) -> int:
+def is_full(parent: State, state: State) -> bool:
+    """Whether MAX_OPENINGS were opened since ``parent``: others may still wait."""
     due = (report_key(trade_id, miner) for trade_id in parent.trading for miner in parent.trades[trade_id].accused)
-    return sum(state.reports[key].outcome is not ReportOutcome.OPEN for key in due)
+    return sum(state.reports[key].outcome is not ReportOutcome.OPEN for key in due) >= MAX_OPENINGS
 
 
-def end_silence(state: State, trade_id: Digest, time_ms: Milliseconds) -> State:
-    """Reports whose deadline has passed: who does not open is guilty."""
+def end_silence(state: State, trade_id: Digest, heard_ms: Milliseconds) -> State:
+    """Reports whose deadline was past at ``heard_ms``, when all transactions had their chance: who does not open is guilty."""
     for miner in state.trades[trade_id].accused:
         report = state.reports[report_key(trade_id, miner)]
-        if time_ms >= report.deadline_ms:
+        if heard_ms >= report.deadline_ms:
             state = _conclude(state, trade_id, miner, replace(report, outcome=ReportOutcome.SILENT))
     return state
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from core.chain import rules_leaks
+from core.chain.block import BlockKind
 from core.chain.ledger import burn, credit, debit, part
 from core.chain.state import High, LastCredit, Provider, Reputation, State, Trade, TradePhase, report_key
 from core.chain.transaction import (
@@ -192,17 +193,25 @@ def _settle(state: State, trade: Trade, time_ms: Milliseconds) -> tuple[State, T
 # -- what time does ----------------------------------------------------------------------------------------------------
 
 
-def run_trades(state: State, height: Height, block_hash: BlockHash, time_ms: Milliseconds) -> State:
-    """Draws the parent's bids by this block's hash, refunds what was not delivered in time, credits clean trades."""
+def run_trades(
+    state: State, parent: State, kind: BlockKind, height: Height, block_hash: BlockHash, time_ms: Milliseconds
+) -> State:
+    """Draws the parent's bids by this block's hash, refunds what was not delivered in time, credits clean trades.
+
+    A deadline that somebody must meet by a transaction ends in the second transaction block in a row that finds it past, and
+    not while blocks are full of openings: a work height may have kept all transactions waiting, and what waited comes first.
+    """
+    is_heard = kind is parent.tip.kind is BlockKind.TRANSACTION and not rules_leaks.is_full(parent, state)
+    heard_ms = parent.tip.timestamp_ms if is_heard else Milliseconds(0)
     for trade_id in state.trading:
-        state = rules_leaks.end_silence(state, trade_id, time_ms)
+        state = rules_leaks.end_silence(state, trade_id, heard_ms)
         trade = state.trades[trade_id]
         if trade.phase is TradePhase.BID:
             # Not by the hash of its own block, which bidder and proposer can choose among many.
             if trade.height == height:
                 continue
             state = _draw(state, trade_id, trade, height, block_hash, time_ms)
-        elif trade.phase is TradePhase.DELIVERY and trade.deadline_ms is not None and time_ms >= trade.deadline_ms:
+        elif trade.phase is TradePhase.DELIVERY and trade.deadline_ms is not None and heard_ms >= trade.deadline_ms:
             state = credit(state, trade.pool, trade.held)
             state = _put(state, trade_id, replace(trade, phase=TradePhase.REFUNDED, held=Amount(0)))
         elif trade.credit_ms is not None and time_ms >= trade.credit_ms and not trade.accused:

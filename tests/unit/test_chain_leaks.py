@@ -161,12 +161,37 @@ async def test_silence_is_taken_for_a_leak_and_late_marks_change_nothing(sold: S
     sold.send("provider", sold.report(agreeing=COUNT // 2))
     sold.send("pool0", after_ms=wait - 2000)
     assert sold.outcome().outcome is ReportOutcome.OPEN
-    assert sold.refused("pool0", sold.opening(), after_ms=2000) == Refusal.WRONG_PHASE
     sold.send("pool0", after_ms=2000)
+    assert sold.outcome().outcome is ReportOutcome.OPEN, "the first block that finds it past is a last chance"
+    sold.send("pool0")
     assert sold.outcome().outcome is ReportOutcome.SILENT
     assert sold.reputation < before
     assert sold.kit.balance("provider") == funds - 1
     assert sold.refused("pool0", sold.opening()) == Refusal.WRONG_PHASE
+
+
+async def test_nobody_is_silent_because_a_work_height_stalled(sold: Sold) -> None:
+    """No transaction gets on the chain while a work height is decided, however long that takes."""
+    sold.send("provider", sold.report(agreeing=COUNT // 2))
+    before, chain = sold.reputation, sold.kit.chain
+    chain.to_work_height(pool0=900)
+    assert sold.state.tip.timestamp_ms < sold.outcome().deadline_ms
+    chain.apply(chain.work_block("pool0", after_ms=sold.state.params.answer_ms))
+    assert sold.state.tip.timestamp_ms > sold.outcome().deadline_ms
+    assert sold.outcome().outcome is ReportOutcome.OPEN
+    sold.send("pool0", sold.opening())
+    assert sold.outcome().outcome is ReportOutcome.CLEARED
+    assert sold.reputation >= before
+
+
+async def test_nobody_is_silent_behind_a_block_full_of_openings(sold: Sold, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules_leaks, "MAX_OPENINGS", 1)
+    sold.send("provider", sold.report(0, agreeing=COUNT // 2), sold.report(1, agreeing=COUNT // 2))
+    sold.send("pool0", after_ms=sold.state.params.answer_ms)
+    sold.send("pool0", sold.opening(0))
+    assert [sold.outcome(i).outcome for i in (0, 1)] == [ReportOutcome.CLEARED, ReportOutcome.OPEN]
+    sold.send("pool0", sold.opening(1))
+    assert sold.outcome(1).outcome is ReportOutcome.CLEARED
 
 
 async def test_marks_open_once_and_a_report_is_made_once(sold: Sold) -> None:
@@ -286,6 +311,8 @@ async def test_a_report_after_the_credit_is_as_good_and_time_wakes_the_chain(sol
     assert rules.due_ms(replace(sold.state, genesis=sold.state.genesis), False) <= deadline
     before = sold.reputation
     sold.send("pool0", after_ms=sold.state.params.answer_ms)
+    assert rules.due(sold.state, Milliseconds(sold.state.tip.timestamp_ms + 9_000), False), "the next block decides it"
+    sold.send("pool0")
     assert sold.reputation < before
     assert sold.trade_id not in sold.state.trading
 
