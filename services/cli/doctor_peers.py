@@ -172,7 +172,7 @@ async def clock(subject: Subject, seconds: float) -> list[Finding]:
             async with asyncio.timeout(seconds):
                 tip = await chain.tip()
                 async for view in chain.watch_blocks(Height(tip.height + 1)):
-                    off = time.time_ns() // 1_000_000 - view.header.time_ms
+                    off = time.time_ns() // 1_000_000 - view.header.timestamp_ms
                     return [_judged(name, off)]
         except TimeoutError:
             text = f"not compared: no new block within {seconds:g} s"

@@ -86,8 +86,8 @@ def read_hosts(path: Path) -> tuple[Host, ...]:
     if len(listed) > MOST_HOSTS:
         raise ConfigError(f"{path} has {len(listed)} hosts, at most {MOST_HOSTS}")
     hosts = tuple(_host(item, path) for item in listed)
-    for what, values in (("name", [h.name for h in hosts]), ("address", [(h.address, h.first_port) for h in hosts])):
-        twice = next((value for value in values if values.index(value) != len(values) - 1 - values[::-1].index(value)), None)
+    for what, values in (("name", [h.name for h in hosts]), ("address", [f"{h.address}, port {h.first_port}" for h in hosts])):
+        twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise ConfigError(f"{path}: two hosts have the {what} {twice}")
     return hosts
