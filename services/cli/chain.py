@@ -15,7 +15,7 @@ from core.ids import Height, short
 from services.cli import chain_store, tasks, transcripts, validators
 from services.cli.connection import NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
-from services.cli.output import JsonOption, console, emit_json, instant, table
+from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, instant, table
 from services.rpc.views import BlockView
 
 __all__ = ["app", "explain"]
@@ -50,7 +50,7 @@ async def tip(net: NetOption = None, node: NodeOption = None, tls: TlsOption = N
 @app.command()
 @runs
 async def show(
-    height: Annotated[int, typer.Argument(min=1, help="Height of the block.")],
+    height: Annotated[int, typer.Argument(min=1, max=MOST_NUMBER, help="Height of the block.")],
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """One finalised block: header (paper, Fig. 3), payouts, transactions.
@@ -87,7 +87,7 @@ async def show(
 @app.command()
 @runs
 async def verify(
-    first: Annotated[int, typer.Option(min=1, help="First height.")] = 1,
+    first: Annotated[int, typer.Option(min=1, max=MOST_NUMBER, help="First height.")] = 1,
     last: Annotated[int | None, typer.Option(help="Last height; default: the tip.")] = None,
     trusted_hash: validators.TrustedOption = None,
     data_dir: chain_store.DataDirOption = None, config: chain_store.ConfigOption = None,
@@ -133,7 +133,7 @@ async def verify(
 
 @runs
 async def explain(
-    height: Annotated[int, typer.Argument(min=1, help="Height of a work or void block.")],
+    height: Annotated[int, typer.Argument(min=1, max=MOST_NUMBER, help="Height of a work or void block.")],
     folder: Annotated[
         Path | None, typer.Option("--transcripts", metavar="DIR", help="Write every node's audit transcripts into this folder.")
     ] = None,
@@ -161,9 +161,7 @@ async def explain(
             ]
             console.print(table("verdicts", ["validator", "pool", "verdict", "N*", "audit ms", "reason"], rows, right=[3, 4]))
         if found.transcripts:
-            kept = [
-                (connection.name_of(t.validator), t.purpose, t.result, t.size, short(t.head)) for t in found.transcripts
-            ]
+            kept = [(connection.name_of(t.validator), t.purpose, t.result, t.size, short(t.head)) for t in found.transcripts]
             console.print(table("transcripts of this node", ["validator", "of", "result", "bytes", "head"], kept, right=[3]))
         for path in written:
             console.print(f"wrote {path}")

@@ -10,7 +10,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from core.errors import ConfigError
-from services.cli.output import JsonOption
+from services.cli.output import MOST_NUMBER, JsonOption
 from services.runtime.lifecycle import exit_code
 
 __all__ = ["ConfigOption", "DataDirOption", "become", "register"]
@@ -25,7 +25,13 @@ ConfigOption = Annotated[
 ]
 SilentOption = Annotated[
     int | None,
-    typer.Option("--silent-until", min=1, metavar="HEIGHT", help="A validator that lost its votes does not vote up to here."),
+    typer.Option(
+        "--silent-until",
+        min=1,
+        max=MOST_NUMBER,
+        metavar="HEIGHT",
+        help="A validator that lost its votes does not vote up to here.",
+    ),
 ]
 
 
@@ -53,7 +59,7 @@ def reindex(
 def export(
     file: Annotated[str, typer.Argument(metavar="FILE", help="File to write; - for standard output.")],
     data_dir: DataDirOption = None, config: ConfigOption = None,
-    first: Annotated[int, typer.Option("--from", min=1, metavar="HEIGHT", help="First block.")] = 1,
+    first: Annotated[int, typer.Option("--from", min=1, max=MOST_NUMBER, metavar="HEIGHT", help="First block.")] = 1,
     append: Annotated[bool, typer.Option("--append", help="Go on with a file that is there, or that was cut off.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -78,7 +84,10 @@ def import_(
 
 
 def prune(
-    keep: Annotated[int, typer.Option("--keep", min=1, metavar="BLOCKS", help="How many of the last blocks stay whole.")],
+    keep: Annotated[
+        int,
+        typer.Option("--keep", min=1, max=MOST_NUMBER, metavar="BLOCKS", help="How many of the last blocks stay whole."),
+    ],
     data_dir: DataDirOption = None, config: ConfigOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Drop all but the last blocks of a stopped node; their headers and certificates stay.

@@ -11,7 +11,7 @@ import typer
 
 from core.errors import PoflError
 from services.cli.connection import NetOption, newest_testnet
-from services.cli.output import JsonOption
+from services.cli.output import MOST_NUMBER, JsonOption
 from services.runtime.lifecycle import exit_code
 from services.testnet.layout import load_layout
 
@@ -29,7 +29,9 @@ def report_leak(
     ] = None,
     net: NetOption = None,
     trade: Annotated[list[str] | None, typer.Option(metavar="ID", help="Look at this trade only; repeatable.")] = None,
-    since: Annotated[int, typer.Option(metavar="HEIGHT", help="Look for trades from this block on.", min=1)] = 1,
+    since: Annotated[
+        int, typer.Option(metavar="HEIGHT", help="Look for trades from this block on.", min=1, max=MOST_NUMBER)
+    ] = 1,
     wait: Annotated[float, typer.Option(metavar="SECONDS", help="For the answer of the accused.", min=0)] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say whose rows they are, and send nothing.")] = False,
     as_json: JsonOption = False,

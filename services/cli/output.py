@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["JsonOption", "console", "emit_json", "instant", "plain", "table"]
+__all__ = ["MOST_NUMBER", "JsonOption", "console", "emit_json", "instant", "plain", "table"]
 
+MOST_NUMBER: Final = (1 << 63) - 1
+"""Of a height or an amount: no supply is larger, and no field of a message takes more."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 # Without a terminal there is no width to fit: a line of a log stays one line.
 console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())

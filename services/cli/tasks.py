@@ -15,7 +15,7 @@ from core.ids import Amount, TaskId, short
 from core.verification.regression import MICRO, cuts_to_micro
 from services.cli.connection import Connection, NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
-from services.cli.output import JsonOption, console, emit_json, instant, table
+from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, instant, table
 from services.rpc.task_client import RequesterClient
 from services.rpc.views import TaskPhase, TaskView
 
@@ -133,14 +133,14 @@ async def submit(
         Path, typer.Option("--test", help="Secret test set on the requester's machine: npz with x and y, or a descriptor.")
     ],
     practice_set: Annotated[Path, typer.Option("--practice", help="Public practice set, same form.")],
-    reward: Annotated[int, typer.Option(min=1, help="Reward for the winning pool, in the smallest unit.")],
+    reward: Annotated[int, typer.Option(min=1, max=MOST_NUMBER, help="Reward for the winning pool, in the smallest unit.")],
     name: Annotated[str, typer.Option(help="Name of the task.")] = "task",
     hidden: Annotated[
         str | None,
         typer.Option(help="Widths of the hidden layers, like 16,16; empty: none. Default: 16, or empty for a regression."),
     ] = None,
     activation: Annotated[str, typer.Option(help="sigmoid, relu or identity.")] = "sigmoid",
-    bond: Annotated[int, typer.Option(min=0, help="Bond, at least the reward; 0: the reward.")] = 0,
+    bond: Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Bond, at least the reward; 0: the reward.")] = 0,
     weight_bits: Annotated[int, typer.Option(min=0, max=12, help="Bits of a scored weight; 0: 10.")] = 0,
     buckets: Annotated[
         int, typer.Option(min=0, max=MAX_CUTS + 1, help="Regression: y is real, counted by so many buckets of practice rows.")

@@ -17,7 +17,7 @@ from core.errors import ConfigError, DeadlineError, UnavailableError
 from services.cli import pid_file
 from services.cli.connection import TESTNETS, NetOption, newest_testnet
 from services.cli.errors import runs
-from services.cli.output import JsonOption, console, emit_json, table
+from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, table
 from services.testnet.bundles import is_made, make_bundles
 from services.testnet.compose import TASKS, compose_file
 from services.testnet.data import OwnData
@@ -38,7 +38,7 @@ BLOCK_SECONDS: Final = 150.0
 NodesOption = Annotated[int, typer.Option(help="Full nodes, all validators.")]
 PoolsOption = Annotated[int, typer.Option(help="Mining pools.")]
 MinersOption = Annotated[int, typer.Option(help="Miners in each pool.")]
-RewardOption = Annotated[int, typer.Option(min=1, help="Reward of each task.")]
+RewardOption = Annotated[int, typer.Option(min=1, max=MOST_NUMBER, help="Reward of each task.")]
 DataOption = Annotated[
     Path | None,
     typer.Option(

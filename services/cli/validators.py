@@ -33,7 +33,7 @@ from core.ids import AccountId, Amount, BlockHash, Digest, Height, NodeId, short
 from core.params import Genesis
 from services.cli.connection import Connection, NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
-from services.cli.output import JsonOption, console, emit_json, table
+from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, table
 from services.rpc.chain_client import Wallet
 from services.rpc.role import read_key
 from services.rpc.views import ValidatorView
@@ -152,10 +152,10 @@ def _standing(view: ValidatorView) -> str:
 @runs
 async def join(
     key: KeyOption,
-    bond: Annotated[int, typer.Option(min=0, help="Bond to lock; it goes back some time after you left.")],
+    bond: Annotated[int, typer.Option(min=0, max=MOST_NUMBER, help="Bond to lock; it goes back some time after you left.")],
     endpoint: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where this node is reached.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write, for the validators to sign.")],
-    power: Annotated[int, typer.Option(min=1, help="Votes; at most those of the strongest validator.")] = 1,
+    power: Annotated[int, typer.Option(min=1, max=MOST_NUMBER, help="Votes; at most those of the strongest validator.")] = 1,
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Ask to become a validator: writes the change that validators with 2/3 of the power must sign.
@@ -203,7 +203,7 @@ async def leave(
 @runs
 async def upgrade(
     version: Annotated[int, typer.Option(min=2, help="The protocol version, one more than the chain's now.")],
-    height: Annotated[int, typer.Option(min=1, help="Its first height.")],
+    height: Annotated[int, typer.Option(min=1, max=MOST_NUMBER, help="Its first height.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write, for the validators to sign.")],
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip

@@ -46,6 +46,8 @@ def pofl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (("testnet", "down", "--net", "{tmp}/nothing"), "holds no testnet"),
         (("chain", "tip"), "no testnet here: make one with `pofl testnet up`"),
         (("chain", "show", "0", "--node", "127.0.0.1:1"), "0 is not in the range"),
+        (("chain", "show", "99999999999999999999", "--node", "127.0.0.1:1"), "99999999999999999999 is not in the range"),
+        (("explain", "99999999999999999999", "--node", "127.0.0.1:1"), "99999999999999999999 is not in the range"),
         (("task", "show", "xyz", "--node", "127.0.0.1:1"), "'xyz' is no task id"),
         (("task", "list", "--phase", "lost", "--node", "127.0.0.1:1"), "--phase is 'lost': it must be one of pending"),
         (("task", "submit", "--test", "a", "--practice", "b", "--reward", "0"), "0 is not in the range"),
