@@ -41,8 +41,9 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from core.crypto.masking import Aggregation
 from core.crypto.secure_sum import LEAST
-from core.errors import AuthError, DeadlineError, PoflError, UnavailableError
+from core.errors import AuthError, DeadlineError, LimitError, PoflError, UnavailableError
 from pool.flower import blobs
+from pool.flower.answers import MAX_INSTRUCTION, bound_answers
 from pool.flower.client_app import DataSource, build_client_app
 from pool.flower.hold import HoldInterceptor
 from pool.flower.jobs import JoinTicket
@@ -151,6 +152,7 @@ class FleetMiner:
                 self._ticket.ca_pem,
                 [NodeAuthHttpInterceptor(self._key, self._key.public_key()), HoldInterceptor(HOLD_MS)],
             ) as client:
+                bound_answers(client)
                 beat = threading.Thread(target=self._beat, args=(client,), name="fleet-heartbeat", daemon=True)
                 beat.start()
                 try:
@@ -233,7 +235,13 @@ class FleetMiner:
     def _answer(self, client: FleetHttpClient, node: Node, head: Message, tree: ObjectTree) -> None:
         run_id, message_id = head.metadata.run_id, head.metadata.message_id
         until = time.monotonic() + max(0.0, min(head.metadata.ttl, 3600.0))
-        contents = {i: self._pull(client, node, run_id, i, until) for i in blobs.object_ids(tree)}
+        contents: dict[str, bytes] = {}
+        room = MAX_INSTRUCTION
+        for object_id in blobs.object_ids(tree):
+            contents[object_id] = self._pull(client, node, run_id, object_id, until)
+            room -= len(contents[object_id])
+            if room < 0:
+                raise LimitError(f"an instruction of more than {MAX_INSTRUCTION} bytes")
         client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=message_id))
         message = blobs.inflate(message_id, contents)
         reply = self._app(message, Context(run_id, node.node_id, {}, RecordDict(), {}))
