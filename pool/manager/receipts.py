@@ -6,6 +6,7 @@ A receipt releases its chunk's share of the price to the provider, so the pool o
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from core.errors import (
     TransactionError,
     UnavailableError,
 )
-from core.ids import AccountId, Digest, short
+from core.ids import AccountId, Digest, Signature, short
 from core.market.contract import CHUNKS
 from core.market.delivery import verify_receipt
 from pool.manager.archive import write_durably
@@ -65,10 +66,12 @@ class ReceiptDesk:
 
         Raises NotFoundError or AuthError (not a trade of this pool, not its miner), CryptoError, LimitError.
         """
-        path = self._folder / f"{digest(DOMAIN_NAME, encode(receipt)).hex()}.bin"
+        # Named without the signature, of which a miner can make as many as it likes for one chunk.
+        unsigned = encode(replace(receipt, miner_signature=Signature(bytes(64))))
+        path = self._folder / f"{digest(DOMAIN_NAME, unsigned).hex()}.bin"
+        verify_receipt(self._chain_id, receipt)
         if path in self._waiting or path in self._done:
             return
-        verify_receipt(self._chain_id, receipt)
         trade = await self._trade(receipt.trade_id)
         if receipt.miner not in trade.miners or receipt.chunk >= CHUNKS:
             raise AuthError(f"{short(receipt.miner)} receives no chunk {receipt.chunk} in trade {short(receipt.trade_id)}")

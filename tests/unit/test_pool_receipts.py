@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nacl.bindings import crypto_scalarmult_ed25519_base_noclamp
 
-from core.chain.transaction import ChunkReceipt, Payload, Refusal
+from core.chain.transaction import DOMAIN_CHUNK_RECEIPT, ChunkReceipt, Payload, Refusal, chunk_receipt_message
+from core.crypto import signing
 from core.errors import AuthError, CryptoError, NotFoundError, TransactionError, UnavailableError
-from core.ids import AccountId, Amount, Digest, Height, Milliseconds, PartsPerMillion, TaskId, TxId
-from core.market.delivery import sign_receipt
+from core.ids import AccountId, Amount, Digest, Height, Milliseconds, PartsPerMillion, Signature, TaskId, TxId
+from core.market.delivery import sign_receipt, verify_receipt
 from pool.manager import follower as following
 from pool.manager import receipts as desk_module
 from pool.manager.board import Board, TaskFeed
@@ -189,3 +192,29 @@ async def test_each_current_task_has_one_season_up_to_its_end() -> None:
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
+
+
+async def test_another_signature_under_one_chunk_is_the_same_receipt(tmp_path: Path) -> None:
+    """Whoever has the key can sign one message in endless ways, and so fill the desk that is for all members."""
+    subject = desk(tmp_path, Chain())
+    await subject.hand_in(sign_receipt(ANN, CHAIN, TRADE, 1))
+    for nonce in range(1, 4):
+        other = _signed_again(ANN, nonce)
+        verify_receipt(CHAIN, other)
+        await subject.hand_in(other)
+    assert len(kept(tmp_path)) == 1
+
+
+def _signed_again(key: signing.KeyPair, nonce: int) -> ChunkReceipt:
+    """Ed25519 by RFC 8032, section 5.1.6, but with a nonce of the signer's own choice."""
+    receipt = sign_receipt(key, CHAIN, TRADE, 1)
+    message = chunk_receipt_message(CHAIN, TRADE, 1, receipt.miner)
+    framed = bytes([len(DOMAIN_CHUNK_RECEIPT)]) + DOMAIN_CHUNK_RECEIPT + message
+    digest = bytearray(hashlib.sha512(key.seed).digest()[:32])
+    digest[0] &= 248
+    digest[31] = digest[31] & 127 | 64
+    order = 2**252 + 27742317777372353535851937790883648493
+    point = crypto_scalarmult_ed25519_base_noclamp(nonce.to_bytes(32, "little"))
+    challenge = int.from_bytes(hashlib.sha512(point + key.public_key + framed).digest(), "little")
+    scalar = (nonce + challenge * int.from_bytes(digest, "little")) % order
+    return replace(receipt, miner_signature=Signature(point + scalar.to_bytes(32, "little")))
