@@ -264,14 +264,14 @@ async def test_old_runs_do_not_pile_up(world: World) -> None:
 class Flood:
     """Connections from another host of the loopback network, which no member is."""
 
-    def __init__(self, port: int, ca: Path) -> None:
-        self._port = port
+    def __init__(self, port: int, ca: Path, host: str = "127.0.0.2") -> None:
+        self._port, self._host = port, host
         self._context = ssl.create_default_context(cafile=str(ca))
         self._silent: list[socket.socket] = []
         self.refused = 0
 
     def _connect(self) -> ssl.SSLSocket:
-        raw = socket.create_connection(("127.0.0.1", self._port), 10, ("127.0.0.2", 0))
+        raw = socket.create_connection(("127.0.0.1", self._port), 10, (self._host, 0))
         return self._context.wrap_socket(raw, server_hostname="localhost")
 
     def open(self, count: int) -> None:
@@ -322,12 +322,14 @@ async def test_a_flooder_on_the_fleets_port_stops_nothing(world: World) -> None:
     quiet, quiet_reports, _ = await world.mine(world.job(200, max_rounds=4, round_timeout_s=40.0), world.members)
     port = int(world.engine.superlink_address.rpartition(":")[2])
     flood = Flood(port, world.folder / "tls" / "ca.pem")
+    # The first one has no place left to ask from.
+    prober = Flood(port, world.folder / "tls" / "ca.pem", "127.0.0.3")
     guard = world.engine._guard
     answers: set[bytes] = set()
     try:
         # More than one host may hold: the rest is refused, and the members' own connections are of another host.
         await asyncio.to_thread(flood.open, connections.MOST_A_HOST + 20)
-        asking = asyncio.create_task(asyncio.to_thread(lambda: answers.update(flood.ask(60))))
+        asking = asyncio.create_task(asyncio.to_thread(lambda: answers.update(prober.ask(60))))
         _, reports, found = await world.mine(world.job(200, max_rounds=4, round_timeout_s=40.0), world.members)
         await asking
         await asyncio.to_thread(flood.open, 20)
