@@ -271,7 +271,7 @@ async def test_a_clock_that_is_off_is_named(
 
         async def watch_blocks(self, height: int) -> AsyncIterator[Any]:
             assert height == 8
-            yield SimpleNamespace(header=SimpleNamespace(time_ms=time.time_ns() // 1_000_000 + off_ms))
+            yield SimpleNamespace(header=SimpleNamespace(timestamp_ms=time.time_ns() // 1_000_000 + off_ms))
 
     monkeypatch.setattr(doctor_peers, "ChainClient", Chain)
     (finding,) = await doctor_peers.clock(subject(net), 5.0)
