@@ -74,6 +74,7 @@ class World:
         self.driver = _Driver(self)
         self.light = self.driver.light
         api: Any = NodeApi.__new__(NodeApi)
+        api._summed = None
         api.genesis, api.names, api._store, api._driver = (
             self.chain.genesis, queries.Names(self.chain.genesis), self.store, self.driver,
         )  # fmt: skip

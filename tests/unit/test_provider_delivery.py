@@ -230,6 +230,7 @@ async def test_receipts_that_are_on_the_chain_already_or_too_late_are_not_tried_
     deadline = (await sold.kit.trade(sold.trade_id)).delivery_deadline_ms
     assert deadline is not None
     sold.kit.chain.until(deadline)
+    sold.kit.chain.until(deadline + 1000)
     assert (await sold.kit.trade(sold.trade_id)).phase is TradePhase.REFUNDED
     assert not await sold.settle()
     assert list(sold.shop.ledger.unpaid()) == []
