@@ -170,7 +170,9 @@ def vector_to_bytes(vector: NDArray[np.floating[Any]]) -> bytes:
 
 def vector_from_bytes(data: bytes, count: int) -> NDArray[np.float64]:
     """``count`` float32 values as float64. Raises MalformedError for any other length; values are not judged here."""
-    return _float32(data, count).astype(np.float64)
+    # A signalling NaN would warn on its way to float64; it becomes a NaN, and whoever judges values refuses it.
+    with np.errstate(invalid="ignore"):
+        return _float32(data, count).astype(np.float64)
 
 
 def delta_to_bytes(delta: NDArray[np.floating[Any]], precision: Precision) -> bytes:
@@ -204,7 +206,7 @@ def delta_from(update: Update, count: int) -> NDArray[np.float32]:
     if abs(exponent) > MAX_EXPONENT:
         raise MalformedError(f"the exponent of half floats is {exponent}, must be -{MAX_EXPONENT} to {MAX_EXPONENT}")
     # Not through half floats: the power of two does not fit one. What no float32 holds is infinite, and refused as such.
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         values: NDArray[np.float32] = np.ldexp(np.frombuffer(update.vector, dtype="<f2", offset=2).astype(np.float32), exponent)
         return values
 

@@ -225,6 +225,15 @@ def test_vectors_keep_float32() -> None:
     np.testing.assert_array_equal(back, values.astype(np.float32))
 
 
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FBFFFFF, 0xFF800001], ids=hex)
+def test_a_signalling_nan_is_read_without_a_warning_and_refused(bits: int) -> None:
+    """A peer chooses the bits; the processor flags an invalid operation when such a NaN is widened."""
+    data = bits.to_bytes(4, "little") + bytes(4)
+    assert np.isnan(vector_from_bytes(data, 2)[0])
+    with pytest.raises(CheatingError):
+        check_update(MINER, Update(10, 0.5, 1, 1, 1, data), 2, 10)
+
+
 @pytest.mark.parametrize("algorithm", ["fedavg", "median", "trimmed_mean", "krum"])
 def test_a_large_model_is_aggregated_in_parts_with_the_same_result(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     updates = crowd(5, size=1001)
