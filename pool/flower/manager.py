@@ -44,7 +44,17 @@ from pool.learning.model_spec import initial_weights
 from pool.learning.scoring import practice_score
 from pool.learning.targets import TargetRows, Targets, load_targets
 
-__all__ = ["load_practice", "load_state", "main", "report_of", "round_loop", "save_state", "stop_when", "template_of"]
+__all__ = [
+    "load_practice",
+    "load_state",
+    "count_start",
+    "main",
+    "report_of",
+    "round_loop",
+    "save_state",
+    "stop_when",
+    "template_of",
+]
 
 STATE_MODELS = ("weights", "best")
 
@@ -203,6 +213,19 @@ def save_state(path: Path, state: LoopState, report: RoundReport | None = None) 
     save_weights(path, {"weights": state.weights, "best": state.best}, meta)
 
 
+def count_start(path: Path) -> int:
+    """How many managers began this job before; this one is on the disk when it returns. Raises OSError.
+
+    The numbers of rounds move on by that: each of those may have begun the round after the last saved one.
+    """
+    with path.open("ab") as file:
+        before = file.tell()
+        file.write(b".")
+        file.flush()
+        os.fsync(file.fileno())
+    return before
+
+
 def report_of(log: RoundLog) -> RoundReport:
     return RoundReport(
         log.number, round(log.seconds, 4), log.participants,
@@ -232,6 +255,8 @@ def _mine(settings: Mapping[str, Any]) -> None:
     roster = Roster(settings["members"], settings["registered"])
     practice = load_practice(job)
     state = load_state(job, path, roster.registered)
+    # A round that a killed manager began is never counted again under its number: its miners keep what they sent in it.
+    state.round += count_start(path.with_name("starts"))
     threading.Thread(target=_watch_pipe, args=(roster,), name="pipe", daemon=True).start()
     aggregation = Aggregation(settings["aggregation"])
     # Masked updates have eight bytes a number.

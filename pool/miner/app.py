@@ -16,10 +16,13 @@ from services.rpc.role import Role, open_server
 from services.runtime.clock import SystemClock
 from services.runtime.lifecycle import Lifecycle
 from services.runtime.logging import logger
+from services.runtime.metrics import gauge
 
 __all__ = ["main"]
 
 log = logger(__name__)
+
+OWN = gauge("miner_own_rows", "Rows of this miner's owner that it trains on.")
 
 
 async def main(role: Role[MinerConfig], life: Lifecycle) -> None:
@@ -31,6 +34,7 @@ async def main(role: Role[MinerConfig], life: Lifecycle) -> None:
         rows = await asyncio.to_thread(TrainingRows.load, cfg.data, cfg.descriptor)
     except InputError as error:
         raise ConfigError(f"data: {error.message}") from None
+    OWN.set(rows.own)
     log.info("own rows loaded", rows=rows.own, features=rows.features, y=rows.kind, file=str(cfg.data))
     # It logs each request of the Flower client at INFO.
     logging.getLogger("httpx").setLevel(logging.WARNING)

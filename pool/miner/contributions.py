@@ -1,7 +1,8 @@
 """The miner's books of its contributions: what its pool signed for it, kept on disk, and the word that it gives on each.
 
-``<folder>/<pool>/<task>.log`` is a journal of receipts, closings and the miner's own answers. What proves that a pool has two
-faces is kept beside it, in ``proof-*.log``. Nothing here needs the pool to be honest, or to be there.
+``<folder>/<pool>/<task>.log`` is a journal of receipts, closings and the miner's own answers; ``<task>.sent`` of what it sent
+(sent.py). What proves that a pool has two faces is kept beside them, in ``proof-*.log``. Nothing here needs the pool to be
+honest, or to be there.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Final, Protocol
 
 from core.codec import decode_as, encode_as
 from core.crypto import signing
-from core.errors import CheatingError, CryptoError, InputError, NotFoundError, PoflError
+from core.errors import CheatingError, CryptoError, InputError, NotFoundError, PoflError, StorageError
 from core.ids import AccountId, Digest, TaskId, short
 from core.market.contribution_books import MinerBook
 from core.market.contributions import ENTRY, MAX_ENTRY, Entry, RoundReceipt, RoundSheet, SignedAnswer, SignedClosing
+from pool.miner.sent import KEPT_FILES, KEPT_OPEN, SentRounds, make_room
 from services.runtime.logging import logger
 from services.storage.journal import Journal
 
@@ -23,9 +25,6 @@ __all__ = ["ContributionDesk", "PoolBooks"]
 
 log = logger(__name__)
 
-KEPT_FILES: Final = 256
-"""Books of past tasks that stay on disk."""
-KEPT_OPEN: Final = 4
 FETCH_SECONDS: Final = 10.0
 
 
@@ -57,15 +56,20 @@ class ContributionDesk:
     def __init__(self, folder: Path, key: signing.KeyPair, chain_id: Digest) -> None:
         self._folder, self._key, self._chain_id = folder, key, chain_id
         self._open: dict[tuple[AccountId, TaskId], _Open] = {}
-        self._sent: dict[bytes, dict[int, int]] = {}
+        self._sent = SentRounds(folder)
         self._turn = asyncio.Lock()
 
-    def note_sent(self, task_id: bytes, round_number: int, examples: int) -> None:
-        """This miner is about to answer. Called on the training thread."""
-        sent = self._sent.setdefault(task_id, {})
-        sent[round_number] = examples
-        for old in list(self._sent)[:-KEPT_OPEN]:
-            self._sent.pop(old, None)
+    def note_sent(self, pool: AccountId, task_id: bytes, round_number: int, examples: int) -> None:
+        """This miner is about to answer. Called on the training thread.
+
+        Raises StorageError when it cannot be kept; then nothing may be sent, for nobody could object to what comes of it.
+        """
+        try:
+            self._sent.note(pool, TaskId(task_id), round_number, examples)
+        except PoflError as error:
+            log.error("no answer: what is sent must be on the disk first", task=task_id, round=round_number, error=error)
+            # Not the path, which is nobody's business at the pool.
+            raise StorageError("this miner cannot write down what it sends") from None
 
     async def take(self, pool: AccountId, shown: RoundReceipt | SignedClosing, client: PoolBooks) -> None:
         """Check, keep, answer. What is wrong is logged with its reason; a miner goes on training.
@@ -76,7 +80,7 @@ class ContributionDesk:
             task_id = shown.closing.task_id if isinstance(shown, SignedClosing) else shown.signed.head.task_id
             try:
                 kept = await asyncio.to_thread(self._get, pool, task_id)
-                for round_number, examples in list(self._sent.get(task_id, {}).items()):
+                for round_number, examples in (await asyncio.to_thread(self._sent.rounds, pool, task_id)).items():
                     kept.book.note_sent(round_number, examples)
                 answer = await self._answer(kept, shown, client)
                 await asyncio.to_thread(kept.keep, shown, answer)
@@ -117,9 +121,12 @@ class ContributionDesk:
     def _get(self, pool: AccountId, task_id: TaskId) -> _Open:
         kept = self._open.get((pool, task_id))
         if kept is None:
-            folder = self._folder / pool.hex()
-            journal = Journal(folder / f"{task_id.hex()}.log")
+            path = self._folder / pool.hex() / f"{task_id.hex()}.log"
+            make_room(path)
+            journal = Journal(path)
             book = MinerBook(self._key, self._chain_id, pool, task_id)
+            for round_number, examples in self._sent.rounds(pool, task_id).items():
+                book.note_sent(round_number, examples)
             for record in journal.found:
                 entry = decode_as(ENTRY, record, MAX_ENTRY)
                 if isinstance(entry, RoundReceipt):
@@ -131,9 +138,6 @@ class ContributionDesk:
             kept = self._open[pool, task_id] = _Open(book, journal)
             for old in list(self._open)[:-KEPT_OPEN]:
                 self._open.pop(old).journal.close()
-            files = sorted(folder.glob("[0-9a-f]*.log"), key=lambda path: path.stat().st_mtime)
-            for path in files[:-KEPT_FILES]:
-                path.unlink(missing_ok=True)
         return kept
 
     def _keep_proof(self, pool: AccountId, task_id: TaskId, shown: Entry) -> Path:

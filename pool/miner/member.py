@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -140,8 +141,9 @@ class Membership:
 
         folder = self._role.cfg.data_dir / "flower"
         self._fleet = FleetMiner(
-            ticket, private, self._rows.source, folder, threads=TORCH_THREADS, on_update=self._contributions.note_sent,
-            privacy=self._role.cfg.privacy, secure_least=self._role.cfg.secure_least,
+            ticket, private, self._rows.source, folder, threads=TORCH_THREADS,
+            on_update=partial(self._contributions.note_sent, join.pool), privacy=self._role.cfg.privacy,
+            secure_least=self._role.cfg.secure_least,
         )  # fmt: skip
         self._fleet.start()
         await asyncio.to_thread(self._fleet.wait_online, ONLINE_SECONDS)
@@ -207,9 +209,7 @@ class Membership:
                 raise MarketError("a row of this trade did not open once; asked again, it would tell the provider our choices")
             pool = self._pool
             assert pool is not None
-            session = marks.session_id(
-                self._role.genesis.chain_id, fetch.provider, pool, fetch.data_root, self._role.account
-            )
+            session = marks.session_id(self._role.genesis.chain_id, fetch.provider, pool, fetch.data_root, self._role.account)
             marking = await asyncio.to_thread(marks.commit, fetch.marks_seed, session, share.marks)
             left = max(LEAST_DELIVERY_SECONDS, (fetch.deadline_ms - self._clock.now_ms()) / 1000)
 

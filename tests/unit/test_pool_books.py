@@ -71,7 +71,7 @@ class World:
 
     async def round(self, number: int, mine: int | None = 100, again: bool = False) -> None:
         if mine is not None:
-            self.desk.note_sent(TASK, number, mine)
+            self.desk.note_sent(POOL, TASK, number, mine)
         book = await self.books.open(TASK)
         book.record(report(number, {A: 100, B: 50}, again=again), FLOWER.get)
         await self.quiet()
