@@ -6,17 +6,19 @@ An input is a function of seed, decoder and number, so every finding can be made
 from __future__ import annotations
 
 import collections
+import contextlib
+import difflib
 import random
 import time
 import tracemalloc
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.decoders import INTERESTING, Decoder, registry
-from core.errors import PoflError
+from core.errors import ConfigError, PoflError
 
 __all__ = ["Found", "broken", "fuzz", "try_input"]
 
@@ -27,6 +29,8 @@ BYTES_PER_BYTE = 64
 MEASURED = 16
 """One input in so many is decoded under a measurement of memory, which is slow."""
 KEPT = 20
+PART = 2_000
+"""Inputs that a process takes at once."""
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Found:
     inputs: int = 0
     accepted: int = 0
     refused: int = 0
+    cpu_seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
 
 
@@ -135,7 +140,7 @@ def _canonical(decoder: Decoder, data: bytes, value: object) -> str | None:
 
 def _run(what: tuple[str, int, int, int]) -> tuple[str, Found]:
     name, seed, first, count = what
-    decoder, found = registry()[name], Found()
+    began, decoder, found = time.process_time(), registry()[name], Found()
     for number in range(first, first + count):
         data = broken(decoder, seed, number)
         is_accepted, problem = try_input(decoder, data, number % MEASURED == 0)
@@ -145,37 +150,52 @@ def _run(what: tuple[str, int, int, int]) -> tuple[str, Found]:
         if problem is not None and len(found.failures) < KEPT:
             again = f"pofl bench fuzz --only {name} --seed {seed} --number {number}"
             found.failures.append(f"{name}: {problem}\nto see it again: {again}")
+    found.cpu_seconds = time.process_time() - began
     return name, found
 
 
-def fuzz(inputs: int, seed: int, only: Iterable[str] = (), jobs: int = 1, number: int | None = None) -> dict[str, Any]:
-    """``inputs`` in all, split over the decoders so that none takes much more CPU time than the others."""
-    began = time.process_time()
-    names = [n for n in registry() if not (wanted := list(only)) or n in wanted]
+def fuzz(
+    inputs: int,
+    seed: int,
+    only: Iterable[str] = (),
+    jobs: int = 1,
+    number: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """``inputs`` in all, split over the decoders so that none takes much more CPU time than the others.
+
+    ``say`` is told how many are done, about every tenth. Raises ConfigError for a decoder that there is not.
+    """  # fmt: skip
+    known, names = registry(), list(only)
+    if unknown := [name for name in names if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 3, 0.3)
+        raise ConfigError(f"--only: no decoder {unknown[0]!r}" + (f", near to it: {', '.join(near)}" if near else ""))
+    names = names or list(known)
     if number is not None:
         parts = [(name, seed, number, 1) for name in names]
     else:
         share = _shares(names, seed, inputs)
-        parts = [
-            (name, seed, first, min(5_000, share[name] - first)) for name in names for first in range(0, share[name], 5_000)
-        ]
-    if jobs == 1:
-        results = [_run(part) for part in parts]
-    else:
-        with ProcessPoolExecutor(jobs) as pool:
-            results = list(pool.map(_run, parts))
-    totals: dict[str, Found] = collections.defaultdict(Found)
-    for name, found in results:
-        mine = totals[name]
-        mine.inputs += found.inputs
-        mine.accepted += found.accepted
-        mine.refused += found.refused
-        mine.failures += found.failures
+        parts = [(name, seed, first, min(PART, share[name] - first)) for name in names for first in range(0, share[name], PART)]
+    with ProcessPoolExecutor(jobs) if jobs > 1 else contextlib.nullcontext() as pool:
+        results = pool.map(_run, parts) if pool else map(_run, parts)
+        totals: dict[str, Found] = collections.defaultdict(Found)
+        wanted_inputs, done, said = sum(count for *_, count in parts), 0, 0
+        for name, found in results:
+            mine = totals[name]
+            mine.inputs += found.inputs
+            mine.accepted += found.accepted
+            mine.refused += found.refused
+            mine.cpu_seconds += found.cpu_seconds
+            mine.failures += found.failures
+            done += found.inputs
+            if done * 10 // wanted_inputs > said:
+                said = done * 10 // wanted_inputs
+                say(f"{done} of {wanted_inputs} inputs, {sum(len(f.failures) for f in totals.values())} failures")
     return {
         "inputs": sum(f.inputs for f in totals.values()), "seed": seed, "decoders": len(totals),
         "accepted": sum(f.accepted for f in totals.values()), "refused": sum(f.refused for f in totals.values()),
         "failures": [text for f in totals.values() for text in f.failures],
-        "cpu_seconds": round(time.process_time() - began, 1),
+        "cpu_seconds": round(sum(f.cpu_seconds for f in totals.values()), 1),
         "by_decoder": {name: [f.inputs, f.accepted, f.refused] for name, f in totals.items()},
     }  # fmt: skip
 

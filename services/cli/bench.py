@@ -314,7 +314,7 @@ async def fuzz_decoders(
     with source_tree():
         from bench.fuzz import fuzz
     heeds_ctrl_c()
-    result = fuzz(inputs, seed, only or (), jobs, number)
+    result = fuzz(inputs, seed, only or (), jobs, number, lambda text: typer.echo(text, err=True))
     if as_json:
         emit_json(result)
     else:

@@ -24,6 +24,8 @@ def test_every_decoder_takes_broken_inputs() -> None:
     assert result["refused"] > 150
 
 
+NAMES = ("pool.flower.wire.vector_from_bytes", "core.chain.vote.Vote")
+
 ANSWERS = ("market.receipt_from_proto", "submit.results_from_proto")
 """Of these only what fits the question is taken, and a random question and a random answer never fit."""
 
@@ -57,6 +59,20 @@ def test_no_decoder_in_use_is_missing() -> None:
     assert _called() - known == set()
     missing = {*records(), *converters()} - set(registry())
     assert {name.rpartition(".")[2] for name in missing} == {"activation_from_proto"}  # of a number: spec_from_proto calls it
+
+
+def test_two_processes_do_what_one_does_and_say_how_far_they_are() -> None:
+    said: list[str] = []
+    one, two = (fuzz(300, 5, NAMES, jobs, say=said.append) for jobs in (1, 2))
+    assert one["by_decoder"].keys() == two["by_decoder"].keys() == set(NAMES)
+    assert one["failures"] == two["failures"] == []
+    assert one["cpu_seconds"] > 0 < two["cpu_seconds"]
+    assert said[-1] == f"{two['inputs']} of {two['inputs']} inputs, 0 failures"
+
+
+def test_a_decoder_that_there_is_not_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"no decoder 'vector_from_byte', near to it: .*pool.flower.wire.vector_from_bytes"):
+        fuzz(10, 1, ["vector_from_byte"])
 
 
 def test_a_finding_can_be_made_again() -> None:
