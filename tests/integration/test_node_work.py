@@ -6,9 +6,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from core.verification.audit_evidence import read_record
 from core.verification.transcript import Purpose
 from services.cli.connection import Connection
 from services.cli.transcripts import write_all
+from services.rpc.chain_client import ChainClient
 from services.rpc.channel import connect
 from services.rpc.views import TaskPhase, TaskView
 from tests.node_network import HOST, ROOT, Network, free_ports, make_network, wait_height
@@ -35,8 +36,10 @@ QUICK = ChainParams(
 
 
 @pytest.fixture
-async def network(tmp_path: Path) -> AsyncIterator[Network]:
-    made = make_network(tmp_path, 4, params=QUICK, users=keys(3, "user"))
+async def network(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Network]:
+    """Parameter: audit_ms."""
+    params = replace(QUICK, audit_ms=getattr(request, "param", QUICK.audit_ms))
+    made = make_network(tmp_path, 4, params=params, users=keys(3, "user"))
     yield made
     await made.close()
     for node in made.nodes:
@@ -95,33 +98,66 @@ async def start_requester(network: Network, program: str = "") -> tuple[asyncio.
     return process, address
 
 
-@pytest.mark.slow
-async def test_a_false_claim_is_refuted_and_the_true_one_wins(network: Network) -> None:
+@dataclass
+class Run:
+    """All nodes, the requester and her task, and pools that serve."""
+
+    network: Network
+    client: ChainClient
+    requester: asyncio.subprocess.Process
+    address: str
+    """Hers."""
+    pools: list[SmallPool] = field(default_factory=list)
+
+    async def pool(self, number: int, says: Callable[[int, int], int]) -> SmallPool:
+        pool = SmallPool(self.network, f"pool{number}", self.network.users[number], self.client, says)
+        self.pools.append(pool)
+        await pool.server.start()
+        await pool.server.ready()
+        return pool
+
+    async def task(self) -> TaskView:
+        async with asyncio.timeout(30):
+            tasks: tuple[TaskView, ...] = ()
+            while not tasks:
+                await asyncio.sleep(0.1)
+                tasks = await self.client.tasks()
+        return tasks[0]
+
+    async def play(self, pool: SmallPool, task: TaskView) -> None:
+        """The pool's part, up to the offer of its work block to every node."""
+        requester = connect(self.address, pool.files, expect_role="requester")
+        offers = [connect(n.address, pool.files, expect_role="node") for n in self.network.nodes]
+        self.network.channels += [requester, *offers]
+        await pool.play(task, requester, offers)
+
+
+@asynccontextmanager
+async def running(network: Network, program: str = "") -> AsyncIterator[Run]:
+    """``program``: as for ``start_requester``."""
     for node in network.nodes:
         await node.start()
     client = network.client()
     await wait_height(client, 1, 30)
-    process, address = await start_requester(network)
-    liar = SmallPool(network, "pool1", network.users[1], client, lambda correct, total: total)
-    honest = SmallPool(network, "pool2", network.users[2], client, lambda correct, total: correct)
+    run = Run(network, client, *await start_requester(network, program))
     try:
-        for pool in (liar, honest):
-            await pool.server.start()
-            await pool.server.ready()
-        async with asyncio.timeout(30):
-            tasks: tuple[TaskView, ...] = ()
-            while not tasks:
-                tasks = await client.tasks()
-                await asyncio.sleep(0.1)
-        plays = []
-        for pool in (liar, honest):
-            requester = connect(address, pool.files, expect_role="requester")
-            network.channels.append(requester)
-            offers = [connect(n.address, pool.files, expect_role="node") for n in network.nodes]
-            network.channels.extend(offers)
-            plays.append(pool.play(tasks[0], requester, offers))
-        await asyncio.gather(*plays)
-        ended = await honest.until(tasks[0], TaskPhase.WON)
+        yield run
+    finally:
+        for pool in run.pools:
+            await pool.server.stop(0)
+        run.requester.kill()
+        await run.requester.wait()
+        print((network.folder / "requester" / "log").read_text()[-3000:])
+
+
+@pytest.mark.slow
+async def test_a_false_claim_is_refuted_and_the_true_one_wins(network: Network) -> None:
+    async with running(network) as run:
+        liar = await run.pool(1, lambda correct, total: total)
+        honest = await run.pool(2, lambda correct, total: correct)
+        task = await run.task()
+        await asyncio.gather(run.play(liar, task), run.play(honest, task))
+        ended = await honest.until(task, TaskPhase.WON)
         assert ended.phase is TaskPhase.WON
         assert ended.winner == honest.account
         assert ended.ended_height is not None
@@ -145,41 +181,21 @@ async def test_a_false_claim_is_refuted_and_the_true_one_wins(network: Network) 
             proofs += [read_record(await network.client(node).transcript(t.digest)) for t in view.transcripts]
         assert {p.pool for p in proofs if p.is_proved} == {None, liar.account, honest.account}
         with pytest.raises(NotFoundError):
-            await client.transcript(Digest(bytes(32)))
-        after = await client.block(Height(ended.ended_height + 1))
+            await run.client.transcript(Digest(bytes(32)))
+        after = await run.client.block(Height(ended.ended_height + 1))
         assert [t.kind for t in after.transactions][:1] == ["Verdicts"]
-    finally:
-        for pool in (liar, honest):
-            await pool.server.stop(0)
-        process.kill()
-        await process.wait()
-        print((network.folder / "requester" / "log").read_text()[-3000:])
 
 
 @pytest.mark.slow
 async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(network: Network) -> None:
     """She calls an honest pool's body malformed to three of four validators, and the pool shows them no opening. Without the
     exchange of answers the three hold the pool guilty, and its bond burns."""
-    for node in network.nodes:
-        await node.start()
-    client = network.client()
-    await wait_height(client, 1, 30)
     told_truth = network.genesis.validators[0].node_id
-    process, address = await start_requester(network, TWO_FACED % told_truth.hex())
-    pool = SmallPool(network, "pool1", network.users[1], client, lambda correct, total: correct)
-    try:
-        await pool.server.start()
-        await pool.server.ready()
-        async with asyncio.timeout(30):
-            tasks: tuple[TaskView, ...] = ()
-            while not tasks:
-                tasks = await client.tasks()
-                await asyncio.sleep(0.1)
-        requester = connect(address, pool.files, expect_role="requester")
-        offers = [connect(n.address, pool.files, expect_role="node") for n in network.nodes]
-        network.channels += [requester, *offers]
-        await pool.play(tasks[0], requester, offers)
-        ended = await pool.until(tasks[0], TaskPhase.VOID)
+    async with running(network, TWO_FACED % told_truth.hex()) as run:
+        pool = await run.pool(1, lambda correct, total: correct)
+        task = await run.task()
+        await run.play(pool, task)
+        ended = await pool.until(task, TaskPhase.VOID)
         assert ended.phase is TaskPhase.VOID
         assert ended.ended_height is not None
         for node in network.nodes:
@@ -210,67 +226,40 @@ async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(netw
         await network.nodes[3].kill()
         async with AsyncExitStack() as stack:
             addresses = tuple(node.address for node in network.nodes)
-            connection = Connection(client, None, network.files("user", "tester"), stack, addresses)
+            connection = Connection(run.client, None, network.files("user", "tester"), stack, addresses)
             written = await write_all(connection, ended.ended_height, network.folder / "proofs")
         signers = {read_record(path.read_bytes()).validator for path in written}
         assert told_truth in signers
         assert network.genesis.validators[3].node_id not in signers
-    finally:
-        await pool.server.stop(0)
-        process.kill()
-        await process.wait()
-        print((network.folder / "requester" / "log").read_text()[-3000:])
 
 
 @pytest.mark.slow
-async def test_all_nodes_die_at_a_work_height_the_pool_is_gone_and_they_still_finalise(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [20_000], indirect=True)
+async def test_all_nodes_die_at_a_work_height_the_pool_is_gone_and_they_still_finalise(network: Network) -> None:
     """They hold block and body, and have not heard from the requester yet. Without what is on disk nobody could ever give the
     winner's block again, and an honest pool's claim would be skipped."""
-    network = make_network(tmp_path, 4, params=replace(QUICK, audit_ms=20_000), users=keys(3, "user"))
-    for node in network.nodes:
-        await node.start()
-    client = network.client()
-    await wait_height(client, 1, 30)
-    process, address = await start_requester(network)
+    async with running(network) as run:
 
-    def evaluated(correct: int, total: int) -> int:
-        """She sleeps from now on: nobody can audit."""
-        process.send_signal(signal.SIGSTOP)
-        return correct
+        def evaluated(correct: int, total: int) -> int:
+            """She sleeps from now on: nobody can audit."""
+            run.requester.send_signal(signal.SIGSTOP)
+            return correct
 
-    pool = SmallPool(network, "pool1", network.users[1], client, evaluated)
-    try:
-        await pool.server.start()
-        await pool.server.ready()
-        async with asyncio.timeout(30):
-            tasks: tuple[TaskView, ...] = ()
-            while not tasks:
-                tasks = await client.tasks()
-                await asyncio.sleep(0.1)
-        requester = connect(address, pool.files, expect_role="requester")
-        offers = [connect(n.address, pool.files, expect_role="node") for n in network.nodes]
-        network.channels += [requester, *offers]
-        await pool.play(tasks[0], requester, offers)
+        pool = await run.pool(1, evaluated)
+        task = await run.task()
+        await run.play(pool, task)
         async with asyncio.timeout(20):
             for node in network.nodes:
                 while "body of the claim is here" not in node.log.read_text():  # noqa: ASYNC110  # another process
                     await asyncio.sleep(0.1)
-        height = (await client.tip()).height
+        height = (await run.client.tip()).height
         await asyncio.gather(*(node.kill() for node in network.nodes))
         await pool.server.stop(0)
-        process.send_signal(signal.SIGCONT)
+        run.requester.send_signal(signal.SIGCONT)
         for node in network.nodes:
             await node.start()
         again = network.client()
         await wait_height(again, height + 1, 60)
-        ended = await again.task(tasks[0].task_id)
+        ended = await again.task(task.task_id)
         assert (ended.phase, ended.winner, ended.ended_height) == (TaskPhase.WON, pool.account, height + 1)
         assert all("work block is here from before the restart" in node.log.read_text() for node in network.nodes)
-    finally:
-        await pool.server.stop(0)
-        process.kill()
-        await process.wait()
-        await network.close()
-        for node in network.nodes:
-            print(f"--- {node.name}\n{node.log.read_text()[-6000:]}")
-        print((network.folder / "requester" / "log").read_text()[-3000:])
