@@ -29,7 +29,7 @@ from core.ports import Rng
 
 __all__ = [
     "CLIP", "FRACTION_BITS", "MAX_PARTICIPANTS", "MAX_WEIGHT", "SHARE_SIZE", "Aggregation", "Residues", "from_fixed_point",
-    "check_mask_key", "mask", "pair_key", "restore_secret", "share_at", "share_secret", "threshold", "to_fixed_point",
+    "check_mask_key", "mask", "pair_key", "restore_secret", "share_secret", "threshold", "to_fixed_point",
 ]  # fmt: skip
 
 Residues: TypeAlias = NDArray[np.uint64]
@@ -87,7 +87,7 @@ def share_secret(secret: bytes, needed: int, count: int, rng: Rng) -> tuple[byte
 
 
 def restore_secret(shares: Mapping[int, bytes]) -> bytes:
-    """The secret from shares by their x, exactly as many as were needed when it was shared.
+    """The secret from shares by their x, exactly as many as were needed when it was shared (Lagrange's value at 0).
 
     Wrong shares give another secret: compare it with what is known of it.
 
@@ -95,29 +95,23 @@ def restore_secret(shares: Mapping[int, bytes]) -> bytes:
         CryptoError: the value at 0 is no 32-byte secret, so some share is wrong.
         MalformedError: a share is no element of the field.
     """
-    secret = int.from_bytes(share_at(shares, 0), "big")
-    if secret >> (8 * SECRET_SIZE):
-        raise CryptoError("the shares do not restore a secret: at least one of them is wrong")
-    return secret.to_bytes(SECRET_SIZE, "big")
-
-
-def share_at(shares: Mapping[int, bytes], place: int) -> bytes:
-    """What the share at x = ``place`` must be, if these are right and as many as needed (Lagrange). Raises MalformedError."""
     points = {}
     for x, share in shares.items():
         value = int.from_bytes(share, "big")
         if len(share) != SHARE_SIZE or value >= PRIME or x < 1:
             raise MalformedError(f"share {x} is no element of the field")
         points[x] = value
-    total = 0
+    secret = 0
     for x, value in points.items():
         above = below = 1
         for other in points:
             if other != x:
-                above = above * (place - other) % PRIME
+                above = above * -other % PRIME
                 below = below * (x - other) % PRIME
-        total = (total + value * above * pow(below, -1, PRIME)) % PRIME
-    return total.to_bytes(SHARE_SIZE, "big")
+        secret = (secret + value * above * pow(below, -1, PRIME)) % PRIME
+    if secret >> (8 * SECRET_SIZE):
+        raise CryptoError("the shares do not restore a secret: at least one of them is wrong")
+    return secret.to_bytes(SECRET_SIZE, "big")
 
 
 # Masks

@@ -40,7 +40,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from core.crypto.masking import Aggregation
-from core.crypto.secure_sum import LEAST
+from core.crypto.secure_messages import LEAST
 from core.errors import AuthError, DeadlineError, LimitError, PoflError, UnavailableError
 from pool.flower import blobs
 from pool.flower.answers import MAX_INSTRUCTION, bound_answers

@@ -11,6 +11,7 @@ ruins the model on the practice set, is not taken, and then nobody knows whose f
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 from core.codec import decode, decode_as, encode_as
 from core.crypto.masking import MAX_PARTICIPANTS
 from core.crypto.sealing import Suite
-from core.crypto.secure_sum import LEAST, Advert, Collector, Consent, Reveal, Sum
-from core.errors import CryptoError, InternalError, LimitError, MalformedError, PoflError, UnavailableError
+from core.crypto.secure_collector import Collector
+from core.crypto.secure_messages import LEAST, Advert, Consent, Dealt, Reveal, Sum
+from core.errors import CheatingError, InternalError, LimitError, MalformedError, PoflError, UnavailableError
 from core.market.contributions import counted
 from pool.flower import keys
 from pool.flower.checks import Accepted
@@ -50,7 +52,6 @@ from pool.flower.secure_wire import (
     MaskedUpdate,
     Order,
     Roster,
-    SealedShares,
     TrainMasked,
     session_of,
     weigh_by,
@@ -65,9 +66,10 @@ ENDS: Final = {"keys": 0.25, "shares": 0.4, "training": 0.65, "consent": 0.83, "
 REPEAT_S: Final = 0.5
 """Pause after a round without a sum."""
 SUSPENDED_ROUNDS: Final = 10
-"""Rounds without a miner whose secrets could not be restored."""
+"""Rounds without a miner that broke the protocol; twice as many each time that it does it again."""
+MOST_DOUBLINGS: Final = 10
 
-T = TypeVar("T", Advert, SealedShares, MaskedUpdate, Consent, Reveal)
+T = TypeVar("T", Advert, Dealt, MaskedUpdate, Consent, Reveal)
 
 
 class SecureFleet(Fleet, Protocol):
@@ -86,6 +88,15 @@ class _Step:
     name: str
     ends: float
     enough: int | None = None
+
+
+@dataclass(slots=True)
+class _LeftOut:
+    """``until``: the last round without this miner. ``times``: how often it was left out."""
+
+    until: int
+    times: int
+    reason: str
 
 
 class SecureLoop(RoundLoop):
@@ -112,7 +123,7 @@ class SecureLoop(RoundLoop):
             deadline=deadline,
         )  # fmt: skip
         self._suite = suite
-        self._suspended: dict[bytes, int] = {}
+        self._left_out: dict[bytes, _LeftOut] = {}
 
     def _attempt(self) -> RoundLog | None:
         try:
@@ -129,13 +140,15 @@ class SecureLoop(RoundLoop):
         current = OpenRound(
             self.state.round, started, min(self._deadline, started + self.rules.round_timeout_s), {}, len(free), 0
         )
+        for miner in self._left_out_of(current.number) & self._members():
+            current.refused[miner] = self._left_out[miner].reason
         collector = self._collector(current.number)
         try:
             total = self._sum(current, collector, free)
         except PoflError as error:
-            culprit = error.values.get("name")
-            if isinstance(error, CryptoError) and isinstance(culprit, bytes):
-                self._suspended[culprit] = current.number + SUSPENDED_ROUNDS
+            at_fault = error.values.get("names")
+            if isinstance(at_fault, tuple):
+                self._after_lost_secrets(current.number, at_fault, collector.conflicts)
             for miner in free:
                 current.refused.setdefault(miner, f"the round has no sum: {error.message}")
             # What failed at once would fail at once again, and again.
@@ -163,12 +176,33 @@ class SecureLoop(RoundLoop):
         """Who can be asked, at most as many as a sum may have; with more, each in its turn."""
         busy = {miner for miner, _ in self._owed.values()}
         number = self.state.round + 1
-        suspended = {miner for miner, until in self._suspended.items() if until >= number}
-        free = sorted((self.fleet.online() & self._members()) - busy - suspended)
+        free = sorted((self.fleet.online() & self._members()) - busy - self._left_out_of(number))
         if len(free) <= MAX_PARTICIPANTS:
             return free
         first = number * MAX_PARTICIPANTS % len(free)
         return sorted((free[first:] + free[:first])[:MAX_PARTICIPANTS])
+
+    def _left_out_of(self, number: int) -> set[bytes]:
+        return {miner for miner, left_out in self._left_out.items() if left_out.until >= number}
+
+    def _leave_out(self, miner: bytes, number: int, reason: str) -> None:
+        times = self._left_out[miner].times + 1 if miner in self._left_out else 1
+        until = number + SUSPENDED_ROUNDS * 2 ** min(times - 1, MOST_DOUBLINGS)
+        self._left_out[miner] = _LeftOut(until, times, f"left out of rounds {number + 1} to {until}: {reason}")
+
+    def _after_lost_secrets(self, number: int, at_fault: tuple[bytes, ...], conflicts: frozenset[tuple[bytes, bytes]]) -> None:
+        """Who is certainly at fault is named. Of two whose word is against each other's, one is: nobody is named, but the next
+        rounds are without those who are against most others, until no two are left that are."""
+        for miner in at_fault:
+            self._leave_out(miner, number, f"it dealt wrong shares in round {number}")
+        open_ones = {(a, b) for a, b in conflicts if not {a, b} & set(at_fault)}
+        while open_ones:
+            against = Counter(miner for pair in open_ones for miner in set(pair))
+            most = max(against.values())
+            # Of two with as many against them, either could be the one.
+            for miner in [miner for miner, count in against.items() if count == most]:
+                self._leave_out(miner, number, f"its word of shares is against {most} others', nobody can say who is right")
+                open_ones = {pair for pair in open_ones if miner not in pair}
 
     def _collector(self, number: int) -> Collector:
         session = session_of(self.fleet.run_id, number, self.rules.template.job_id, self.rules.weight_factor)
@@ -191,7 +225,7 @@ class SecureLoop(RoundLoop):
                 self._take(current, miner, partial(take, names.index(miner), reply))
 
         everybody: dict[int, Order] = dict.fromkeys(range(len(roster)), Roster(roster))
-        ask(self._step(current, "shares"), everybody, SealedShares, lambda i, r: collector.take_shares(i, r.shares))
+        ask(self._step(current, "shares"), everybody, Dealt, collector.take_shares)
 
         inboxes = collector.inboxes()
         step = self._step(current, "training", max(rules.quorum, collector.needed))
@@ -204,7 +238,7 @@ class SecureLoop(RoundLoop):
             precision=Precision.FLOAT32,
         )
         training: dict[int, Order] = {index: TrainMasked(instruction, inbox) for index, inbox in inboxes.items()}
-        ask(step, training, MaskedUpdate, lambda i, r: collector.take_masked(i, r.vector))
+        ask(step, training, MaskedUpdate, lambda i, r: collector.take_masked(i, r.vector, r.held))
 
         survivors = collector.close_masked()
         if len(survivors) < rules.quorum:
@@ -214,7 +248,15 @@ class SecureLoop(RoundLoop):
 
         consents = collector.consents()
         disclose: dict[int, Order] = dict.fromkeys((consent.index for consent in consents), Disclose(consents))
-        ask(self._step(current, "reveal"), disclose, Reveal, collector.take_reveal)
+
+        def take_reveal(index: int, reveal: Reveal) -> None:
+            try:
+                collector.take_reveal(index, reveal)
+            except CheatingError as error:
+                self._leave_out(names[index], number, f"reveal of round {number}: {error.message}")
+                raise
+
+        ask(self._step(current, "reveal"), disclose, Reveal, take_reveal)
         return collector.total()
 
     def _most(self, miner: bytes) -> int:

@@ -17,7 +17,8 @@ from flwr.clientapp import ClientApp
 from core.codec import decode_as, encode, encode_as
 from core.crypto.masking import CLIP
 from core.crypto.sealing import Suite
-from core.crypto.secure_sum import LEAST, Participant
+from core.crypto.secure_messages import LEAST
+from core.crypto.secure_sum import Participant
 from core.errors import CheatingError, InputError, LimitError, MalformedError, NotFoundError, PoflError, SequenceError
 from core.ports import SystemRng
 from pool.flower import blobs, keys
@@ -33,7 +34,6 @@ from pool.flower.secure_wire import (
     Order,
     Reply,
     Roster,
-    SealedShares,
     TrainMasked,
     session_of,
     weigh_by,
@@ -113,7 +113,7 @@ class SecureMember:
         if part is None or self._at != (run_id, number):
             raise SequenceError(f"this miner takes part in no sum of round {number}")
         if isinstance(order, Roster):
-            return SealedShares(part.share(order.adverts))
+            return part.share(order.adverts)
         if isinstance(order, TrainMasked):
             return self._train(part, order, number)
         if isinstance(order, Agree):
@@ -156,4 +156,4 @@ class SecureMember:
         masked = part.mask(np.append(delta, loss), order.inbox)
         # What counts is what was advertised, also where rows came in between.
         self._on_update(instruction, replace(update, examples=self._examples))
-        return MaskedUpdate(masked.astype("<u8").tobytes())
+        return MaskedUpdate(masked.vector.astype("<u8").tobytes(), masked.held)

@@ -12,13 +12,13 @@ from typing import Annotated, Final, TypeAlias
 
 from core.codec import U16, U32, U64, Fixed, Record, Seq, Union, Var, encode
 from core.crypto.masking import MAX_PARTICIPANTS
-from core.crypto.secure_sum import MAX_SEALED_SHARES, Advert, Consent, Reveal, Weigh
+from core.crypto.secure_messages import DIGEST_SIZE, MAX_SEALED_SHARES, Advert, Consent, Dealt, Reveal, Weigh
 from core.market.contributions import counted
 from pool.flower.wire import MAX_VECTOR_BYTES, Instruction
 
 __all__ = [
     "MAX_FACTOR", "MAX_MASKED", "ORDER", "REPLY", "Agree", "Disclose", "Invite", "MaskedUpdate", "Order", "Reply", "Roster",
-    "SealedShares", "TrainMasked", "session_of", "weigh_by",
+    "TrainMasked", "session_of", "weigh_by",
 ]  # fmt: skip
 
 SESSION_LABEL: Final = b"pofl/mining/secure-session/v1"
@@ -77,23 +77,20 @@ class Disclose:
 
 
 @dataclass(frozen=True, slots=True)
-class SealedShares:
-    """Answer to 2: for each of the roster, empty for oneself."""
-
-    shares: Annotated[tuple[bytes, ...], Seq(Var(MAX_SEALED_SHARES), MAX_PARTICIPANTS)]
-
-
-@dataclass(frozen=True, slots=True)
 class MaskedUpdate:
-    """Answer to 3: the model's parameters and, last, the mean loss: weighted, in fixed point, masked; 8 bytes each."""
+    """Answer to 3: the model's parameters and, last, the mean loss: weighted, in fixed point, masked; 8 bytes each.
+
+    ``held``: by the roster, the digest of the shares that each dealt to this miner, empty where none opened.
+    """
 
     vector: Annotated[bytes, Var(MAX_MASKED)]
+    held: Annotated[tuple[bytes, ...], Seq(Var(DIGEST_SIZE), MAX_PARTICIPANTS)]
 
 
 Order: TypeAlias = Invite | Roster | TrainMasked | Agree | Disclose
-Reply: TypeAlias = Advert | SealedShares | MaskedUpdate | Consent | Reveal
+Reply: TypeAlias = Advert | Dealt | MaskedUpdate | Consent | Reveal
 ORDER: Final = Union({1: Invite, 2: Roster, 3: TrainMasked, 4: Agree, 5: Disclose})
-REPLY: Final = Union({1: Advert, 2: SealedShares, 3: MaskedUpdate, 4: Consent, 5: Reveal})
+REPLY: Final = Union({1: Advert, 2: Dealt, 3: MaskedUpdate, 4: Consent, 5: Reveal})
 
 
 def session_of(run_id: int, round_number: int, job_id: bytes, weight_factor: int) -> bytes:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
-from core.crypto.secure_sum import LEAST
+from core.crypto.secure_messages import LEAST
 from core.errors import ConfigError
 from pool.flower.secure_wire import MAX_FACTOR
 from services.rpc.convert_mining import MAX_TOKEN

@@ -14,7 +14,7 @@ from flwr.app.message import make_message
 from core.codec import decode, decode_as, encode, encode_as
 from core.crypto.masking import to_fixed_point
 from core.crypto.sealing import Suite
-from core.crypto.secure_sum import Advert, Consent, Reveal
+from core.crypto.secure_messages import Advert, Consent, Dealt, Reveal
 from core.errors import CheatingError, InputError, MalformedError, NotFoundError, PoflError, SequenceError, UnavailableError
 from pool.flower import blobs, keys, secure_miner
 from pool.flower.rounds import LoopState, RoundLog, Rules, StopWhen
@@ -31,7 +31,6 @@ from pool.flower.secure_wire import (
     Order,
     Reply,
     Roster,
-    SealedShares,
     TrainMasked,
     session_of,
 )  # fmt: skip
@@ -236,7 +235,7 @@ def test_a_straggler_in_training_is_not_waited_for_and_is_not_unmasked() -> None
     logs, _, fleet = run([*people[:4], replace(people[4], after=0.7)], rounds=3)
     assert told(logs)[0] in ({NAMES[i] for i in range(4)}, {NAMES[i] for i in range(5)})
     shown = [decode_as(REPLY, data) for _, _, data in fleet.answers if data]
-    assert {type(reply) for reply in shown} >= {Advert, SealedShares, MaskedUpdate, Consent, Reveal}
+    assert {type(reply) for reply in shown} >= {Advert, Dealt, MaskedUpdate, Consent, Reveal}
 
 
 def test_claims_are_held_to_what_is_registered() -> None:
@@ -262,8 +261,9 @@ def test_a_boaster_weighs_and_is_paid_by_the_cap() -> None:
         (Advert, lambda a: replace(a, examples=9), "not by node key"),
         (Advert, lambda a: replace(a, name=NAMES[0]), "another miner's"),
         (Advert, lambda a: Reveal(()), "expected a Advert"),
-        (SealedShares, lambda s: SealedShares(s.shares[:-1]), "the roster has 4"),
-        (MaskedUpdate, lambda m: MaskedUpdate(m.vector[:-8]), "48 bytes"),
+        (Dealt, lambda d: replace(d, sealed=d.sealed[:-1]), "the roster has 4"),
+        (MaskedUpdate, lambda m: replace(m, vector=m.vector[:-8]), "48 bytes"),
+        (MaskedUpdate, lambda m: replace(m, held=m.held[:-1]), "digests of shares"),
     ],
 )
 def test_what_is_malformed_costs_its_sender_its_place(step: type, twist: Twist, words: str) -> None:
@@ -277,7 +277,7 @@ def test_what_is_malformed_costs_its_sender_its_place(step: type, twist: Twist, 
 def test_garbage_instead_of_a_masked_vector_spoils_one_round_and_says_so() -> None:
     people = crowd(4)
     people[3] = replace(
-        people[3], twist=lambda r: MaskedUpdate(bytes(range(56))) if isinstance(r, MaskedUpdate) else r, dies_at=(2, 1)
+        people[3], twist=lambda r: replace(r, vector=bytes(range(56))) if isinstance(r, MaskedUpdate) else r, dies_at=(2, 1)
     )
     logs, state, _ = run(people)
     assert told(logs) == [set(), {NAMES[i] for i in range(3)}]
@@ -315,15 +315,60 @@ def test_a_miner_whose_secrets_do_not_come_back_is_left_out_for_a_while() -> Non
     rng = np.random.default_rng(1)
 
     def noise(reply: Reply) -> Reply:
-        if isinstance(reply, SealedShares):
-            return SealedShares(tuple(rng.bytes(len(share)) for share in reply.shares))
+        if isinstance(reply, Dealt):
+            return replace(reply, sealed=tuple(rng.bytes(len(share)) for share in reply.sealed))
         return reply
 
     people[3] = replace(people[3], twist=noise)
     logs, _, _ = run(people, rounds=2)
     assert told(logs) == [set(), *[{NAMES[i] for i in range(3)}] * 2]
-    assert f"do not restore a secret of {NAMES[3].hex()[:16]}" in logs[0].refused[NAMES[0]]
+    assert f"they could: {NAMES[3].hex()[:16]}; it dealt wrong shares" in logs[0].refused[NAMES[0]]
     assert [log.participants for log in logs] == [4, 3, 3]
+    assert "left out of rounds 2 to 11: it dealt wrong shares in round 1" in logs[1].refused[NAMES[3]]
+
+
+def test_who_reveals_wrong_shares_is_named_and_left_out_and_the_round_counts() -> None:
+    people = crowd(4)
+
+    def lie(reply: Reply) -> Reply:
+        return Reveal(tuple(bytes(33) for _ in reply.shares)) if isinstance(reply, Reveal) else reply
+
+    people[3] = replace(people[3], twist=lie)
+    logs, _, _ = run(people, rounds=2)
+    assert told(logs) == [{NAMES[i] for i in range(4)}, {NAMES[i] for i in range(3)}]
+    assert "reveal of round 1: 4 of the shares are not those" in logs[1].refused[NAMES[3]]
+
+
+def test_two_who_contradict_each_other_are_not_asked_together_again() -> None:
+    """A dealer of wrong shares and one that drops out end a round. Nobody is at fault for certain; the next rounds go on."""
+    people = crowd(6)
+
+    def some(reply: Reply) -> Reply:
+        if isinstance(reply, Dealt):
+            return replace(reply, commitments=(*reply.commitments[:4], bytes(64), bytes(64)))
+        return reply
+
+    people[0] = replace(people[0], twist=some)
+    people[3] = replace(people[3], dies_at=(1, 3))
+    logs, _, _ = run(people, rounds=2)
+    assert told(logs) == [set(), *[{NAMES[i] for i in (1, 2, 4, 5)}] * 2]
+    assert "nobody can say who is right" in logs[1].refused[NAMES[0]]
+
+
+def test_who_breaks_the_protocol_again_is_left_out_for_twice_as_long() -> None:
+    people = crowd(4)
+    _, state, fleet = run(people)
+    loop = SecureLoop(
+        SPEC, Rules(TEMPLATE, 4.0, 1), fleet, state, Suite.X25519, members=lambda: set(fleet.people), evaluate=scored,
+        now=lambda: fleet.now, pause=fleet.pause, deadline=fleet.now + 2,
+    )  # fmt: skip
+    ends = []
+    for _ in range(3):
+        loop._leave_out(NAMES[0], 5, "why")
+        ends.append(loop._left_out[NAMES[0]].until)
+    assert ends == [15, 25, 45]
+    assert loop._left_out_of(45) == {NAMES[0]}
+    assert loop._left_out_of(46) == set()
 
 
 # A miner's part
