@@ -12,6 +12,8 @@ SOURCES := core services node pool requester provider tools
 TORCH_INDEX ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests and networks start hundreds of processes: each module is compiled once, whatever the caller's environment says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup check test proto testnet clean
 .DEFAULT_GOAL := help
