@@ -7,7 +7,7 @@ MINERS ?= 3
 DATA ?=
 SPLIT ?= even
 BIN := .venv/bin
-SOURCES := core services node pool requester provider tools
+SOURCES := core services node pool requester provider tools clients/python/src
 # Torch comes first and from the processor-only index where one is given, so that no CUDA libraries are fetched.
 TORCH_INDEX ?=
 
@@ -15,11 +15,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests and networks start hundreds of processes: each module is compiled once, whatever the caller's environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup check test proto testnet clean
+.PHONY: help setup check test proto proto-release client testnet clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## create .venv and install everything, at the versions of constraints.txt
 
@@ -37,12 +37,22 @@ check: setup ## style, types, import rules, and that the stubs are up to date
 	$(BIN)/mypy $(SOURCES)
 	PYTHONPATH=.:proto $(BIN)/lint-imports
 	$(BIN)/python tools/generate_stubs.py --check
+	$(BIN)/python tools/client_sync.py --check
+	$(BIN)/python -m tools.proto_lint
+	$(BIN)/python -m tools.proto_breaking
 
 test: setup ## every test, on two workers; say ARGS='-k name' to choose, ARGS='-n 0' for one process
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 proto: setup ## write the stubs beside the contracts in proto/
 	$(BIN)/python tools/generate_stubs.py
+
+proto-release: setup ## these contracts are the release that later ones must not break (proto/released.binpb)
+	$(BIN)/python -m tools.proto_breaking --release
+
+client: setup ## dist/pofl_client-*.whl: stubs and a client for scripts, needs grpcio and protobuf only (docs/clients.md)
+	$(BIN)/python tools/client_sync.py
+	cd clients/python && ../../$(BIN)/python -m hatchling build -t wheel -d ../../dist
 
 testnet: setup ## mine BLOCKS work blocks here with NODES, POOLS, MINERS in each pool; DATA=descriptor, SPLIT=key: your data
 	$(BIN)/pofl testnet up --blocks $(BLOCKS) --nodes $(NODES) --pools $(POOLS) --miners $(MINERS) $(if $(DATA),--data $(DATA) --split $(SPLIT))

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 import services  # noqa: F401 - first of all: it sets what gRPC reads when it is imported
 
@@ -14,13 +16,18 @@ def pytest_report_header() -> str:
     return f"seed: {os.environ.get('POFL_TEST_SEED', '20261122')} (set POFL_TEST_SEED to change it)"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, one of them runs whatever starts real processes, one test after another; the others do the rest."""
-    here = Path(__file__).resolve().parent
-    for item in items:
-        if item.path.relative_to(here).parts[0] in ("integration", "e2e"):
-            item.add_marker(pytest.mark.xdist_group("processes"))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return ByFile(config, log)
+
+
+class ByFile(LoadScopeScheduling):
+    """A worker takes a whole file, so that what a file starts once is started once. End-to-end tests share nothing: one by one.
+
+    In the order of collection: the long ones, which start networks of processes, come before the many short ones.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
 
 
 @pytest.fixture
