@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests and networks start hundreds of processes: each module is compiled once, whatever the caller's environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup check test proto proto-release client testnet clean
+.PHONY: help setup check test e2e proto proto-release client testnet clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -41,8 +41,12 @@ check: setup ## style, types, import rules, and that the stubs are up to date
 	$(BIN)/python -m tools.proto_lint
 	$(BIN)/python -m tools.proto_breaking
 
-test: setup ## every test, on two workers; say ARGS='-k name' to choose, ARGS='-n 0' for one process
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+# A worker takes a whole file, so that what a file starts once is started once; those that start networks come first.
+test: setup ## the tests, on two workers; say ARGS='-k name' to choose, ARGS='-n 0' for one process
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not e2e' $(ARGS)
+
+e2e: setup ## the longest tests: whole networks on real data, a pool that leaks, containers where an engine answers
+	$(BIN)/python -m pytest -m e2e $(ARGS)
 
 proto: setup ## write the stubs beside the contracts in proto/
 	$(BIN)/python tools/generate_stubs.py

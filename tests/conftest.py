@@ -6,28 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 import services  # noqa: F401 - first of all: it sets what gRPC reads when it is imported
 
 
 def pytest_report_header() -> str:
     return f"seed: {os.environ.get('POFL_TEST_SEED', '20261122')} (set POFL_TEST_SEED to change it)"
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    return ByFile(config, log)
-
-
-class ByFile(LoadScopeScheduling):
-    """A worker takes a whole file, so that what a file starts once is started once. End-to-end tests share nothing: one by one.
-
-    In the order of collection: the long ones, which start networks of processes, come before the many short ones.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        return nodeid if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert left_over(tmp_path) == []
 
 
+@pytest.mark.e2e
 @pytest.mark.shared
 @pytest.mark.slow
 @pytest.mark.timeout(780)
