@@ -14,21 +14,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import MalformedError, NotFoundError
+from core.errors import MalformedError
 from core.verification.quantise import quantise_features
 from core.verification.scored_model import FEATURE_BOUND
 from core.verification.test_set import TestSet
+from services.data.arrays import finite_rows, read_arrays, whole_labels
 from services.data.loading import is_described
 from services.data.loading import load_rows as load_described
 from services.data.recipe import Recipe
 from services.data.stored import public_arrays, recipe_in
-from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = [
     "CARRIED", "Rows", "clamped_features", "feature_scale_of", "load_rows", "practice_bytes", "scale_of", "scored_test_set",
 ]  # fmt: skip
 
 MAX_BYTES: Final = 2 << 30
+MOST_LABELS: Final = 65_535
 MILLION: Final = 1_000_000
 CARRIED: Final = ("recipe", "pca_mean", "pca_matrix")
 """Arrays of an ``.npz`` that say how its features were made (services.data.stored)."""
@@ -70,22 +71,11 @@ def load_rows(path: Path) -> Rows:
             raise MalformedError(f"{path}: its targets are real: give the task cut points or a number of buckets")
         public = public_arrays(made.recipe, made.projection)
         return Rows(str(path), made.x.astype(np.float64), made.y.astype(np.int64), made.classes, scale_of(made.recipe), public)
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such file; it must be an .npz file with the arrays x and y")
-    try:
-        check_archive(path, MAX_BYTES)
-        with np.load(path, allow_pickle=False) as arrays:
-            if missing := sorted({"x", "y"} - set(arrays.files)):
-                raise MalformedError(f"{path}: it holds {sorted(arrays.files)}, but no array {' and '.join(missing)}")
-            x, y = arrays["x"], arrays["y"]
-            carried = {name: arrays[name] for name in CARRIED if name in arrays.files}
-    except UNREADABLE as error:
-        raise MalformedError(f"{path}: not an .npz file of plain arrays ({error})") from None
+    arrays = read_arrays(path, "x", "y", optional=CARRIED, limit=MAX_BYTES)
+    x, y = arrays.pop("x"), arrays.pop("y")
     rows = _checked(str(path), x, y)
-    stored = recipe_in(path) if "recipe" in carried else None
-    return (
-        rows if stored is None else replace(rows, declared=stored[0].classes, scale_micro=scale_of(stored[0]), recipe=carried)
-    )
+    stored = recipe_in(path) if "recipe" in arrays else None
+    return rows if stored is None else replace(rows, declared=stored[0].classes, scale_micro=scale_of(stored[0]), recipe=arrays)
 
 
 def scale_of(recipe: Recipe | None) -> int:
@@ -94,24 +84,13 @@ def scale_of(recipe: Recipe | None) -> int:
 
 
 def _checked(source: str, x: NDArray[np.generic], y: NDArray[np.generic]) -> Rows:
-    if x.dtype.kind not in "fiub" or x.ndim != 2:
-        raise MalformedError(f"{source}: x must be numbers of shape (rows, features), it is {x.dtype} of {x.shape}")
-    if y.dtype.kind not in "fiu" or y.ndim != 1:
-        raise MalformedError(f"{source}: y must be whole numbers of shape (rows,), it is {y.dtype} of {y.shape}")
-    if len(x) != len(y):
-        raise MalformedError(f"{source}: x has {len(x)} rows, y has {len(y)} labels")
-    if not x.size:
+    floats = finite_rows(source, x, np.float64)
+    if not floats.size:
         raise MalformedError(f"{source}: x is empty, its shape is {x.shape}")
-    floats = x.astype(np.float64)
-    if (bad := ~np.isfinite(floats)).any():
-        row, column = map(int, np.argwhere(bad)[0])
-        raise MalformedError(f"{source}: row {row}: feature {column} is {floats[row, column]}, not a finite number", row=row)
-    labels = y.astype(np.float64)
-    wrong = ~np.isfinite(labels) | (labels != np.floor(labels)) | (labels < 0) | (labels > 65534)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise MalformedError(f"{source}: row {row}: label {y[row]} is not a whole number from 0 to 65534", row=row)
-    return Rows(source, floats, labels.astype(np.int64))
+    labels = whole_labels(source, y, MOST_LABELS)
+    if len(floats) != len(labels):
+        raise MalformedError(f"{source}: x has {len(floats)} rows, y has {len(labels)} labels")
+    return Rows(source, floats, labels)
 
 
 def feature_scale_of(practice: Rows) -> int:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.chain.transaction import MAX_CUT, MAX_CUTS
-from core.errors import InputError, MalformedError, NotFoundError
+from core.errors import InputError, MalformedError
 from core.verification.regression import MICRO, buckets, cuts_from_micro, cuts_to_micro, quantile_cuts
 from requester.data import CARRIED, MAX_BYTES, Rows, load_rows, practice_bytes, scale_of
+from services.data.arrays import finite_rows, read_arrays
 from services.data.loading import is_described
 from services.data.loading import load_rows as load_described
 from services.data.stored import public_arrays, recipe_in
-from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["RealRows", "TaskRows", "load_real_rows", "read_task_rows"]
 
@@ -114,27 +114,16 @@ def load_real_rows(path: Path) -> RealRows:
             str(path), made.x.astype(np.float64), made.y.astype(np.float64), scale_of(made.recipe),
             public_arrays(made.recipe, made.projection),
         )  # fmt: skip
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such file; it must be an .npz file with the arrays x and y")
-    try:
-        check_archive(path, MAX_BYTES)
-        with np.load(path, allow_pickle=False) as arrays:
-            if missing := sorted({"x", "y"} - set(arrays.files)):
-                raise MalformedError(f"{path}: it holds {sorted(arrays.files)}, but no array {' and '.join(missing)}")
-            x, y = arrays["x"], arrays["y"]
-            carried = {name: arrays[name] for name in CARRIED if name in arrays.files}
-    except UNREADABLE as error:
-        raise MalformedError(f"{path}: not an .npz file of plain arrays ({error})") from None
-    if x.dtype.kind not in "fiub" or x.ndim != 2 or not x.size:
-        raise MalformedError(f"{path}: x must be numbers of shape (rows, features), it is {x.dtype} of {x.shape}")
+    arrays = read_arrays(path, "x", "y", optional=CARRIED, limit=MAX_BYTES)
+    x, y = arrays.pop("x"), arrays.pop("y")
+    floats = finite_rows(path, x, np.float64)
+    if not floats.size:
+        raise MalformedError(f"{path}: x is empty, its shape is {x.shape}")
     if y.dtype.kind not in "fiu" or y.shape != x.shape[:1]:
         raise MalformedError(f"{path}: y must be a number for each of {len(x)} rows, it is {y.dtype} of {y.shape}")
-    floats, targets = x.astype(np.float64), y.astype(np.float64)
-    if (bad := ~np.isfinite(floats)).any():
-        row, column = map(int, np.argwhere(bad)[0])
-        raise MalformedError(f"{path}: row {row}: feature {column} is {floats[row, column]}, not a finite number", row=row)
-    stored = recipe_in(path) if "recipe" in carried else None
-    return _checked_targets(str(path), floats, targets, scale_of(stored[0]) if stored is not None else 0, carried)
+    targets = y.astype(np.float64)
+    stored = recipe_in(path) if "recipe" in arrays else None
+    return _checked_targets(str(path), floats, targets, scale_of(stored[0]) if stored is not None else 0, arrays)
 
 
 def _checked_targets(

@@ -19,6 +19,7 @@ from core.crypto.sealing import Suite
 from core.errors import ConfigError, CorruptError, InputError
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, unflatten
 from pool.learning.targets import Targets
+from services.runtime.durable import replaced
 from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = [
@@ -167,10 +168,9 @@ def job_from_json(value: Mapping[str, Any]) -> MiningJob:
 
 def save_weights(path: Path, vectors: Mapping[str, Weights], meta: Mapping[str, Any]) -> None:
     """Write models of one shape and some JSON so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
+    # A killed manager is what it has to survive, round after round; a power cut ends the pool's task anyway.
+    with replaced(path, is_synced=False) as file:
         np.savez(file, meta=np.array(json.dumps(meta)), **{name: flatten(w) for name, w in vectors.items()})  # type: ignore[arg-type]
-    partial.replace(path)
 
 
 def load_weights(path: Path, spec: ModelSpec, names: tuple[str, ...]) -> tuple[dict[str, Weights], dict[str, Any]]:

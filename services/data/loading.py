@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ConfigError, MalformedError, NotFoundError
-from services.data.arrays import read_npz
+from services.data.arrays import read_npz, whole_labels
 from services.data.cifar import read_cifar10
 from services.data.descriptor import Descriptor, find_descriptor, load_projection, read_descriptor
 from services.data.idx import read_idx
 from services.data.limits import check_size
 from services.data.rows import Rows
-from services.data.stored import read_made_rows, whole_labels
+from services.data.stored import read_made_rows
 from services.data.tables import label_of, read_tables, read_texts, rows_at_a_time
 from services.data.texts import TextCounter
 from services.data.transform import Transform

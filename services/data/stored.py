@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ConfigError, InputError, MalformedError
-from services.data.arrays import read_npz
+from services.data.arrays import finite_rows, read_npz, whole_labels
 from services.data.recipe import Recipe, recipe_from_bytes
 from services.data.rows import Rows
 from services.data.transform import Projection, Transform
+from services.runtime.durable import replaced
 
-__all__ = ["public_arrays", "read_made_rows", "recipe_in", "save_rows", "whole_labels"]
+__all__ = ["public_arrays", "read_made_rows", "recipe_in", "save_rows"]
 
 MOST_CLASSES = 65_535
 
@@ -25,16 +26,14 @@ def save_rows(path: Path, rows: Rows) -> None:
 
     A reader sees the old file or the whole new one. Raises ConfigError.
     """
-    partial = path.with_name(path.name + ".part")
     arrays: dict[str, NDArray[np.generic]] = {"x": rows.x, "y": rows.y}
     if rows.keys is not None:
         arrays["key"] = rows.keys
     arrays |= public_arrays(rows.recipe, rows.projection)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replaced(path) as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        partial.replace(path)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
 
@@ -71,13 +70,9 @@ def recipe_in(path: Path) -> tuple[Recipe, Projection | None] | None:
 def read_made_rows(path: Path) -> Rows:
     """Features as they stand in the file. Raises NotFoundError, LimitError, MalformedError, naming file, row and feature."""
     x, y = read_npz(path, "x", "y")
-    if x.dtype.kind not in "fiub" or x.ndim != 2 or not x.size:
-        raise MalformedError(f"{path}: x must be numbers of shape (rows, features), it is {x.dtype} of {x.shape}")
-    with np.errstate(over="ignore"):
-        floats = np.ascontiguousarray(x, dtype=np.float32)
-    if (bad := ~np.isfinite(floats)).any():
-        row, column = map(int, np.argwhere(bad)[0])
-        raise MalformedError(f"{path}: row {row}, feature {column}: {x[row, column]} is not a finite number", row=row)
+    floats = finite_rows(path, x, np.float32)
+    if not floats.size:
+        raise MalformedError(f"{path}: x is empty, its shape is {x.shape}")
     carried = recipe_in(path)
     recipe, projection = carried if carried is not None else (None, None)
     most = recipe.classes if recipe is not None else MOST_CLASSES
@@ -100,18 +95,6 @@ def read_made_rows(path: Path) -> Rows:
     parts = floats.astype("<f4").tobytes(), labels.astype("<f8" if labels.dtype.kind == "f" else "<i8").tobytes()
     whole = hashlib.sha256(b"".join(parts)).digest()
     return Rows(str(path), path.stem, floats, labels, classes, keys, recipe, projection, whole)
-
-
-def whole_labels(path: Path, y: NDArray[np.generic], classes: int) -> NDArray[np.int64]:
-    """Labels 0 to classes - 1 of any numeric type. Raises MalformedError with the row."""
-    if y.dtype.kind not in "fiub" or y.ndim != 1 or not len(y):
-        raise MalformedError(f"{path}: labels must be whole numbers, one a row; they are {y.dtype} of {y.shape}")
-    floats = y.astype(np.float64)
-    wrong = np.flatnonzero(~((floats >= 0) & (floats < classes) & (floats == np.floor(floats))))
-    if wrong.size:
-        row = int(wrong[0])
-        raise MalformedError(f"{path}: row {row}: label {y[row]}, labels are whole numbers from 0 to {classes - 1}", row=row)
-    return y.astype(np.int64)
 
 
 def _names(path: Path) -> set[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from core.errors import LimitError, MalformedError
 from services.data.descriptor import Descriptor
-from services.data.limits import MAX_ROWS, Lines, opened
+from services.data.limits import MAX_CELL, MAX_LINE, MAX_ROWS, Lines, opened
 from services.data.recipe import Column, Recipe
 
 __all__ = ["CHUNK", "TableCells", "TableChunk", "label_of", "read_tables", "read_texts", "rows_at_a_time"]
@@ -81,6 +81,8 @@ class TableCells:
     def __init__(self, d: Descriptor, path: Path, lines: Lines) -> None:
         self._d, self._path, self._lines = d, path, lines
         self.names: list[str] = []
+        self._begun, self._size = 1, 0
+        """Line that the row begins with, and its characters so far."""
 
     def __iter__(self) -> Iterator[list[str]]:
         rows = iter(self._split())
@@ -99,6 +101,9 @@ class TableCells:
         for row in rows:
             if not row:  # an empty line
                 continue
+            if self._size > MAX_CELL and (long := [index for index, cell in enumerate(row) if len(cell) > MAX_CELL]):
+                name = self.names[long[0]] if long[0] < len(self.names) else str(long[0])
+                raise self._too_long(f"the cell in column {name!r:.60}", MAX_CELL)
             if len(row) != len(self.names):
                 raise MalformedError(
                     f"{self._path}: line {self._lines.number} has {len(row)} cells, line 1 has {len(self.names)}",
@@ -115,17 +120,35 @@ class TableCells:
 
     def _split(self) -> Iterator[list[str]]:
         if not self._d.quoted:
-            yield from (line.split(self._d.delimiter) if line else [] for line in self._lines)
+            for line in self._lines:
+                self._begun, self._size = self._lines.number, len(line)
+                yield line.split(self._d.delimiter) if line else []
             return
-        reader = csv.reader((line + "\n" for line in self._lines), delimiter=self._d.delimiter, strict=True)
+        reader = csv.reader(self._counted(), delimiter=self._d.delimiter, strict=True)
         while True:
+            self._begun, self._size = self._lines.number + 1, 0
             try:
                 row = next(reader, None)
             except csv.Error as error:
+                if "field larger" in str(error):
+                    raise self._too_long("a cell", MAX_CELL) from None
                 raise MalformedError(f"{self._path}: line {self._lines.number}: {error}", line=self._lines.number) from None
             if row is None:
                 return
             yield row
+
+    def _counted(self) -> Iterator[str]:
+        """Lines for the reader, which joins as many as a quote spans."""
+        for line in self._lines:
+            self._size += len(line) + 1
+            if self._size > MAX_LINE:
+                raise self._too_long("the row that begins here", MAX_LINE)
+            yield line + "\n"
+
+    def _too_long(self, what: str, most: int) -> LimitError:
+        return LimitError(
+            f"{self._path}: line {self._begun}: {what} has more than {most} characters: is a quote missing?", line=self._begun
+        )
 
 
 class _TableRows:

@@ -1,24 +1,43 @@
-"""Files that are on the disk when the call returns, also after a power cut."""
+"""Files of which a reader sees the old one or the whole new one, and that are on the disk when the call returns."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-__all__ = ["sync_folder", "write_private"]
+__all__ = ["replaced", "sync_folder", "write_private"]
+
+
+@contextmanager
+def replaced(path: Path, mode: int = 0o666, is_synced: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write that takes ``path``'s place once the block ends, and leaves nothing behind if it raises. Raises OSError.
+
+    ``mode``: who may use it, as far as the umask allows. ``is_synced``: it survives a power cut, not only a killed process.
+    """
+    partial = path.with_name(path.name + ".part")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            if is_synced:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if is_synced:
+        sync_folder(path.parent)
 
 
 def write_private(path: Path, data: bytes) -> None:
     """``path`` holds ``data``, whole or not at all, and only its owner may read it. Raises OSError."""
-    partial = path.with_name(path.name + ".part")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with replaced(path, 0o600) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -310,6 +310,33 @@ def test_csv_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load(tmp_path, IDX, x=idx(IMAGES), y=idx(LABELS.astype(np.uint8)))
 
 
+HEAD = "who,age,dose,race,out\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (
+            "w1,60,1,a,no\nw2,60,1," + ('"' + "b\n" * 30_000 + '",') * 20,
+            "line 3: the row that begins here has more than 1048576",
+        ),
+        ('w1,60,1,"' + "a\n" * (1 << 20), "line 2: a cell has more than 131072"),
+        ("w1,60,1," + "b" * 131_073 + ",no\n", "line 2: a cell has more than 131072"),
+        ("-w1,60,1," + "b" * 131_073 + ",no\n", "line 2: the cell in column 'race' has more than 131072"),
+    ],
+)
+def test_cells_and_rows_over_many_lines_are_bounded(tmp_path: Path, rows: str, sentence: str) -> None:
+    text = CSV.replace("[recipe]", "quoted = false\n[recipe]") if rows.startswith("-") else CSV
+    with pytest.raises(LimitError) as caught:
+        load(tmp_path, text, t__csv=(HEAD + rows).encode())
+    assert f"t.csv: {sentence} characters: is a quote missing?" in caught.value.message
+
+
+def test_a_rows_bound_is_counted_anew_with_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_LINE", 40)
+    assert len(load(tmp_path, CSV, t__csv=(HEAD + '"w\n1",60,1,b,no\n' * 30).encode())) == 30
+
+
 def test_regression_targets_fall_between_cuts(tmp_path: Path) -> None:
     text = CSV.replace('class_names = ["no", "yes"]', "cuts = [10.0, 20.0]")
     table = TABLE.replace("no\n", "10\n").replace("b,yes", "b,10.5").replace("c,yes", "c,1e3")

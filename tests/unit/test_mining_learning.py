@@ -166,11 +166,11 @@ def test_npz_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("x", "y", "words"),
     [
-        ([[1.0, np.nan], [0, 0]], [0, 1], r"x\[0, 1\] = nan"),
-        ([[1e300, 0.0]], [0], r"x\[0, 0\] = 1e\+300"),
-        ([[1.0, 2.0]], [3], r"y\[0\] = 3, labels are 0 to 2"),
-        ([[1.0, 2.0]], [-1], r"y\[0\] = -1"),
-        ([[1.0, 2.0]], [0.5], r"y\[0\] = 0.5 is not a whole"),
+        ([[1.0, np.nan], [0, 0]], [0, 1], "row 0, feature 1: nan is not a finite number"),
+        ([[1e300, 0.0]], [0], r"row 0, feature 0: 1e\+300 is not a finite number of float32"),
+        ([[1.0, 2.0]], [3], "row 0: label 3, labels are whole numbers from 0 to 2"),
+        ([[1.0, 2.0]], [-1], "row 0: label -1"),
+        ([[1.0, 2.0]], [0.5], "row 0: label 0.5, labels are whole numbers"),
         ([[1.0, 2.0]], [0, 1], "1 rows of x but 2 labels"),
         ([[1.0, 2.0, 3.0]], [0], "3 features a row, the task has 2"),
         ([1.0, 2.0], [0, 1], "shape"),

@@ -331,7 +331,7 @@ def test_the_miners_path_trains_every_kind() -> None:
     update = client_app.train_on(instruction, lambda _: (real.x, real.y))
     assert len(update.vector) == 2 + 2 * 5
     assert check_update(b"m", update, 5, 60).vector.any()
-    with pytest.raises(MalformedError, match=r"own rows: y\[0\] = .* is not a whole number"):
+    with pytest.raises(MalformedError, match=r"own rows: row 0: label .*, labels are whole numbers"):
         client_app.train_on(replace(GOOD, features=4, vector=vector_to_bytes(np.zeros(10))), lambda _: (real.x, real.y + 0.25))
 
 

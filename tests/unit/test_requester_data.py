@@ -35,15 +35,15 @@ def test_rows_are_read_and_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        ({"x": X}, "it holds ['x'], but no array y"),
+        ({"x": X}, "no array 'y'; it holds ['x']"),
         ({"x": X[0], "y": Y}, "x must be numbers of shape (rows, features), it is float64 of (2,)"),
         ({"x": X, "y": Y[:2]}, "x has 3 rows, y has 2 labels"),
         ({"x": X[:0], "y": Y[:0]}, "x is empty, its shape is (0, 2)"),
         ({"x": X.astype(str), "y": Y}, "x must be numbers"),
-        ({"x": X, "y": Y.reshape(1, 3)}, "y must be whole numbers of shape (rows,)"),
-        ({"x": X * [[1, 1], [1, np.nan], [1, 1]], "y": Y}, "row 1: feature 1 is nan, not a finite number"),
-        ({"x": X, "y": np.array([0, 1, -1])}, "row 2: label -1 is not a whole number from 0 to 65534"),
-        ({"x": X, "y": np.array([0, 0.5, 1])}, "row 1: label 0.5 is not a whole number"),
+        ({"x": X, "y": Y.reshape(1, 3)}, "labels must be whole numbers, one a row; they are int64 of (1, 3)"),
+        ({"x": X * [[1, 1], [1, np.nan], [1, 1]], "y": Y}, "row 1, feature 1: nan is not a finite number"),
+        ({"x": X, "y": np.array([0, 1, -1])}, "row 2: label -1, labels are whole numbers from 0 to 65534"),
+        ({"x": X, "y": np.array([0, 0.5, 1])}, "row 1: label 0.5, labels are whole numbers"),
         ({"x": X, "y": np.array([{}, {}, {}])}, "not an .npz file of plain arrays"),
     ],
 )
