@@ -366,3 +366,46 @@ async def chaos(
             console.print(f"logs are in {result['logs']}", markup=False, highlight=False)
     if result["problems"]:
         raise typer.Exit(1)
+
+
+@app.command(name="leaking-pool")
+@runs
+async def leaking_pool(
+    blocks: Annotated[int, typer.Option(help="Work blocks after the honest ones.", min=1)] = 10,
+    honest: Annotated[int, typer.Option(help="Work blocks before the first leak.", min=1)] = 1,
+    nodes: Annotated[int, typer.Option(help="Full nodes, all validators.", min=1, max=16)] = 3,
+    seed: Annotated[int, typer.Option(help="Of the data; even: pool0 leaks, odd: pool1.", min=0)] = 1,
+    slack: Annotated[float, typer.Option(help="Windows so many times longer: for a busy machine.", min=0.5, max=10)] = 1.0,
+    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep logs and data there; must be new or empty.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What leaking costs a pool: a real testnet of two pools, alike but that one gives away the rows it buys.
+
+    The provider reports each copy with its own command, the nodes judge. Ends with exit code 1 if a report is not proven, or
+    the leaking pool's reputation and probability are not lower and its price not higher. Takes a minute a block.
+
+    Example: pofl bench leaking-pool --blocks 10 --seed 1 --json
+    """
+    with source_tree():
+        from bench.leaking_pool import Setting, measure, problems, tables
+    found = await measure(Setting(blocks, honest, nodes, seed, slack), folder, _OnStderr())
+    broken = problems(found)
+    if as_json:
+        emit_json(found | {"problems": broken})
+    else:
+        for title, columns, lines in tables(found):
+            console.print(table(title, columns, lines, right=range(2, len(columns))))
+        for text in broken:
+            console.print(text, markup=False, highlight=False)
+    if broken:
+        raise typer.Exit(1)
+
+
+class _OnStderr:
+    """Events of a testnet as lines, beside the result (services.testnet.watch.Observer)."""
+
+    def state(self, name: str, role: str, text: str) -> None:
+        """Not shown."""
+
+    def say(self, line: str) -> None:
+        typer.echo(line, err=True)

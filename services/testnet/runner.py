@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,11 +25,11 @@ from core.verification.quantise import quantise_features
 from core.verification.regression import buckets, cuts_from_micro
 from core.verification.scored_model import ScoredModel
 from services.rpc.views import BlockView, TaskPhase
-from services.testnet.layout import Layout
-from services.testnet.supervisor import Supervisor
+from services.testnet.layout import Layout, Member
+from services.testnet.supervisor import ProcessSpec, Supervisor
 from services.testnet.watch import POLL, Clients, Observer, connected, watch_node, watch_others, watch_pool, watch_requester
 
-__all__ = ["Report", "WorkBlock", "run_testnet"]
+__all__ = ["Report", "Script", "WorkBlock", "run_testnet"]
 
 T = TypeVar("T")
 MEMBERS_TIMEOUT: Final = 60.0
@@ -75,11 +75,24 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: float) -> Report:
+class Script(Protocol):
+    """What a measurement does to a testnet besides letting it run."""
+
+    def process(self, member: Member) -> ProcessSpec:
+        """What is started for a member."""
+
+    async def before_task(self, number: int, supervisor: Supervisor, clients: Clients) -> None:
+        """Before task ``number``, from 1, is published."""
+
+    async def at_end(self, clients: Clients) -> None:
+        """When all blocks are there and everything still runs."""
+
+
+async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: float, script: Script | None = None) -> Report:
     """Start every process, wait until ``blocks`` work blocks are final, check them, stop everything.
 
-    With ``blocks`` 0 it runs until it is cancelled. Raises PoflError when a process ends by itself, DeadlineError after
-    ``timeout`` seconds.
+    A ``script`` acts between the tasks. With ``blocks`` 0 it runs until it is cancelled. Raises PoflError when a process
+    ends by itself, DeadlineError after ``timeout`` seconds.
     """
     started = time.monotonic()
     report = Report(str(layout.folder))
@@ -91,7 +104,7 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
             watchers.add(watch_pool(name, pool, observer))
         watchers.add(watch_others(layout, clients, observer))
         watchers.add(watch_requester(layout.of("requester")[0].name, clients, layout, observer))
-        work = _mine(layout, blocks, supervisor, watchers, clients, observer, report, started)
+        work = _mine(layout, blocks, supervisor, watchers, clients, observer, report, started, script)
         try:
             async with asyncio.timeout(timeout if blocks else None):
                 await _first(work, supervisor.failed)
@@ -102,6 +115,8 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
                 folder=str(layout.folder),
             ) from None
         supervisor.check()
+        if script is not None:
+            await script.at_end(clients)
         await _check(layout, clients, report)
     report.seconds = time.monotonic() - started
     return report
@@ -116,6 +131,7 @@ async def _mine(
     observer: Observer,
     report: Report,
     started: float,
+    script: Script | None,
 ) -> None:
     """Start the processes, publish a task, then follow every block; ends with the last work block that was asked for."""
 
@@ -125,7 +141,7 @@ async def _mine(
     async def start(*roles: str) -> None:
         for member in layout.members:
             if member.role in roles:
-                await supervisor.start(layout.process(member))
+                await supervisor.start((script or layout).process(member))
                 observer.state(member.name, member.role, "starting")
 
     await start("node")
@@ -137,7 +153,7 @@ async def _mine(
     await start("pool", "miner", "requester", "provider", "platform")
     own: set[TaskId] = set()
     if not layout.shape.tasks:
-        publisher = watchers.add(_publish(layout, clients, observer, own))
+        publisher = watchers.add(_publish(layout, supervisor, clients, observer, own, script))
         publisher.add_done_callback(lambda ended: _pass_on(ended, supervisor))
     async for view in clients.chain.watch_blocks(Height(before + 1)):
         report.height = view.header.height
@@ -243,7 +259,9 @@ async def _when_ready(clients: Clients) -> None:
                 await asyncio.sleep(POLL / 2)
 
 
-async def _publish(layout: Layout, clients: Clients, observer: Observer, own: set[TaskId]) -> None:
+async def _publish(
+    layout: Layout, supervisor: Supervisor, clients: Clients, observer: Observer, own: set[TaskId], script: Script | None
+) -> None:
     """One task after the other, as the requester's owner would; the first once every pool has a member.
 
     A task that nobody can enter yet would be void.
@@ -251,6 +269,8 @@ async def _publish(layout: Layout, clients: Clients, observer: Observer, own: se
     await _when_manned(clients, time.monotonic() + MEMBERS_TIMEOUT)
     observer.say("every pool has a member")
     for number in itertools.count(1):
+        if script is not None:
+            await script.before_task(number, supervisor, clients)
         name = f"{layout.subject.name}-{number}"
         published = await _eventually(
             lambda name=name: clients.requester.publish(  # type: ignore[misc]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from core.errors import PoflError, UnavailableError
+from core.errors import NotFoundError, PoflError, UnavailableError
 from services.runtime.startup import PARENT
 
 __all__ = ["Child", "ProcessSpec", "Supervisor"]
@@ -101,6 +101,18 @@ class Supervisor:
         watcher.add_done_callback(self._watchers.discard)
         return child
 
+    async def end(self, name: str) -> None:
+        """Stop one process, so that it can be started again; that it ends is no failure. Raises NotFoundError."""
+        child = self._children.pop(name, None)
+        if child is None:
+            raise NotFoundError(f"no process {name!r} was started")
+        _signal_group(child, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(child.process.wait(), STOP_TIMEOUT)
+        _signal_group(child, signal.SIGKILL)
+        await child.process.wait()
+        child.log.close()
+
     async def stop(self) -> None:
         """SIGTERM to every group in reverse order of start, SIGKILL to what is left after the timeout."""
         self._stopping = True
@@ -127,7 +139,7 @@ class Supervisor:
 
     async def _watch(self, child: Child) -> None:
         code = await child.process.wait()
-        if self._stopping or self.failed is None or self.failed.done():
+        if self._stopping or self.failed is None or self.failed.done() or self._children.get(child.spec.name) is not child:
             return
         message = f"{child.spec.name} ended with exit code {code}; the end of {child.spec.log}:\n{self.tail(child.spec.name)}"
         self.failed.set_result(message)

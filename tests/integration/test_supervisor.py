@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import PoflError
+from core.errors import NotFoundError, PoflError
 from services.testnet import supervisor
 from services.testnet.supervisor import ProcessSpec, Supervisor
 
@@ -56,6 +56,23 @@ async def test_a_process_that_ignores_sigterm_and_its_child_are_gone_after_stop(
             break
         await asyncio.sleep(0.05)
     assert not any(is_alive(pid) for pid in pids)
+
+
+async def test_a_process_that_is_ended_is_no_failure_and_can_be_started_again(tmp_path: Path) -> None:
+    spec = script(tmp_path, "sleeper", "import time; time.sleep(60)")
+    async with Supervisor() as running:
+        first = await running.start(spec)
+        await running.end(spec.name)
+        assert not is_alive(first.process.pid)
+        second = await running.start(spec)
+        await asyncio.sleep(0.2)
+        running.check()
+        assert is_alive(second.process.pid)
+        with pytest.raises(NotFoundError, match="nobody"):
+            await running.end("nobody")
+        os.kill(second.process.pid, signal.SIGKILL)
+        assert running.failed is not None
+        assert "sleeper ended" in await asyncio.wait_for(asyncio.shield(running.failed), 10)
 
 
 ORPHAN = """
