@@ -7,7 +7,7 @@ journal a task lies in the task's folder and goes with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -195,10 +195,11 @@ class Books:
             raise NotFoundError(f"this pool takes no answers about task {short(signed.answer.task_id)} any more")
         await book.answer(signed)
 
-    async def entries(self, task_id: TaskId | None, after: int, reader: str = "") -> AsyncIterator[bytes]:
+    async def entries(self, task_id: TaskId | None, after: int, reader: str = "") -> AsyncGenerator[bytes, None]:
         """A task's encoded entries, by default the newest task's, without rounds up to number ``after``.
 
-        Raises NotFoundError, UnavailableError while the same reader or READERS others read.
+        A reader has its place until the generator is closed: close it (``aclosing``), and bound how long that may take. Raises
+        NotFoundError, UnavailableError while the same reader or READERS others read.
         """
         if reader in self._readers or len(self._readers) >= READERS:
             raise UnavailableError("you read a book of this pool already, or many others do: try again soon")

@@ -229,8 +229,12 @@ class Members:
     def assign_rows(self, miner: AccountId, fetch: FetchRows) -> None:
         """Rows for a member; told again if it joins anew before the deadline."""
         now = self._clock.now_ms()
-        waiting = [f for f in self._fetches.get(miner, []) if f.deadline_ms > now]
-        self._fetches[miner] = [*waiting, fetch][-MAX_WAITING:]
+        # Of everybody: who never comes back would be remembered for ever.
+        for known, fetches in list(self._fetches.items()):
+            self._fetches[known] = [f for f in fetches if f.deadline_ms > now]
+            if not self._fetches[known]:
+                del self._fetches[known]
+        self._fetches[miner] = [*self._fetches.get(miner, []), fetch][-MAX_WAITING:]
         member = self._members.get(miner)
         if member is not None:
             member.bought += fetch.rows

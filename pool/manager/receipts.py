@@ -35,6 +35,9 @@ log = logger(__name__)
 
 DOMAIN_NAME: Final = b"pofl/pool-receipt-name/1"
 MAX_KEPT: Final = 10_000
+MAX_DONE: Final = 10_000
+MAX_TRADES: Final = 256
+"""Trades whose miners are remembered; the others are asked of the chain again."""
 FINAL_SECONDS: Final = 30.0
 PAUSE_SECONDS: Final = 2.0
 GRACE_SECONDS: Final = 10.0
@@ -52,7 +55,7 @@ class ReceiptDesk:
         self._chain_id = chain_id
         self._trades: dict[Digest, TradeView] = {}
         self._waiting: dict[Path, ChunkReceipt] = {}
-        self._done: set[Path] = set()
+        self._done: dict[Path, None] = {}
         self._wake = asyncio.Event()
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.bin")):
@@ -117,7 +120,10 @@ class ReceiptDesk:
     def _settle(self, path: Path, receipt: ChunkReceipt, how: str) -> None:
         log.debug("receipt settled", trade=receipt.trade_id, chunk=receipt.chunk, miner=receipt.miner, how=how)
         self._waiting.pop(path, None)
-        self._done.add(path)
+        self._done[path] = None
+        # A forgotten one that is handed in again is only asked about on the chain once more.
+        while len(self._done) > MAX_DONE:
+            del self._done[next(iter(self._done))]
         path.unlink(missing_ok=True)
 
     async def _trade(self, trade_id: Digest) -> TradeView:
@@ -127,6 +133,8 @@ class ReceiptDesk:
             if known.pool != self._pool:
                 raise NotFoundError(f"trade {short(trade_id)} is not this pool's")
             self._trades[trade_id] = known
+            while len(self._trades) > MAX_TRADES:
+                del self._trades[next(iter(self._trades))]
         return known
 
     @property

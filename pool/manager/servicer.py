@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, Final
 
 from grpc import aio
@@ -11,7 +13,7 @@ from pofl.mining.v1 import mining_pb2_grpc as rpc
 from pofl.peer.v1 import peer_pb2 as peer
 from pofl.peer.v1 import peer_pb2_grpc
 
-from core.errors import AuthError
+from core.errors import AuthError, LimitError
 from core.ids import AccountId, Digest, Height, ModelCommitment, TaskId, short
 from pool.manager.board import Board
 from pool.manager.books import Books
@@ -37,6 +39,8 @@ RULES: Final = {
     f"{CLAIM}/FetchOpening": ["node"],
 }
 Context = aio.ServicerContext[Any, Any]
+READ_SECONDS: Final = 45.0
+"""For a whole book: there are few places to read, and a reader keeps its one until it is done."""
 
 
 class PoolServicer(rpc.PoolServiceServicer):
@@ -82,10 +86,22 @@ class PoolServicer(rpc.PoolServiceServicer):
 
     async def ListContributions(  # noqa: N802
         self, request: pb.ListContributionsRequest, context: Context
-    ) -> AsyncIterator[pb.ListContributionsResponse]:
+    ) -> None:
+        """A stream. Who does not read it in time loses its place to others. Raises LimitError."""
         task_id = TaskId(exact("task_id", request.task_id)) if request.task_id else None
-        async for entry in self._books.entries(task_id, request.after, str(auth.caller(context))):
-            yield pb.ListContributionsResponse(entry=entry)
+        sent = 0
+        try:
+            async with (
+                asyncio.timeout(READ_SECONDS),
+                aclosing(self._books.entries(task_id, request.after, str(auth.caller(context)))) as entries,
+            ):
+                async for entry in entries:
+                    await context.write(pb.ListContributionsResponse(entry=entry))
+                    sent += 1
+        except TimeoutError:
+            raise LimitError(
+                f"this book was not read within {READ_SECONDS:g} s, {sent} entries were: ask for what follows the last round"
+            ) from None
 
     async def ListMinedTasks(  # noqa: N802
         self, request: pb.ListMinedTasksRequest, context: Context

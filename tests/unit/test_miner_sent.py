@@ -20,7 +20,8 @@ from pool.flower.manager import count_start
 from pool.miner.contributions import ContributionDesk
 from pool.miner.sent import SentRounds
 from services.storage.journal import Journal
-from tests.unit.test_contributions import ANN, BOB, CHAIN, KEY_OF, POOL, POOL_KEY, TASK
+from tests.pool_kit import CHAIN, TASK
+from tests.unit.test_contributions import ANN, BOB, KEY_OF, POOL, POOL_KEY
 
 CHILD = """
 import os, signal, sys

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pofl.mining.v1 import mining_pb2 as pb
 
 from core.codec import decode_as
-from core.errors import CorruptError, NotFoundError, StorageError, UnavailableError
+from core.errors import CorruptError, LimitError, NotFoundError, StorageError, UnavailableError
 from core.ids import AccountId, TaskId
 from core.market import contributions as c
 from core.market.contribution_books import PoolBook, RoundFacts, audit
 from pool.flower.jobs import RoundReport
 from pool.manager import books as module
+from pool.manager import servicer
 from pool.manager.books import JOURNAL, Books
 from pool.manager.key_owners import KeyOwners
 from pool.miner.contributions import ContributionDesk
@@ -209,6 +212,43 @@ async def test_anybody_may_read_but_not_all_at_once(world: World) -> None:
     with pytest.raises(UnavailableError, match="you read"):
         await anext(world.books.entries(TASK, 0, "1"))
     assert await anext(world.books.entries(TASK, 0, "0"))
+
+
+class SlowReader:
+    """A caller of ListContributions. ``reads``: how many entries it takes before it stops."""
+
+    def __init__(self, reads: int) -> None:
+        self.reads, self.got = reads, list[bytes]()
+
+    async def write(self, response: pb.ListContributionsResponse) -> None:
+        if len(self.got) >= self.reads:
+            await asyncio.Event().wait()
+        self.got.append(response.entry)
+
+
+async def test_who_does_not_read_loses_its_place_to_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2, 3):
+        await world.round(number)
+    monkeypatch.setattr(servicer, "READ_SECONDS", 0.2)
+    names = iter(range(100))
+    monkeypatch.setattr(servicer.auth, "caller", lambda _: next(names))
+    unused: Any = None
+    service = servicer.PoolServicer(CHAIN, unused, unused, unused, world.books)
+
+    def read(reader: SlowReader) -> Awaitable[None]:
+        context: Any = reader
+        return service.ListContributions(pb.ListContributionsRequest(task_id=TASK), context)
+
+    idle = [SlowReader(number % 3) for number in range(module.READERS)]
+    waiting = asyncio.gather(*map(read, idle), return_exceptions=True)
+    await asyncio.sleep(0.05)
+    with pytest.raises(UnavailableError, match="many others do"):
+        await read(SlowReader(99))
+    ended = await waiting
+    assert all(isinstance(end, LimitError) and "was not read within 0.2 s" in end.message for end in ended)
+    quick = SlowReader(99)
+    await read(quick)
+    assert len(quick.got) == len(await world.contributions(TASK))
 
 
 async def test_only_the_last_books_take_answers(world: World) -> None:

@@ -198,7 +198,14 @@ async def test_a_new_membership_ends_the_old_one_and_keeps_what_was_assigned() -
     group, enrolment = members()
     miner = AccountId(ANN.public_key)
     fetch = FetchRows(
-        Digest(b"d" * 32), Digest(b"e" * 32), "127.0.0.1:9", AccountId(b"s" * 32), 10, 0, 30, Milliseconds(T0 + 1000),
+        Digest(b"d" * 32),
+        Digest(b"e" * 32),
+        "127.0.0.1:9",
+        AccountId(b"s" * 32),
+        10,
+        0,
+        30,
+        Milliseconds(T0 + 1000),
         b"s" * 32,
     )
     train = TrainOn(TaskId(b"t" * 32), Milliseconds(T0 + 9000), 64, 10)
@@ -220,6 +227,16 @@ async def test_a_new_membership_ends_the_old_one_and_keeps_what_was_assigned() -
         assert second.empty()
         assert group.owner(b"\x01" * 33) == group.owner(b"\x02" * 33) == miner
         assert [m.contribution for m in group.listed()] == [700]
+
+
+async def test_rows_for_those_who_never_come_back_are_forgotten() -> None:
+    group, _ = members()
+    fetch = FetchRows(
+        Digest(b"d" * 32), Digest(b"e" * 32), "127.0.0.1:9", AccountId(b"s" * 32), 10, 0, 30, Milliseconds(T0 - 1), b"s" * 32
+    )
+    for number in range(100):
+        group.assign_rows(AccountId(bytes([number]) * 32), fetch)
+    assert len(group._fetches) == 1
 
 
 async def test_waiting_for_members_ends_when_they_come() -> None:

@@ -106,6 +106,24 @@ async def test_receipts_are_kept_until_they_are_on_chain(tmp_path: Path) -> None
     assert not kept(tmp_path)
 
 
+async def test_what_is_settled_is_forgotten_in_time_and_is_settled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "MAX_DONE", 2)
+    monkeypatch.setattr(desk_module, "MAX_TRADES", 0)
+    chain = Chain()
+    subject = desk(tmp_path, chain)
+    receipts = [sign_receipt(ANN, CHAIN, TRADE, chunk) for chunk in range(5)]
+    for receipt in receipts:
+        await subject.hand_in(receipt)
+    await settle(subject, tmp_path)
+    assert len(subject._done) == 2
+    assert subject._trades == {}
+    await subject.hand_in(receipts[0])
+    await settle(subject, tmp_path)
+    assert chain.sent == receipts, "the chain has it: nothing is sent twice"
+
+
 async def test_what_the_provider_settled_is_not_sent(tmp_path: Path) -> None:
     for view in (trade(phase=TradePhase.SETTLED), trade(phase=TradePhase.REFUNDED), trade(delivered=20)):
         chain = Chain()

@@ -76,7 +76,8 @@ class World:
     def shares(self) -> dict[int, tuple[bytes, ...]]:
         roster = self.adverts()
         for i in self.here(2):
-            self.collector.take_shares(self.at(i), self.deals.get(i, lambda dealt: dealt)(self.people[i].share(roster)))
+            dealt = self.people[i].share(roster)
+            self.collector.take_shares(self.at(i), self.deals[i](dealt) if i in self.deals else dealt)
         return self.collector.inboxes()
 
     def masked(self) -> tuple[int, ...]:
