@@ -41,7 +41,7 @@ from services.testnet.runner import Report, WorkBlock, run_testnet
 from services.testnet.supervisor import ProcessSpec, Supervisor
 from services.testnet.watch import Clients
 
-__all__ = ["RULE", "Setting", "measure", "problems", "tables"]
+__all__ = ["RULE", "Setting", "compare", "measure", "problems", "tables"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 Figures = dict[str, Any]
@@ -280,13 +280,13 @@ def summary(setting: Setting, run: _Run, report: Report) -> Figures:
     }  # fmt: skip
     for name, chosen in (("before", range(since)), ("after", range(since, 1 << 30))):
         trades = [t for t in run.trades if t["task"] in chosen]
-        found[name] = _compare(setting, trades, [b for b in blocks if b["task"] in chosen])
+        found[name] = compare(setting, trades, [b for b in blocks if b["task"] in chosen])
     # The last two entries are how it ended.
     found["default_rule"] = [{"pool": e["pool"], "r": e["r"], **_default(e["r"])} for e in run.reputations[-2:]]
     return found
 
 
-def _compare(setting: Setting, trades: Sequence[Figures], blocks: Sequence[Figures]) -> Figures:
+def compare(setting: Setting, trades: Sequence[Figures], blocks: Sequence[Figures]) -> Figures:
     """Means over data sets that both pools bid for, sums over all."""
     pools = {"leaking": setting.leaker, "honest": setting.other}
     tasks = [{t["task"] for t in trades if t["pool"] == pool} for pool in pools.values()]
