@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import shutil
@@ -149,7 +150,7 @@ def test_a_script_sends_and_proves_and_goes_on_after_a_kill(served: Served) -> N
         sent = node.transfer(key, served.to, 12)
         height = node.wait_transaction(sent, 30)
         assert node.account(served.to).balance == before + 12
-        assert node.check_transaction(sent, node.block(height).block_hash).header.height == height
+        assert node.check_transaction(sent.tx_id, node.block(height).block_hash).header.height == height
         with pytest.raises(pofl_client.TransactionError) as refused:
             node.submit(pofl_client.transfer(key, node.genesis().chain_id, 0, 1, bytes.fromhex(served.to), 1))
         assert refused.value.reason == "bad-nonce"
@@ -167,11 +168,16 @@ def test_a_script_sends_and_proves_and_goes_on_after_a_kill(served: Served) -> N
 
 
 async def test_many_scripts_share_one_loop(served: Served) -> None:
-    async with AsyncNode(served.address, served.tls) as node:
+    node = AsyncNode(served.address, served.tls)
+    try:
+        # Not open yet: all of them open it at once.
         tips = await asyncio.gather(*(node.tip() for _ in range(20)))
         assert all(tip.height for tip in tips)
+        assert len(node._links) == 1
         first = [update async for update in node.watch_tasks(duration=0.2)]
         assert [len(update.tasks) for update in first] == [0]
+    finally:
+        await node.close()
 
 
 # Node.js
@@ -183,10 +189,10 @@ def test_node_js_lists_watches_and_sends(served: Served, tmp_path: Path) -> None
         pytest.skip("node and npm are not on the path: the example for Node.js is not run")
     folder = tmp_path / "node"
     shutil.copytree(CLIENTS / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
-    ready = CLIENTS / "node" / "node_modules"
-    if ready.is_dir():
-        (folder / "node_modules").symlink_to(ready)
-    else:
+    # Fetched once for each list of versions; `make clean` removes it.
+    lock = hashlib.sha256((CLIENTS / "node" / "package-lock.json").read_bytes()).hexdigest()
+    ready = ROOT / "build" / f"clients-node-{lock[:16]}" / "node_modules"
+    if not ready.is_dir():
         options = ["--ignore-scripts", "--prefer-offline", "--fetch-retries=1", "--fetch-timeout=15000"]
         try:
             done = subprocess.run(["npm", "ci", *options], cwd=folder, capture_output=True, text=True, timeout=80, check=False)
@@ -195,6 +201,9 @@ def test_node_js_lists_watches_and_sends(served: Served, tmp_path: Path) -> None
         if done.returncode:
             assert re.search(r"ENOTFOUND|EAI_AGAIN|ECONN|ETIMEDOUT|ENETUNREACH|E40[1347]|network", done.stderr), done.stderr
             pytest.skip(f"npm cannot fetch the two packages of clients/node: {done.stderr.splitlines()[0]}")
+        ready.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder / "node_modules", ready)
+    (folder / "node_modules").symlink_to(ready)
     with Node(served.address, served.tls) as node:
         before = node.account(served.to).balance
         command = ["node", "example.js", served.address, str(served.tls), str(served.key), served.to, "100"]
@@ -262,6 +271,8 @@ async def test_a_task_is_published_from_a_script(tmp_path: Path) -> None:
             assert list(await requester.own_tasks()) == []
             with pytest.raises(pofl_client.PoflError, match=r"missing\.npz"):
                 await requester.publish_task("mine", tmp_path / "missing.npz", practice, 1000)
+            with pytest.raises(pofl_client.ConfigError, match="not absolute"):
+                await requester.publish_task("mine", "test.npz", practice, 1000)
             with pytest.raises(pofl_client.ProtocolError, match="has been won yet"):
                 await requester.fetch_model()
             published = await requester.publish_task("mine", test, practice, 1000, hidden=(4,))

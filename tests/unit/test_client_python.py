@@ -89,7 +89,7 @@ async def test_the_blocking_client_reads_sends_and_watches(world: World) -> None
             sent = node.transfer(KEY, account("pool0"), 55)
             height = node.wait_transaction(sent, 5)
             assert node.account(account("pool0")).balance == before + 55
-            block = node.check_transaction(sent, node.block(height).block_hash)
+            block = node.check_transaction(sent.tx_id, node.block(height).block_hash)
             assert [each.kind for each in block.transactions] == ["Transfer"]
             assert [each.header.height for each in node.watch_blocks(1, duration=0.3)] == list(range(1, height + 1))
             assert [each.height for each in node.watch_tasks(duration=0.3)] == [height]

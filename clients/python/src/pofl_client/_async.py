@@ -21,7 +21,7 @@ from pofl.market.v1 import market_pb2, market_pb2_grpc
 from pofl.task.v1 import task_pb2, task_pb2_grpc
 
 from pofl_client import values
-from pofl_client._runtime_async import Channel, connect, in_thread, invoke, shut, sleep, start, stub_of
+from pofl_client._runtime_async import Channel, Lock, connect, in_thread, invoke, shut, sleep, start, stub_of
 from pofl_client.errors import (
     ConfigError,
     DeadlineError,
@@ -87,31 +87,36 @@ class Client(Generic[S]):
         self._links: list[tuple[str, Channel, S]] = []
         self._current = 0
         self._is_closed = False
+        self._opening = Lock()
 
     def _make(self, channel: Channel) -> S:
         raise NotImplementedError
 
     async def open(self) -> Self:
         """Connect, unless that is done. Raises UnavailableError, DeadlineError, AuthError, ConfigError: why nothing answers."""
-        if self._links:
-            return self
-        if self._is_closed:
-            raise ConfigError("this client is closed: make another one")
+        async with self._opening:
+            if self._is_closed:
+                raise ConfigError("this client is closed: make another one")
+            if not self._links:
+                await self._look()
+                credentials = None if self._tls is None else self._tls.credentials()
+                for target in self._targets:
+                    channel = connect(target, credentials, self._options())
+                    self._links.append((target, channel, self._make(channel)))
+        return self
+
+    async def _look(self) -> None:
+        """Find the first address that can be used, or raise what is wrong with the first one."""
         failures: list[PoflError] = []
         for number, target in enumerate(self._targets):
             try:
                 await in_thread(look, target, self._tls, self._name, self._timeout)
-                self._current = number
-                break
             except PoflError as error:
                 failures.append(error)
-        else:
-            raise failures[0]
-        credentials = None if self._tls is None else self._tls.credentials()
-        for target in self._targets:
-            channel = connect(target, credentials, self._options())
-            self._links.append((target, channel, self._make(channel)))
-        return self
+            else:
+                self._current = number
+                return
+        raise failures[0]
 
     def _options(self) -> list[tuple[str, Any]]:
         options: list[tuple[str, Any]] = [
@@ -126,8 +131,10 @@ class Client(Generic[S]):
         return [*options, ("grpc.ssl_target_name_override", self._name)]
 
     async def close(self) -> None:
-        self._is_closed = True
-        links, self._links = self._links, []
+        """Calls that are running end. A closed client stays closed."""
+        async with self._opening:
+            self._is_closed = True
+            links, self._links = self._links, []
         for _, channel, _ in links:
             await shut(channel)
 
@@ -327,25 +334,35 @@ class AsyncNode(Client[rpc.ChainServiceStub]):
 
     async def transfer(
         self, key: Key, to: bytes | str, amount: int, *, fee: int | None = None, timeout: float | None = None
-    ) -> bytes:
-        """Sign and hand in a transfer with the account's next nonce and the least fee; the transaction's identifier."""
+    ) -> Signed:
+        """Sign and hand in a transfer with the account's next nonce and the least fee, for `wait_transaction` to wait for."""
         genesis = await self.genesis(timeout=timeout)
         nonce = (await self.account(key.public_key, timeout=timeout)).next_nonce
         least = values.least_fee(genesis.genesis_json, 0)
         signed = values.transfer(key, genesis.chain_id, nonce, least if fee is None else fee, as_bytes(to), amount)
-        return await self.submit(signed, timeout=timeout)
+        await self.submit(signed, timeout=timeout)
+        return signed
 
     async def transaction(self, tx_id: bytes | str, *, timeout: float | None = None) -> pb.GetTransactionResponse:
         """Where a transaction is: pending, final (in which block), refused or unknown."""
         request = pb.GetTransactionRequest(tx_id=as_bytes(tx_id))
         return await self._ask(lambda stub: stub.GetTransaction, request, timeout)
 
-    async def wait_transaction(self, tx_id: bytes | str, timeout: float) -> int:
-        """The height of the block that it is final in. Raises TransactionError if it is refused, DeadlineError."""
+    async def wait_transaction(self, transaction: Signed | bytes | str, timeout: float) -> int:
+        """The height of the block that it is final in. While no node can be reached it goes on waiting.
+
+        A whole transaction is handed in again where it is not known: a node that was killed forgets what was pending.
+        Raises TransactionError if it is refused, DeadlineError.
+        """
         end = time.monotonic() + timeout
-        wanted = as_bytes(tx_id)
+        wanted = transaction.tx_id if isinstance(transaction, Signed) else as_bytes(transaction)
         while (left := end - time.monotonic()) > 0:
-            found = await self.transaction(wanted, timeout=left)
+            try:
+                found = await self.transaction(wanted, timeout=left)
+                if found.status == pb.TRANSACTION_STATUS_UNKNOWN and isinstance(transaction, Signed):
+                    await self.submit(transaction, timeout=left)
+            except (UnavailableError, DeadlineError):
+                found = pb.GetTransactionResponse()
             if found.status == pb.TRANSACTION_STATUS_FINAL:
                 return found.height
             if found.status == pb.TRANSACTION_STATUS_REFUSED:
@@ -358,7 +375,8 @@ class AsyncNode(Client[rpc.ChainServiceStub]):
     ) -> pb.TaskView:
         """The task once it is in one of ``phases``: by default won, with ``winner`` and ``ended_height``, or void.
 
-        A task that is not there yet is waited for too. Raises DeadlineError with the phase it is in.
+        A task that is not there yet is waited for too, and while no node can be reached it goes on waiting. Raises
+        DeadlineError with what was known last.
         """
         end = time.monotonic() + timeout
         wanted, awaited, last = as_bytes(task_id), frozenset(phases), "unknown"
@@ -370,6 +388,8 @@ class AsyncNode(Client[rpc.ChainServiceStub]):
                 last = pb.TaskPhase.Name(found.phase)
             except NotFoundError:
                 last = "unknown"
+            except (UnavailableError, DeadlineError) as error:
+                last = f"unknown ({error.message})"
             await sleep(min(2 * POLL, left))
         raise DeadlineError(f"task {wanted.hex()} is {last} after {timeout:g} s")
 
@@ -524,6 +544,9 @@ class AsyncRequester(Client[task_pb2_grpc.RequesterServiceStub]):
         after a DeadlineError or UnavailableError look at `own_tasks` before publishing again. Raises MalformedError and
         others with what is wrong with the data.
         """
+        for path in (test_set, practice_set):
+            if not Path(path).is_absolute():
+                raise ConfigError(f"{path} is not absolute: it is a file on the requester's machine")
         request = task_pb2.PublishTaskRequest(
             name=name, test_set=str(test_set), practice_set=str(practice_set), hidden=hidden, activation=activation,
             weight_bits=weight_bits, reward=reward, bond=bond, cuts_micro=cuts_micro, buckets=buckets,

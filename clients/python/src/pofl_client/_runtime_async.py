@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import grpc
 from grpc import aio
 
-__all__ = ["Channel", "connect", "in_thread", "invoke", "shut", "sleep", "start", "stub_of"]
+__all__ = ["Channel", "Lock", "connect", "in_thread", "invoke", "shut", "sleep", "start", "stub_of"]
 
 P = ParamSpec("P")
 Q = TypeVar("Q")
@@ -17,6 +17,7 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 Channel = aio.Channel
+Lock = asyncio.Lock
 sleep = asyncio.sleep
 
 

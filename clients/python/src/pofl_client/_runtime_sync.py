@@ -3,6 +3,7 @@ works with both kinds of channel, so three casts suffice."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
@@ -10,7 +11,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 import grpc
 from grpc import aio
 
-__all__ = ["Channel", "connect", "in_thread", "invoke", "shut", "sleep", "start", "stub_of"]
+__all__ = ["Channel", "Lock", "connect", "in_thread", "invoke", "shut", "sleep", "start", "stub_of"]
 
 P = ParamSpec("P")
 Q = TypeVar("Q")
@@ -19,6 +20,7 @@ S = TypeVar("S")
 A = TypeVar("A", covariant=True)
 
 Channel = grpc.Channel
+Lock = threading.Lock
 sleep = time.sleep
 
 
