@@ -8,11 +8,16 @@ Real numbers travel in fixed point with FRACTION_BITS bits after the point. With
 most MAX_WEIGHT = 2^26 and at most MAX_PARTICIPANTS = 2^6 terms, a sum is at most 2^6 2^24 2^26 2^6 = 2^62 in magnitude: it
 never wraps, and the sum of the integers is exact.
 
+A weighted term is not a multiple of its weight: were it one, a sum modulo a common divisor of the others' weights would be the
+last one's term alone, and short steps would stand in it exactly. So a dither of less than one unit times the weight is added;
+modulo every divisor of the weight it is uniform (docs/adr/0099).
+
 Shamir's scheme (Shamir 1979) shares 32-byte secrets over the prime field of p = 2^256 + 297.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final, TypeAlias
@@ -38,10 +43,12 @@ PRIME: Final = (1 << 256) + 297
 SECRET_SIZE: Final = 32
 SHARE_SIZE: Final = 33
 FRACTION_BITS: Final = 24
-CLIP: Final = 64.0
+CLIP_BITS: Final = 6
+CLIP: Final = float(1 << CLIP_BITS)
 MAX_WEIGHT: Final = 1 << 26
 MAX_PARTICIPANTS: Final = 64
 PAIR_LABEL: Final = b"pofl/secure-aggregation/pair/v1"
+DITHER_LABEL: Final = b"pofl/secure-aggregation/dither/v1"
 
 
 class Aggregation(IntEnum):
@@ -145,13 +152,23 @@ def mask(key: bytes, count: int) -> Residues:
 
 
 def to_fixed_point(values: NDArray[np.float64], weight: int) -> Residues:
-    """``round(2^24 clip(v)) weight`` modulo 2^64. Raises LimitError (weight) or MalformedError (a value is not finite)."""
+    """``2^24 clip(v) weight`` and a dither of at most weight / 2, modulo 2^64.
+
+    The dither is drawn with a key that only who knows the whole vector has: the same vector is the same integers again, and no
+    second masking of it says more than the first.
+
+    Raises LimitError (weight) or MalformedError (a value is not finite).
+    """
     if not 1 <= weight <= MAX_WEIGHT:
         raise LimitError(f"a weight of {weight}, must be 1 to {MAX_WEIGHT}", weight=weight)
     if not np.isfinite(values).all():
         raise MalformedError(f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite: training diverged")
-    integers = np.rint(np.clip(values, -CLIP, CLIP) * (1 << FRACTION_BITS)).astype(np.int64)
-    return (integers * np.int64(weight)).view(np.uint64)
+    key = hashlib.sha256(DITHER_LABEL + weight.to_bytes(8, "big") + values.astype("<f8").tobytes()).digest()
+    # Modulo a weight of at most 2^26, 64 bits are uniform but for 2^-38.
+    dither = (mask(key, values.size) % np.uint64(weight)).view(np.int64) - np.int64(weight // 2)
+    integers = np.rint(np.clip(values, -CLIP, CLIP) * float(weight << FRACTION_BITS)).astype(np.int64) + dither
+    most = np.int64(weight) << np.int64(FRACTION_BITS + CLIP_BITS)
+    return np.clip(integers, -most, most).view(np.uint64)
 
 
 def from_fixed_point(total: Residues, weight: int) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -143,13 +144,30 @@ def test_too_few_at_the_end_restore_nothing() -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.floats(-70, 70), st.integers(1, MAX_WEIGHT)), min_size=1, max_size=8))
 def test_sums_of_fixed_point_are_exact(terms: list[tuple[float, int]]) -> None:
-    total = np.zeros(1, dtype=np.uint64)
+    total, integers = np.zeros(1, dtype=np.uint64), 0
     for value, weight in terms:
-        total += masking.to_fixed_point(np.array([value]), weight)
-    exact = sum(round(max(-CLIP, min(CLIP, value)) * 2**24) * weight for value, weight in terms)
-    assert int(total.view(np.int64)[0]) == exact
+        term = masking.to_fixed_point(np.array([value]), weight)
+        total += term
+        integers += int(term.view(np.int64)[0])
+    assert int(total.view(np.int64)[0]) == integers
     weight = sum(weight for _, weight in terms)
-    assert masking.from_fixed_point(total, weight)[0] == pytest.approx(exact / weight / 2**24)
+    exact = sum(Fraction(max(-CLIP, min(CLIP, value))) * weight for value, weight in terms) / weight
+    assert abs(Fraction(float(masking.from_fixed_point(total, weight)[0])) - exact) <= Fraction(1, 2**24)
+
+
+@pytest.mark.parametrize(("own", "others"), [(501, 500), (5_999, 6_000), (7, 1 << 20)])
+def test_a_sum_does_not_hold_a_short_step_modulo_the_others_weights(own: int, others: int) -> None:
+    """With terms that are multiples of their weights, the sum modulo ``others`` is the one that differs, to the last bit."""
+    rng = np.random.default_rng(3)
+    steps = [rng.normal(0, 5e-6, 4_096).astype(np.float32).astype(np.float64) for _ in range(5)]
+    total = sum((masking.to_fixed_point(s, others) for s in steps[1:]), masking.to_fixed_point(steps[0], own))
+    rest = total.view(np.int64) % others
+    wanted = (np.rint(steps[0] * 2**24).astype(np.int64) * own) % others
+    distance = np.minimum((rest - wanted) % others, (wanted - rest) % others)
+    # Uniform on a circle: a quarter of its length on average.
+    assert abs(float(distance.mean()) / (others / 4) - 1) < 0.1
+    mean = masking.from_fixed_point(total, own + 4 * others)
+    np.testing.assert_allclose(mean, np.average(steps, axis=0, weights=[own, *[others] * 4]), atol=2**-24)
 
 
 def test_the_largest_sum_does_not_wrap() -> None:
@@ -157,7 +175,7 @@ def test_the_largest_sum_does_not_wrap() -> None:
     total = np.zeros(2, dtype=np.uint64)
     for _ in range(masking.MAX_PARTICIPANTS):
         total += one
-    np.testing.assert_array_equal(masking.from_fixed_point(total, 64 * MAX_WEIGHT), [CLIP, -CLIP])
+    np.testing.assert_allclose(masking.from_fixed_point(total, 64 * MAX_WEIGHT), [CLIP, -CLIP], rtol=0, atol=2**-24)
 
 
 def test_what_cannot_be_summed_is_said() -> None:
