@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,10 @@ def test_the_wheel_holds_the_stubs_of_the_contracts_and_asks_for_nothing_else(wh
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra" not in line]
     assert sorted(re.split(r"[ <>=:]+", line)[1] for line in needed) == ["grpcio", "protobuf"]
     assert {"pofl_client/py.typed", "pofl/chain/v1/py.typed"} <= files.keys()
+    ours, theirs = (tomllib.loads((folder / "pyproject.toml").read_text()) for folder in (CLIENTS / "python", ROOT))
+    assert ours["project"]["version"] == theirs["project"]["version"]
+    pinned = {line.split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {each for each in ours["build-system"]["requires"] if "==" in each} <= pinned
 
 
 def test_the_page_works_with_the_wheel_and_its_two_dependencies_only(wheel: Path, served: Served, tmp_path: Path) -> None:
