@@ -45,8 +45,9 @@ __all__ = ["RULE", "Setting", "compare", "measure", "problems", "tables"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 Figures = dict[str, Any]
+_RATIOS: Final = ("r", "p", "price_a_row", "expected_deals", "deals", "rows", "correct", "blocks")
 _WINDOWS: Final = ("entry_ms", "commit_ms", "claim_ms", "body_ms", "open_ms", "session_ms", "audit_ms", "leak_window_ms")
-_SHOWN: Final = ("task", "height", "pool", "correct", "total", "model_correct", "seconds")
+_SHOWN: Final = ("task", "height", "pool", "correct", "total", "model_correct", "claims", "seconds")
 PROFIT: Final = 20_000.0
 """Q of both pools: the default of their configuration."""
 RULE: Final = replace(DEFAULT_RULE, e1_ppm=300_000, e2_ppm=600_000, alpha=Amount(10_000), D_bar=Amount(1_000))
@@ -59,6 +60,7 @@ SALE_ROWS: Final = 100
 NOISE: Final = 0.4
 """Standard deviation, of a pixel's range: without it digits are learnt from a few hundred rows, and more rows win nothing."""
 POLL: Final = 0.3
+MAX_TASKS: Final = 1_000
 WAIT_SECONDS: Final = 90.0
 BLOCK_SECONDS: Final = 150.0
 
@@ -101,6 +103,8 @@ class _Run:
     """By trade."""
     trades: list[Figures] = field(default_factory=list)
     reputations: list[Figures] = field(default_factory=list)
+    claims: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By task id: what each pool's model scored; no entry of a pool that did not claim in time."""
 
     @property
     def provider(self) -> Member:
@@ -185,6 +189,9 @@ class _Run:
             self.trades.append(_trade(trade, self.roots[trade.data_root], names[trade.pool]))
         self.trades.sort(key=lambda t: (t["task"], t["pool"] != self.setting.leaker))
         self.reputations = [{"height": t["height"], "pool": t["pool"], "r": t["r"]} for t in self.trades]
+        for task in await clients.chain.tasks(limit=MAX_TASKS):
+            scores = {names[e.pool]: int(e.correct) for e in task.entries if e.correct is not None}
+            self.claims[task.task_id.hex()] = scores
         tip = (await clients.chain.tip()).height
         for pool in pools:
             market = await clients.chain.market(self.provider.account, self.account(pool))
@@ -267,7 +274,7 @@ async def measure(setting: Setting, folder: Path | None, observer: Any) -> Figur
 
 
 def summary(setting: Setting, run: _Run, report: Report) -> Figures:
-    blocks = [asdict(b) | {"task": run.task_of(b)} for b in report.blocks]
+    blocks = [asdict(b) | {"task": run.task_of(b), "claims": run.claims.get(b.task_id, {})} for b in report.blocks]
     first = min((r["task"] for r in run.reported.values()), default=0)
     # Bids after the first judged report: those of the first task that was published after it.
     since = max(setting.honest, first) + 1
@@ -301,12 +308,11 @@ def compare(setting: Setting, trades: Sequence[Figures], blocks: Sequence[Figure
             "bids": len(own), "expected_deals": round(sum(t["p"] for t in own), 2), "deals": sum(t["deal"] for t in own),
             "rows": sum(t["rows"] for t in own),
             "blocks": sum(b["pool"] == pool for b in blocks),
+            # Of both models where both were claimed in time.
+            "correct": _mean(b["claims"][pool] for b in blocks if len(b["claims"]) == len(pools)),
         }  # fmt: skip
     a, b = sides["leaking"], sides["honest"]
-    ratios = {
-        k: round(a[k] / b[k], 3) if b[k] else None
-        for k in ("r", "p", "price_a_row", "expected_deals", "deals", "rows", "blocks")
-    }
+    ratios = {k: round(a[k] / b[k], 3) if b[k] else None for k in _RATIOS}
     n, k = a["blocks"] + b["blocks"], a["blocks"]
     by_chance = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
     return {**sides, "leaking_to_honest": ratios, "chance_of_so_few_blocks": round(by_chance, 4)}
@@ -346,10 +352,11 @@ def tables(found: Figures) -> list[tuple[str, list[str], list[list[str]]]]:
     lines = []
     for t in found["trades"]:
         block = winners.get(t["task"])
-        won = "" if block is None or block["pool"] != t["pool"] else f"{block['correct']}/{block['total']}"
+        score = "" if block is None else str(block["claims"].get(t["pool"], ""))
+        won = "yes" if block is not None and block["pool"] == t["pool"] else ""
         lines.append([
             str(t["task"]), names[t["pool"]], f"{t['r']:.3f}", str(t["m"]), str(t["D_s"]), f"{t['price_a_row']:.1f}",
-            f"{t['p']:.3f}", "yes" if t["deal"] else "no", str(t["rows"]), ", ".join(t["outcomes"]), won,
+            f"{t['p']:.3f}", "yes" if t["deal"] else "no", str(t["rows"]), ", ".join(t["outcomes"]), score, won,
         ])  # fmt: skip
     sums = []
     for when in ("before", "after"):
@@ -358,7 +365,7 @@ def tables(found: Figures) -> list[tuple[str, list[str], list[list[str]]]]:
             sums.append([
                 when, side, f"{s['r']:.3f}", f"{s['p']:.3f}", f"{s['price_a_row']:.1f}",
                 f"{s['expected_deals']:.1f}", f"{s['deals']} of {s['bids']}",
-                str(s["rows"]), str(s["blocks"]),
+                str(s["rows"]), f"{s['correct']:.1f}", str(s["blocks"]),
             ])  # fmt: skip
         q = found[when]["leaking_to_honest"]
         sums.append(
@@ -366,7 +373,7 @@ def tables(found: Figures) -> list[tuple[str, list[str], list[list[str]]]]:
         )
     return [
         (f"trades, {found['leaker']} leaks", ["task", "pool", "r", "m*", "D_s*", "price a row", "p", "deal", "rows", "report",
-         "block won"], lines),
+         "correct", "block"], lines),
         (f"before and after the first report; so few blocks by chance: {found['after']['chance_of_so_few_blocks']}",
-         ["", "pool", "r", "p", "price a row", "expected", "deals", "rows", "blocks"], sums),
+         ["", "pool", "r", "p", "price a row", "expected", "deals", "rows", "correct", "blocks"], sums),
     ]  # fmt: skip

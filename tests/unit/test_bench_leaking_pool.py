@@ -23,7 +23,9 @@ def found(p: float = 0.5, price: float = 140.0, outcome: str = "leaked") -> dict
         bid(2, "pool0", p, price, False), bid(2, "pool1", 0.75, 120.0, True),
         bid(3, "pool1", 0.95, 60.0, True),  # the other did not bid: in sums only
     ]  # fmt: skip
-    blocks = [{"task": task, "pool": "pool1"} for task in range(2, 6)] + [{"task": 6, "pool": "pool0"}]
+    claims = {"pool0": 90, "pool1": 120}
+    blocks = [{"task": task, "pool": "pool1", "claims": claims} for task in range(2, 6)]
+    blocks += [{"task": 6, "pool": "pool0", "claims": {"pool0": 40}}]
     return {"problems": [], "reports": [{"outcome": outcome}], "after": compare(SETTING, trades, blocks)}
 
 
@@ -33,6 +35,7 @@ def test_means_are_over_data_sets_that_both_bid_for_and_sums_over_all() -> None:
     assert (after["honest"]["bids"], after["honest"]["deals"], after["honest"]["rows"]) == (2, 2, 200)
     assert after["honest"]["expected_deals"] == 1.7
     assert (after["leaking"]["blocks"], after["honest"]["blocks"]) == (1, 4)
+    assert (after["leaking"]["correct"], after["honest"]["correct"]) == (90, 120)
     assert after["chance_of_so_few_blocks"] == round(6 / 32, 4)
     assert after["leaking_to_honest"]["p"] == 0.667
     assert problems(found()) == []
