@@ -28,6 +28,7 @@ with loading():
         testnet,
         validators,
     )  # fmt: skip
+    from services.cli.errors import usage_sentence
     from services.runtime.lifecycle import exit_code
 
 __all__ = ["app", "main"]
@@ -80,13 +81,13 @@ def show_version() -> None:
 def main() -> int:
     """Entry point of the ``pofl`` script."""
     try:
-        code: object = app(standalone_mode=False)  # what a command that raised Exit ends with
+        code: object = app(prog_name="pofl", standalone_mode=False)  # what a command that raised Exit ends with
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
         return 130
     except click.ClickException as error:
-        if message := error.format_message():  # empty where the help of a group was shown instead
+        if message := usage_sentence(error):  # empty where the help of a group was shown instead
             sys.stderr.write(f"error: {message}\n")
         return 2
     except PoflError as error:
