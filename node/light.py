@@ -60,8 +60,10 @@ class LightService:
     def block(self, height: Height) -> LightBlock:
         """Of a finalised height; 0: the last one. Raises NotFoundError."""
         height = height or self._store.state.height
+        if height > self._store.state.height:
+            raise NotFoundError(f"no block at height {height} here, the last one is {self._store.state.height}", height=height)
         found = self._kv.get(_PROOF + at(height))
-        if found is None or height > self._store.state.height:
+        if found is None:
             raise NotFoundError(f"no proof of the validators after height {height} here: ask another node", height=height)
         row = decode(_Row, found)
         members = self._kv.get(_SET + at(row.set_height))

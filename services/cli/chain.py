@@ -10,7 +10,7 @@ import typer
 from core.chain.block import BlockKind
 from core.chain.light import advance
 from core.chain.verify import check_body
-from core.errors import BlockError, InputError
+from core.errors import BlockError, ConfigError, InputError, NotFoundError
 from core.ids import Height, short
 from services.cli import chain_store, tasks, transcripts, validators
 from services.cli.connection import NetOption, NodeOption, TlsOption, network
@@ -88,7 +88,7 @@ async def show(
 @runs
 async def verify(
     first: Annotated[int, typer.Option(min=1, max=MOST_NUMBER, help="First height.")] = 1,
-    last: Annotated[int | None, typer.Option(help="Last height; default: the tip.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, max=MOST_NUMBER, help="Last height; default: the tip.")] = None,
     trusted_hash: validators.TrustedOption = None,
     data_dir: chain_store.DataDirOption = None, config: chain_store.ConfigOption = None,
     net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
@@ -104,11 +104,18 @@ async def verify(
     """
     if data_dir is not None or config is not None:
         chain_store.become("verify", data_dir, config, as_json)
+    if last is not None and last < first:
+        raise ConfigError(f"--last is {last}, --first is {first}: there is nothing to check")
     async with network(net, node, tls) as connection:
         genesis = await connection.genesis()
-        end = last if last is not None else (await connection.chain.tip()).height
-        trusted = await validators.trust(connection, genesis, trusted_hash)
+        tip = (await connection.chain.tip()).height
+        end = last if last is not None else tip
+        if max(first, end) > tip:
+            raise NotFoundError(f"no block at height {max(first, end)} yet: the last block is {tip}")
+        trusted = await validators.trust(connection, genesis, trusted_hash, tip)
         first = max(first, trusted.height + 1)
+        if first > end:
+            raise ConfigError(f"block {trusted.height} is trusted, and {end} is the last to check: there is nothing to check")
         trusted = await connection.chain.follow(trusted, Height(first - 1))
         before: BlockView | None = None
         for height in range(first, end + 1):

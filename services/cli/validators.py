@@ -28,7 +28,7 @@ from core.chain.transaction import (
 from core.chain.verify import is_quorum
 from core.codec import decode_as, encode_as
 from core.crypto import signing
-from core.errors import ConfigError, InputError, MalformedError, TransactionError
+from core.errors import ConfigError, InputError, MalformedError, NotFoundError, TransactionError
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, NodeId, short
 from core.params import Genesis
 from services.cli.connection import Connection, NetOption, NodeOption, TlsOption, network
@@ -72,11 +72,17 @@ def parse_trusted(text: str) -> tuple[Height, BlockHash]:
     return Height(number), BlockHash(value)
 
 
-async def trust(connection: Connection, genesis: Genesis, text: str | None) -> Trusted:
-    """Where a check begins: the block that the user names, else genesis. Raises ConfigError, ChainError."""
+async def trust(connection: Connection, genesis: Genesis, text: str | None, tip: Height | None = None) -> Trusted:
+    """Where a check begins: the block that the user names, else genesis. ``tip``: the last height, if it is known.
+
+    Raises ConfigError, ChainError, NotFoundError for a block that is not there yet.
+    """
     if text is None:
         return trust_genesis(genesis)
     height, block_hash = parse_trusted(text)
+    tip = (await connection.chain.tip()).height if tip is None else tip
+    if height > tip:
+        raise NotFoundError(f"no block at height {height} yet, which --trusted-hash names: the last block is {tip}")
     return trust_hash(genesis.chain_id, height, block_hash, await connection.chain.light_block(height))
 
 

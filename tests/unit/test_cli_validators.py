@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 
 from core.chain.transaction import JoinValidator
 from core.crypto.signing import KeyPair
-from core.errors import BlockError, ConfigError, WrongChainError
+from core.errors import BlockError, ConfigError, InputError, NotFoundError, WrongChainError
 from core.ids import Amount, Height, NodeId
 from services.cli import chain as chain_commands
 from services.cli import validators
+from services.cli.main import main
 from services.rpc.chain_client import ChainClient
 from services.rpc.validator_watch import ValidatorWatch
 from tests.chainkit import FUNDS, account, key, make_genesis
@@ -78,6 +80,48 @@ async def test_join_verify_and_leave(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert len(world.chain.state.validators) == 4
         with pytest.raises(ConfigError, match="is no validator"):
             await run(validators.leave, member, tmp_path / "again.json", "", **there)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--last", "-3"), "-3 is not in the range"),
+        (("--first", "50", "--last", "10"), "--last is 10, --first is 50: there is nothing to check"),
+    ],
+)
+def test_a_range_that_is_empty_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], sentence: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pofl", "chain", "verify", *flags, "--node", "127.0.0.1:1"])
+    try:
+        code: object = main()
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert said.out == ""
+
+
+async def test_heights_that_are_not_there_yet_are_told_at_once() -> None:
+    world = World(make_genesis(4, ROOM))
+    for _ in range(3):
+        world.chain.block()
+    world.follow()
+    known = world.chain.blocks[2].block_hash.hex()
+    async with world.served() as (address, _):
+        for first, last, trusted, sentence in (
+            (1, 99_999_999, None, "no block at height 99999999 yet: the last block is 3"),
+            (4, None, None, "no block at height 4 yet: the last block is 3"),
+            (1, None, f"99999999:{known}", "no block at height 99999999 yet, which --trusted-hash names: the last block is 3"),
+            (1, None, f"3:{known}", "block 3 is trusted, and 3 is the last to check: there is nothing to check"),
+        ):
+            with pytest.raises(InputError, match=sentence):
+                await asyncio.wait_for(run(chain_commands.verify, first, last, trusted, None, None, node=[address]), 10)
+        with pytest.raises(NotFoundError, match="no block at height 9 yet, which --trusted-hash names"):
+            await run(validators.prove_account, account("v0").hex(), f"9:{known}", node=[address])
+    with pytest.raises(NotFoundError, match="no block at height 1000000 here, the last one is 3"):
+        world.light.block(Height(1_000_000))
 
 
 async def test_what_is_read_to_people_is_not_what_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
