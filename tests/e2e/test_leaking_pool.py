@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 async def test_a_leaking_pool_buys_dearer_and_less_likely(folder: Path) -> None:
     setting = Setting(blocks=1, honest=1, nodes=3, seed=2, slack=1.25)
     found = await measure(setting, folder / "net", Quiet())
