@@ -1,7 +1,7 @@
 """Trades on the chain: registration, bids, the draw, delivery receipts, deadlines, credits (design: market, "A trade").
 
 The arithmetic of the reverse game is core.market's; here it is bound to the state: money is locked, reputations and
-recent highs are the parent state's, and the draw is the hash of the block after the bid.
+recent highs are the parent state's, and the draw is the hash of the next transaction block after the bid's.
 """
 
 from __future__ import annotations
@@ -196,19 +196,22 @@ def _settle(state: State, trade: Trade, time_ms: Milliseconds) -> tuple[State, T
 def run_trades(
     state: State, parent: State, kind: BlockKind, height: Height, block_hash: BlockHash, time_ms: Milliseconds
 ) -> State:
-    """Draws the parent's bids by this block's hash, refunds what was not delivered in time, credits clean trades.
+    """Draws bids of earlier blocks by this block's hash, refunds what was not delivered in time, credits clean trades.
 
-    A deadline that somebody must meet by a transaction ends in the second transaction block in a row that finds it past, and
-    not while blocks are full of openings: a work height may have kept all transactions waiting, and what waited comes first.
+    A deadline that somebody must meet by a transaction ends in the second transaction block in a row that finds it past: a
+    work height may have kept all transactions waiting, and what waited comes first. Silence about marks does not end while
+    blocks are full of openings; a delivery does, because receipts have no such limit.
     """
-    is_heard = kind is parent.tip.kind is BlockKind.TRANSACTION and not rules_leaks.is_full(parent, state)
+    is_heard = kind is parent.tip.kind is BlockKind.TRANSACTION
     heard_ms = parent.tip.timestamp_ms if is_heard else Milliseconds(0)
+    silent_ms = Milliseconds(0) if rules_leaks.is_full(parent, state) else heard_ms
     for trade_id in state.trading:
-        state = rules_leaks.end_silence(state, trade_id, heard_ms)
+        state = rules_leaks.end_silence(state, trade_id, silent_ms)
         trade = state.trades[trade_id]
         if trade.phase is TradePhase.BID:
-            # Not by the hash of its own block, which bidder and proposer can choose among many.
-            if trade.height == height:
+            # Not by the hash of its own block, which bidder and proposer can choose among many; nor of a work block, whose
+            # author is a pool and divides the payouts as it likes: it would draw its own bid until it is a deal.
+            if trade.height == height or kind is not BlockKind.TRANSACTION:
                 continue
             state = _draw(state, trade_id, trade, height, block_hash, time_ms)
         elif trade.phase is TradePhase.DELIVERY and trade.deadline_ms is not None and heard_ms >= trade.deadline_ms:

@@ -1,4 +1,4 @@
-"""Trades on the chain: the bid that both signed, the draw by the next block, delivery, refunds, reputation."""
+"""Trades on the chain: the bid that both signed, the draw by a later block, delivery, refunds, reputation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from core.chain import build, rules, rules_market
+from core.chain import build, rules, rules_leaks, rules_market
+from core.chain.block import Block, Payout
 from core.chain.state import Trade, TradePhase
 from core.chain.transaction import (
     DOMAIN_CHUNK_RECEIPT,
@@ -21,7 +22,7 @@ from core.crypto.signing import sign
 from core.errors import ConfigError
 from core.ids import AccountId, Amount, Digest, Height, Milliseconds, PartsPerMillion
 from core.market import contract, draw
-from tests.chainkit import FUNDS, Chain, account, key, make_genesis, some
+from tests.chainkit import FUNDS, Chain, account, key, make_claim, make_genesis, some
 
 ROWS, MINERS = 100, ("m0", "m1", "m2")
 MARKS = tuple(some(f"marks {name}") for name in MINERS)
@@ -125,6 +126,47 @@ def test_what_is_not_delivered_in_time_goes_back_and_earns_nothing() -> None:
     chain.until(chain.clock + chain.state.params.leak_window_ms)
     chain.block()
     assert chain.state.reputation(account("pool0")) == chain.state.params.initial_reputation_ppm
+
+
+def test_openings_that_fill_every_block_do_not_keep_a_refund(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules_leaks, "is_full", lambda parent, state: True)
+    chain, trade_id = drawn(TradePhase.DELIVERY)
+    chain.until(chain.clock + chain.state.params.delivery_ms)
+    chain.block()
+    assert chain.state.trades[trade_id].phase is TradePhase.REFUNDED
+
+
+def test_a_pool_does_not_draw_its_own_bid_with_its_work_block() -> None:
+    chain = ready()
+    task = chain.publish()
+    chain.enter(task, "pool0")
+    chain.commit(task, pool0="model")
+    chain.block(chain.tx("pool0", make_claim(chain.state, task, "pool0", "model", 200)))
+    windows = chain.state.windows(task)
+    assert windows is not None
+    chain.clock = windows.claim_close_ms
+    chain.block(chain.tx("pool0", make_bid(make_offer(chain), m=3000)), after_ms=0)
+    assert rules.is_work_height(chain.state)
+    trade_id, trade = only_trade(chain)
+
+    def divided(first: int) -> Block:
+        """The pool's work block, of which the first of its miners is paid ``first``."""
+
+        def change(parts: dict[str, object]) -> None:
+            payouts = parts["payouts"]
+            assert isinstance(payouts, tuple)
+            whole = sum(payout.amount for payout in payouts)
+            parts["payouts"] = (Payout(account("a"), Amount(first)), Payout(account("b"), Amount(whole - first)))
+
+        return chain.work_block("pool0", change, after_ms=0)
+
+    lots = [draw.lot(divided(first).block_hash, trade_id) for first in range(1, 41)]
+    assert min(lots) < trade.p_ppm < 400_000 < max(lots), "it has as many hashes as it likes"
+    chain.clock += 1000
+    chain.apply(divided(1 + lots.index(min(lots))))
+    assert chain.state.trades[trade_id] == trade
+    chain.block()
+    assert chain.state.trades[trade_id].draw_height == chain.state.height
 
 
 def test_receipts_that_release_nothing() -> None:
