@@ -242,7 +242,8 @@ class Season:
         online = pool.members.online_for(features)
         allowance = await trading.most_rows(pool, len(online))
         self._show("training", f"{len(online)} miners")
-        pool.members.assign_training(TrainOn(self._task_id, windows.training_end_ms, features, view.spec.classes))
+        recipe = await supplies.recipe()
+        pool.members.assign_training(TrainOn(self._task_id, windows.training_end_ms, features, view.spec.classes, recipe))
         key = asyncio.create_task(supplies.public_key(pool.seconds_until(windows.commit_close_ms)))
         try:
             end = windows.training_end_ms if book.closing is None else pool.clock.now_ms()

@@ -39,6 +39,8 @@ RULES: Final = {
     f"{CLAIM}/FetchOpening": ["node"],
 }
 Context = aio.ServicerContext[Any, Any]
+_SENT: Final[tuple[pb.ListContributionsResponse, ...]] = ()
+"""What a stream that writes to its context still has to yield."""
 READ_SECONDS: Final = 45.0
 """For a whole book: there are few places to read, and a reader keeps its one until it is done."""
 
@@ -86,7 +88,7 @@ class PoolServicer(rpc.PoolServiceServicer):
 
     async def ListContributions(  # noqa: N802
         self, request: pb.ListContributionsRequest, context: Context
-    ) -> None:
+    ) -> AsyncIterator[pb.ListContributionsResponse]:
         """A stream. Who does not read it in time loses its place to others. Raises LimitError."""
         task_id = TaskId(exact("task_id", request.task_id)) if request.task_id else None
         sent = 0
@@ -102,6 +104,8 @@ class PoolServicer(rpc.PoolServiceServicer):
             raise LimitError(
                 f"this book was not read within {READ_SECONDS:g} s, {sent} entries were: ask for what follows the last round"
             ) from None
+        for nothing in _SENT:
+            yield nothing
 
     async def ListMinedTasks(  # noqa: N802
         self, request: pb.ListMinedTasksRequest, context: Context

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from grpc import aio
 
 from core.crypto.homomorphic import PublicKey
-from core.errors import PoflError, UnavailableError
+from core.errors import InputError, PoflError, UnavailableError
 from core.ids import Digest, short
 from core.verification.task import TaskContext, check_spec
 from core.verification.test_set import EncryptedTestSet
@@ -17,6 +17,7 @@ from pool.learning.datasets import Dataset, load_npz
 from pool.learning.targets import TargetRows, load_targets
 from pool.manager.archive import TaskFolder, write_durably
 from pool.manager.context import Pool
+from services.data.stored import recipe_digest_in
 from services.rpc import blobs
 from services.rpc.channel import backoff
 from services.rpc.views import TaskView
@@ -64,6 +65,14 @@ class Supplies:
         if spec.cuts_micro:
             return await asyncio.to_thread(load_targets, path, features=spec.features)
         return await asyncio.to_thread(load_npz, path, features=spec.features, classes=spec.classes)
+
+    async def recipe(self) -> bytes:
+        """Digest of the recipe in the practice set, once that is here; empty if there is none, or none that can be read."""
+        try:
+            return await asyncio.to_thread(recipe_digest_in, self._folder.practice)
+        except InputError as error:
+            log.warning("the practice set's recipe cannot be read: members do not compare theirs", error=error)
+            return b""
 
     async def public_key(self, deadline_s: float) -> PublicKey:
         """Raises MalformedError or LimitError if the blob is no key."""

@@ -166,6 +166,10 @@ class Membership:
             if isinstance(assignment, TrainOn):
                 self._training = assignment
                 log.info("training", task=assignment.task_id, deadline_ms=assignment.deadline_ms)
+                try:
+                    self._rows.expect(assignment.task_id, assignment.recipe)
+                except MalformedError as error:
+                    log.warning("no part in this task", task=assignment.task_id, reason=error.message)
                 continue
             if not isinstance(assignment, FetchRows):
                 answering = asyncio.create_task(self._contributions.take(join.pool, assignment, client))

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import MalformedError
-from core.ids import Digest
+from core.ids import Digest, TaskId
 from core.market.delivery import to_floats
 from core.market.rows import Features, Labels
 from pool.learning.targets import TargetRows, load_targets
 from services.data.loading import is_described, load_rows
+from services.data.stored import recipe_digest_in
 
 __all__ = ["TrainingRows"]
+
+KEPT_TASKS: Final = 64
+"""Tasks whose recipe is remembered."""
 
 
 class TrainingRows:
     """Safe to use from the training thread while rows arrive on the event loop."""
 
-    def __init__(self, own: TargetRows) -> None:
-        self._own = own
+    def __init__(self, own: TargetRows, recipe: bytes = b"") -> None:
+        """``recipe``: digest of the one that the own rows were made by; empty where that is not known."""
+        self._own, self._recipe = own, recipe
+        self._recipes: dict[bytes, bytes] = {}
         self._x, self._y = own.x, own.y
         self._trades: set[Digest] = set()
         self._lock = threading.Lock()
@@ -35,8 +42,8 @@ class TrainingRows:
         """
         if descriptor is not None or path.suffix != ".npz" or is_described(path):
             made = load_rows(path, descriptor)
-            return cls(TargetRows(made.x, made.y.astype(np.float64)))
-        return cls(load_targets(path))
+            return cls(TargetRows(made.x, made.y.astype(np.float64)), b"" if made.recipe is None else made.recipe.digest)
+        return cls(load_targets(path), recipe_digest_in(path))
 
     @property
     def own(self) -> int:
@@ -74,9 +81,25 @@ class TrainingRows:
             return f"classes {low:.0f} to {high:.0f}"
         return f"real targets {low:g} to {high:g}"
 
+    def expect(self, task_id: TaskId, recipe: bytes) -> None:
+        """The recipe of a task's practice set, empty if it carries none. Raises MalformedError as ``source`` will."""
+        self._recipes[task_id] = recipe
+        while len(self._recipes) > KEPT_TASKS:
+            del self._recipes[next(iter(self._recipes))]
+        self._check_recipe(task_id)
+
+    def _check_recipe(self, job_id: bytes) -> None:
+        wanted = self._recipes.get(job_id, b"")
+        if wanted and self._recipe and wanted != self._recipe:
+            raise MalformedError(
+                f"these rows are made by recipe {self._recipe.hex()[:16]}, the task's by {wanted.hex()[:16]}: they would only "
+                "look like bad rows (`pofl data recipe` shows the task's)"
+            )
+
     def source(self, job_id: bytes) -> tuple[NDArray[np.float32], NDArray[np.float64]] | None:
         """What the Flower client trains on (pool.flower.client_app.DataSource): all rows, for every task.
 
-        Whether ``y`` fits the task's model is checked there."""
+        Whether ``y`` fits the task's model is checked there. Raises MalformedError if these rows are by another recipe."""
+        self._check_recipe(job_id)
         with self._lock:
             return self._x, self._y

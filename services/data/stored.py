@@ -16,7 +16,7 @@ from services.data.rows import Rows
 from services.data.transform import Projection, Transform
 from services.runtime.durable import replaced
 
-__all__ = ["public_arrays", "read_made_rows", "recipe_in", "save_rows"]
+__all__ = ["public_arrays", "read_made_rows", "recipe_digest_in", "recipe_in", "save_rows"]
 
 MOST_CLASSES = 65_535
 
@@ -65,6 +65,12 @@ def recipe_in(path: Path) -> tuple[Recipe, Projection | None] | None:
     except InputError as error:
         raise MalformedError(f"{path}: {error.message}") from None
     return recipe, projection
+
+
+def recipe_digest_in(path: Path) -> bytes:
+    """Digest of the recipe that an ``.npz`` carries, empty if it carries none. Raises as recipe_in."""
+    carried = recipe_in(path)
+    return b"" if carried is None else carried[0].digest
 
 
 def read_made_rows(path: Path) -> Rows:

@@ -146,12 +146,13 @@ class FetchRows:
 
 @dataclass(frozen=True, slots=True)
 class TrainOn:
-    """The pool trains on this task until the deadline."""
+    """The pool trains on this task until the deadline. ``recipe``: digest of its practice set's recipe, empty without one."""
 
     task_id: TaskId
     deadline_ms: Milliseconds
     features: int
     classes: int
+    recipe: bytes = b""
 
 
 Assignment = FetchRows | TrainOn | RoundReceipt | SignedClosing
@@ -300,7 +301,7 @@ def assignment_to_proto(assignment: Assignment) -> pb.AttendResponse:
         return pb.AttendResponse(
             train=pb.TrainOn(
                 task_id=assignment.task_id, deadline_ms=assignment.deadline_ms, features=assignment.features,
-                classes=assignment.classes,
+                classes=assignment.classes, recipe=assignment.recipe,
             )
         )  # fmt: skip
     return pb.AttendResponse(
@@ -317,7 +318,10 @@ def assignment_from_proto(message: pb.AttendResponse) -> Assignment:
     kind = message.WhichOneof("kind")
     if kind == "train":
         train = message.train
-        return TrainOn(TaskId(exact("task_id", train.task_id)), Milliseconds(train.deadline_ms), train.features, train.classes)
+        recipe = exact("recipe", train.recipe) if train.recipe else b""
+        return TrainOn(
+            TaskId(exact("task_id", train.task_id)), Milliseconds(train.deadline_ms), train.features, train.classes, recipe
+        )
     if kind == "fetch":
         fetch = message.fetch
         return FetchRows(

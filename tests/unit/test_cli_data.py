@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError, MalformedError, NotFoundError
+from core.ids import TaskId
+from pool.learning.targets import TargetRows
 from pool.miner.rows import TrainingRows
 from services.cli.main import main
 from services.cli.run import miner_settings
 from services.data.loading import load_rows
+from services.data.stored import recipe_digest_in
 from services.testnet.data import OwnData, split_own
 from services.testnet.invite import invite
 from services.testnet.layout import Shape, load_layout, make_layout
@@ -159,6 +162,21 @@ def test_a_miner_reads_what_is_described_and_names_what_is_wrong(folder: Path, m
     assert pofl(monkeypatch, "data", "describe", "visits.csv", "--target", "out", "--key", "who", "--out", "visits.toml") == 0
     rows = TrainingRows.load(folder / "visits.csv")
     assert (rows.own, rows.features, rows.kind) == (300, 3, "classes 0 to 1")
+    assert pofl(monkeypatch, "data", "convert", "visits.toml", "--out", "practice.npz") == 0
+    recipe = recipe_digest_in(folder / "practice.npz")
+    made = TrainingRows.load(folder / "practice.npz")
+    plain = TrainingRows(TargetRows(np.ones((2, 3), np.float32), np.zeros(2)))
+    for subject in (rows, made, plain):
+        subject.expect(TaskId(b"t" * 32), recipe)
+        assert subject.source(b"t" * 32) is not None
+    plain.expect(TaskId(b"u" * 32), b"r" * 32)
+    for subject in (rows, made):
+        with pytest.raises(MalformedError, match=f"made by recipe {recipe.hex()[:16]}, the task's by {b'r'.hex() * 8}"):
+            subject.expect(TaskId(b"u" * 32), b"r" * 32)
+        with pytest.raises(MalformedError, match="would only look like bad rows"):
+            subject.source(b"u" * 32)
+        subject.expect(TaskId(b"v" * 32), b"")
+        assert subject.source(b"v" * 32) is not None, "a task that says nothing of a recipe"
     (folder / "visits.csv").write_text(VISITS.replace(",no\n", ",perhaps\n", 1))
     with pytest.raises(MalformedError, match=r"visits\.csv: line 3, column 'out': 'perhaps' is none of the classes no, yes"):
         TrainingRows.load(folder / "visits.toml")

@@ -77,7 +77,7 @@ def test_a_join_is_good_for_one_chain_and_one_pool() -> None:
 
 def test_everything_else_survives_the_wire() -> None:
     train = c.TrainOn(TASK, Milliseconds(5), 64, 10)
-    for assignment in (FETCH, train):
+    for assignment in (FETCH, train, replace(train, recipe=b"r" * 32)):
         assert c.assignment_from_proto(c.assignment_to_proto(assignment)) == assignment
     book = PoolBook(POOL, CHAIN, TASK)
     sheet = book.add_round(RoundFacts(1, 5, 10, 20, 30, 40), {ACCOUNT: 7}, {OWN: "late"})
@@ -131,6 +131,7 @@ def _join(**changes: object) -> pb.JoinRequest:
         (lambda: c.assignment_from_proto(pb.AttendResponse()), "without content"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(fetch=pb.FetchRows())), "trade_id"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(train=pb.TrainOn())), "task_id"),
+        (lambda: c.assignment_from_proto(pb.AttendResponse(train=pb.TrainOn(task_id=TASK, recipe=b"x"))), "recipe"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(receipt=b"")), "truncated"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(closing=bytes(2_000_000))), "at most"),
         (lambda: c.answer_from_proto(pb.CountersignRequest(answer=b"x")), "truncated"),

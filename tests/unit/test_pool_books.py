@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ async def test_anybody_may_read_but_not_all_at_once(world: World) -> None:
         await anext(reader)
     with pytest.raises(UnavailableError, match="try again"):
         await anext(readers[-1])
-    await readers[0].aclose()  # type: ignore[attr-defined]
+    await readers[0].aclose()
     with pytest.raises(UnavailableError, match="you read"):
         await anext(world.books.entries(TASK, 0, "1"))
     assert await anext(world.books.entries(TASK, 0, "0"))
@@ -231,13 +231,13 @@ async def test_who_does_not_read_loses_its_place_to_others(world: World, monkeyp
         await world.round(number)
     monkeypatch.setattr(servicer, "READ_SECONDS", 0.2)
     names = iter(range(100))
-    monkeypatch.setattr(servicer.auth, "caller", lambda _: next(names))
+    monkeypatch.setattr("pool.manager.servicer.auth.caller", lambda _: next(names))
     unused: Any = None
     service = servicer.PoolServicer(CHAIN, unused, unused, unused, world.books)
 
-    def read(reader: SlowReader) -> Awaitable[None]:
+    async def read(reader: SlowReader) -> None:
         context: Any = reader
-        return service.ListContributions(pb.ListContributionsRequest(task_id=TASK), context)
+        assert [_ async for _ in service.ListContributions(pb.ListContributionsRequest(task_id=TASK), context)] == []
 
     idle = [SlowReader(number % 3) for number in range(module.READERS)]
     waiting = asyncio.gather(*map(read, idle), return_exceptions=True)

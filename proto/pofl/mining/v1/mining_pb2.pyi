@@ -176,10 +176,13 @@ class TrainOn(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.bytes
     deadline_ms: _builtins.int
     features: _builtins.int
     classes: _builtins.int
+    recipe: _builtins.bytes
+    """digest of the recipe in the task's practice set; empty if it has none"""
     def __init__(
         self,
         *,
@@ -187,10 +190,11 @@ class TrainOn(_message.Message):
         deadline_ms: _builtins.int = ...,
         features: _builtins.int = ...,
         classes: _builtins.int = ...,
+        recipe: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "deadline_ms", b"deadline_ms", "features", b"features", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "deadline_ms", b"deadline_ms", "features", b"features", "recipe", b"recipe", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
