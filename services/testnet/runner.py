@@ -114,7 +114,12 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
                 f"{layout.folder / 'logs'}",
                 folder=str(layout.folder),
             ) from None
-        supervisor.check()
+        try:
+            supervisor.check()
+        except PoflError as error:
+            raise PoflError(
+                f"{error.message}\nall processes were stopped; to go on: pofl testnet up --dir {layout.folder}"
+            ) from None
         if script is not None:
             await script.at_end(clients)
         await _check(layout, clients, report)
@@ -278,7 +283,8 @@ async def _publish(
                 Activation.SIGMOID,
                 Amount(layout.shape.reward), Amount(layout.shape.reward),
             ),
-            AGREE_TIMEOUT,
+            # Before its first answer the requester may still be starting.
+            AGREE_TIMEOUT if number > 1 else MEMBERS_TIMEOUT,
         )  # fmt: skip
         own.add(published.task_id)
         if number == 1:

@@ -141,7 +141,8 @@ class Supervisor:
         code = await child.process.wait()
         if self._stopping or self.failed is None or self.failed.done() or self._children.get(child.spec.name) is not child:
             return
-        message = f"{child.spec.name} ended with exit code {code}; the end of {child.spec.log}:\n{self.tail(child.spec.name)}"
+        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        message = f"{child.spec.name} ended {how}; the end of {child.spec.log}:\n{self.tail(child.spec.name)}"
         self.failed.set_result(message)
 
     def check(self) -> None:

@@ -114,6 +114,14 @@ async def test_a_supervisor_that_is_killed_takes_its_processes_along(tmp_path: P
     assert not is_alive(pid)
 
 
+async def test_an_end_by_a_signal_is_told_by_its_name(tmp_path: Path) -> None:
+    spec = script(tmp_path, "shot", "import os; os.kill(os.getpid(), 9)")
+    async with Supervisor() as running:
+        await running.start(spec)
+        assert running.failed is not None
+        assert "shot ended by SIGKILL" in await asyncio.wait_for(asyncio.shield(running.failed), 10)
+
+
 async def test_an_unexpected_end_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
     spec = script(tmp_path, "dies", "import sys; print('no room for me'); sys.exit(3)")
     async with Supervisor() as running:
