@@ -14,7 +14,7 @@ from services.data.partition import even
 from tests.flower_stock import Deployment
 from tests.mining_support import CLASSES, FEATURES, digits
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(420)]
 PATIENCE_S = 240.0
 """On a machine that does nothing else the run takes a fifth of this."""
 
