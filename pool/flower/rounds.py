@@ -1,7 +1,7 @@
 """The manager's own round loop: rounds until the deadline, a round never longer than its timeout.
 
 ``Strategy.start`` of Flower has no deadline and ``sample_nodes`` waits for ever. A round here ends when everyone
-answered, or when a quorum and half of them did and the rest take much longer than those, or at its timeout. A miner
+answered, or when a quorum and most of them did and the rest take much longer than those, or at its timeout. A miner
 that owes an answer gets no new instruction; one that dies is dropped when Flower notices.
 
 The loop knows no Flower and no wall clock: it drives a Fleet, so tests run it in memory.
@@ -221,8 +221,8 @@ class RoundLoop:
     def _is_open(self, current: OpenRound) -> bool:
         if not current.asked or self._now() >= current.ends:
             return False
-        # Half of them at least: a few fast ones do not decide that all others are stragglers.
-        if len(current.accepted) < max(self.rules.quorum, (current.participants + 1) // 2):
+        # More than half of them: with half, whoever sends nothing at once has the pay of all who train.
+        if len(current.accepted) < max(self.rules.quorum, current.participants // 2 + 1):
             return True
         patience = self.rules.straggler_factor * statistics.median(current.answered_after)
         return self._now() - current.started < max(self.rules.straggler_floor_s, patience)

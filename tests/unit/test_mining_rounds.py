@@ -157,6 +157,18 @@ def test_one_fast_miner_does_not_end_the_round_of_the_others() -> None:
     assert [set(log.accepted) for log in logs] == [{key(1), key(2), key(3)}] * 2
 
 
+@pytest.mark.parametrize("each", [1, 2, 4])
+def test_a_fast_half_does_not_end_the_round_of_the_other_half(each: int) -> None:
+    """Of two miners one that answers at once with nothing would else be alone in every round."""
+    fleet = MemoryFleet(honest(2 * each))
+    for number in range(1, each + 1):
+        fleet.behaviours[key(number)] = Behaviour(after=0.01, value=0.0)
+        fleet.behaviours[key(each + number)].after = 1.0
+    logs, state = run(fleet, stop=StopWhen(rounds=3))
+    assert all(set(log.accepted) == set(fleet.behaviours) for log in logs)
+    np.testing.assert_allclose(flatten(state.weights), 1.5)
+
+
 def test_a_dead_miner_stays_out_until_its_instruction_ends_in_an_error() -> None:
     fleet = MemoryFleet({**honest(2), key(9): Behaviour(after=None)})
     logs, _ = run(fleet, stop=StopWhen(rounds=5))
