@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final, Protocol
 
+import numpy as np
+
 from core.codec import encode
 from core.crypto import signing
 from core.errors import AuthError, CryptoError, DeadlineError, LimitError, MalformedError, MarketError, NotFoundError
 from core.ids import AccountId, Amount, Digest, Height, Milliseconds, short
-from core.market import contract, delivery
+from core.market import contract, delivery, marks, rows
 from core.market.contract import IntegerRule, Offer, SignedOffer, TradeTerms
 from core.ports import Clock, Rng
 from provider.goods import Goods
@@ -66,6 +68,10 @@ class Seller:
         self._clock = clock
         self._rng = rng
         self._offers: OrderedDict[bytes, Offer] = OrderedDict()
+        data = goods.data
+        self._most_miners = contract.MAX_BUYERS
+        if not np.array_equal(data.variant(0), data.variant(1)):
+            self._most_miners = marks.most_buyers(data.rows)
 
     @property
     def account(self) -> AccountId:
@@ -105,7 +111,8 @@ class Seller:
             AuthError: the pool of the offer did not sign.
             DeadlineError: the offer has expired.
             MalformedError: the offer is another's, or the terms are not what its rule gives.
-            MarketError: the offer was used, replaced or never made; the chain's figures changed; a trade is open.
+            MarketError: the offer was used, replaced or never made; the chain's figures changed; a trade is open;
+                too many miners for their shares to prove a leak, or too few to deliver them.
         """
         trade, offer = bidding.trade, bidding.trade.offer
         if (offer.chain_id, offer.provider, offer.data_root) != (self._chain_id, self.account, self._goods.data.root):
@@ -125,6 +132,7 @@ class Seller:
             contract.check_trade(trade)
         except MarketError as error:
             raise MalformedError(error.message) from None
+        self._check_shares(trade)
         market = await self._chain.market(self.account, offer.pool)
         if (self._rule_at(market), market.pool_reputation_ppm) != (offer.rule, offer.reputation_ppm):
             raise MarketError("the pool's reputation or the provider's highs have changed: ask for a new offer")
@@ -135,6 +143,24 @@ class Seller:
             raise MarketError(f"pool {short(offer.pool)} has another bid under way")
         del self._offers[offer.nonce]
         return self._sign(trade)
+
+    def _check_shares(self, trade: TradeTerms) -> None:
+        """Raises MarketError for shares that could not be delivered, or whose leak could not be traced."""
+        count, whole = len(trade.miners), trade.offer.rows
+        if count > self._most_miners:
+            raise MarketError(
+                f"{count} miners for {whole} rows: a leak of a share below {marks.LEAST_SHARE} rows cannot be traced; bid with "
+                f"at most {self._most_miners}",
+                miners=count, most=self._most_miners,
+            )  # fmt: skip
+        chunk = -(-whole // (count * contract.CHUNKS))
+        size = chunk * (2 * rows.row_size(trade.offer.features) + 64)
+        if size > rows.MAX_CHUNK_BYTES:
+            raise MarketError(
+                f"{count} miners for {whole} rows: a chunk of {chunk} rows has {size} bytes, more than {rows.MAX_CHUNK_BYTES}; "
+                "bid with more miners",
+                miners=count, bytes=size,
+            )  # fmt: skip
 
     def _sign(self, trade: TradeTerms) -> Accepted:
         accepted = Accepted(trade, signing.sign(self._key, contract.DOMAIN_TRADE_SIGNATURE, encode(trade)))

@@ -29,14 +29,18 @@ from core.ids import AccountId, Digest
 
 __all__ = [
     "Marking", "agreement", "check_sight", "choices_of", "commit", "commitment", "encrypt_row", "group_of",
-    "group_keys", "least_agreeing", "mark_count", "opened", "points_digest", "points_size", "seller_keys", "session_id",
-    "BITMAP_SIZE", "DOMAIN_COMMITMENT", "MARKS", "SECURITY", "SEED_SIZE",
+    "group_keys", "least_agreeing", "mark_count", "most_buyers", "opened", "points_digest", "points_size", "seller_keys",
+    "session_id",
+    "BITMAP_SIZE", "DOMAIN_COMMITMENT", "LEAST_SHARE", "MARKS", "SECURITY", "SEED_SIZE",
 ]  # fmt: skip
 
 MARKS: Final = 256
 """Most groups of a share."""
 LEAST_MARKS: Final = 64
 """Groups of a small share, if it has the rows: fewer prove nothing once some are lost."""
+LEAST_SHARE: Final = 100
+"""Rows of a share of which nine tenths are surely traced (core.market.tracing.LEAST_SCORE) and proven. Miners are only names: a
+pool that lists more of them than a data set has shares of this size leaks what can never be laid at its door."""
 BITMAP_SIZE: Final = MARKS // 8
 SEED_SIZE: Final = 32
 SECURITY: Final = 40
@@ -82,6 +86,11 @@ def mark_count(rows: int) -> int:
     The first row of a group proves, the others tell the seller whose copy she has (core.market.tracing).
     """
     return max(1, min(MARKS, max(rows // 3, min(LEAST_MARKS, rows * 3 // 4))))
+
+
+def most_buyers(rows: int) -> int:
+    """How many miners may share ``rows`` rows so that each has LEAST_SHARE; at least one."""
+    return max(1, rows // LEAST_SHARE)
 
 
 Index = TypeVar("Index", int, NDArray[np.int64])

@@ -1,16 +1,19 @@
-"""Buying rows for a task: one try with each provider, then shares to the members (paper, section III; design: market).
+"""Buying rows for a task: one try with each provider, many at once, then shares to the members (paper, section III; design:
+market).
 
 A trade that fails, for whatever reason, is logged and never keeps the pool from training.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
 from core.errors import PoflError
 from core.ids import MILLION, AccountId, Milliseconds, short
 from core.market.contract import CHUNKS, MAX_BUYERS
+from core.market.marks import most_buyers
 from core.market.reverse_game import PoolPrivate
 from pool.manager.context import Pool
 from services.rpc.convert_mining import FetchRows
@@ -24,6 +27,8 @@ log = logger(__name__)
 
 BUY_SECONDS: Final = 10.0
 """For offer, bid and draw, and again for a bid that is not decided then."""
+AT_ONCE: Final = 16
+"""Providers negotiated with at a time: one that never answers must not keep the pool from the others."""
 LONGEST_DELIVERY_MS: Final = 60_000
 """Used where the chain does not say when delivery ends."""
 
@@ -37,11 +42,11 @@ async def most_rows(pool: Pool, miners: int) -> int:
     except PoflError as error:
         log.warning("cannot list the providers, no rows are bought", error=error)
         return 0
-    return sum(-(-provider.rows // miners) for provider in providers)
+    return sum(-(-provider.rows // max(1, min(miners, _most_buyers(provider)))) for provider in providers)
 
 
 async def buy_rows(pool: Pool, task: TaskView, miners: Sequence[AccountId]) -> None:
-    """Try a trade with every registered provider, one after another."""
+    """Try a trade with every registered provider, AT_ONCE at a time."""
     if not pool.cfg.market.buy or not miners:
         return
     market = pool.cfg.market
@@ -54,15 +59,25 @@ async def buy_rows(pool: Pool, task: TaskView, miners: Sequence[AccountId]) -> N
     except PoflError as error:
         log.warning("cannot list the providers, no rows are bought", error=error)
         return
-    for provider in providers:
-        try:
-            await _buy_from(pool, buyer, provider, task, miners)
-        except PoflError as error:
-            log.warning("no rows bought", provider=provider.provider, error=error)
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def attempt(provider: ProviderView) -> None:
+        async with slots:
+            try:
+                await _buy_from(pool, buyer, provider, task, miners)
+            except PoflError as error:
+                log.warning("no rows bought", provider=provider.provider, error=error)
+
+    await asyncio.gather(*(attempt(provider) for provider in providers))
+
+
+def _most_buyers(provider: ProviderView) -> int:
+    """Miners that each get a row in every chunk, and a share that the provider sells: small ones prove no leak."""
+    return min(MAX_BUYERS, provider.rows // CHUNKS, most_buyers(provider.rows))
 
 
 async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: TaskView, miners: Sequence[AccountId]) -> None:
-    buyers = list(miners)[: min(MAX_BUYERS, provider.rows // CHUNKS)]
+    buyers = list(miners)[: _most_buyers(provider)]
     if not buyers:
         log.info("no rows bought: too few on sale", provider=provider.provider, rows=provider.rows)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from core.chain.transaction import RegisterProvider
@@ -12,14 +13,17 @@ from core.codec import encode
 from core.crypto import signing
 from core.errors import AuthError, DeadlineError, MalformedError, MarketError, NotFoundError
 from core.ids import AccountId, Amount, Digest, PartsPerMillion
-from core.market import contract
+from core.market import contract, rows
 from core.market.contract import DEFAULT_RULE
+from core.market.marks import LEAST_SHARE, mark_count
+from core.market.tracing import Copy, Share, look
+from core.market.variants import DEFAULT_STRENGTH
 from pool.manager.config import MarketConfig
 from provider.ledger import Accepted
 from provider.seller import MAX_OFFERS_OF_A_POOL
 from services.rpc.views import MarketView, TradePhase
 from tests.chainkit import account, key
-from tests.market_kit import MINERS, PRIVATE, KitChain, Shop, bidding, on_chain, terms_for
+from tests.market_kit import MINERS, PRIVATE, KitChain, Shop, bidding, make_goods, on_chain, terms_for
 
 
 async def make_shop() -> Shop:
@@ -208,6 +212,37 @@ async def test_a_pool_that_asks_often_loses_only_its_own_offers(shop: Shop) -> N
     with pytest.raises(MarketError, match="not outstanding"):
         await shop.seller.accept(bidding(first))
     assert (await shop.seller.accept(bidding(others, "pool1"))).trade == others
+
+
+async def test_marked_rows_are_not_sold_in_shares_too_small_to_trace(shop: Shop) -> None:
+    count = 2 * LEAST_SHARE + 90
+    shop.goods = make_goods(count, strength=DEFAULT_STRENGTH)
+    shop.seller = shop.restarted()
+    await shop.kit.wallet("provider").send_and_wait(RegisterProvider(shop.goods.data.root, count, "127.0.0.1:9"), 1)
+    offer = await shop.offer()
+    with pytest.raises(MarketError, match=r"3 miners for 290 rows.* at most 2"):
+        await shop.seller.accept(bidding(terms_for(offer)))
+    accepted = await shop.seller.accept(bidding(terms_for(offer, MINERS[:2])))
+    await shop.kit.wallet("pool0").send_and_wait(on_chain(accepted.trade, key("provider"), accepted.signature), 1)
+
+
+async def test_shares_whose_chunks_fit_no_message_are_not_sold(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer = await shop.offer()
+    monkeypatch.setattr(rows, "MAX_CHUNK_BYTES", 3 * (2 * rows.row_size(8) + 64))
+    with pytest.raises(MarketError, match="a chunk of 5 rows has 570 bytes, more than 342; bid with more"):
+        await shop.seller.accept(bidding(terms_for(offer, MINERS[:2])))
+    await shop.seller.accept(bidding(terms_for(offer)))
+
+
+def test_nine_tenths_of_the_least_share_are_traced_and_proven() -> None:
+    generator = np.random.Generator(np.random.PCG64(3))
+    groups = mark_count(LEAST_SHARE)
+    for _ in range(50):
+        trace = generator.integers(0, 2, LEAST_SHARE).astype(np.uint8)
+        variants = generator.integers(0, 2, groups)[np.arange(LEAST_SHARE) % groups] ^ trace
+        leaning = np.where(variants == 0, 1.0, -1.0)
+        leaning[generator.permutation(LEAST_SHARE)[: LEAST_SHARE // 10]] = 0.0
+        assert look(Copy(leaning, LEAST_SHARE, LEAST_SHARE), Share(0, trace)).is_ours
 
 
 async def test_an_unknown_data_set_is_not_offered(shop: Shop) -> None:
