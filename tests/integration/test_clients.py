@@ -25,9 +25,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pofl_client import AsyncNode, AsyncRequester, Key, Node
 
+from core.verification.model_file import load_model
+from services.rpc.verify_client import EvaluationClient
 from services.runtime.startup import PARENT
 from tests.node_network import ROOT, Network, make_network
-from tests.requester_world import make_world, write_rows
+from tests.requester_world import evaluation_machine, make_world, write_rows
 
 CLIENTS = ROOT / "clients"
 PACKAGES = Path(sysconfig.get_path("purelib"))
@@ -179,8 +181,8 @@ async def test_many_scripts_share_one_loop(served: Served) -> None:
         tips = await asyncio.gather(*(node.tip() for _ in range(20)))
         assert all(tip.height for tip in tips)
         assert len(node._links) == 1
-        first = [update async for update in node.watch_tasks(duration=0.2)]
-        assert [len(update.tasks) for update in first] == [0]
+        first = await anext(node.watch_tasks())
+        assert (len(first.tasks), first.height > 0) == (0, True)
     finally:
         await node.close()
 
@@ -289,3 +291,21 @@ async def test_a_task_is_published_from_a_script(tmp_path: Path) -> None:
                 await requester.fetch_model(published.task_id)
             assert early.value.code in ("FAILED_PRECONDITION", "NOT_FOUND")
             assert [step async for step in requester.watch_activity(duration=0.2)] == []
+            # A pool wins it, and the script has the model.
+            task = await world.chain.published()
+            loaded = await world.load(task, "pool", "pool0")
+            await world.enter(task, "pool0")
+            ready = world.model(task, "pool0", loaded[1])
+            pool = EvaluationClient(world.channel("pool", "pool0"), evaluation_machine(loaded, "pool0"), peer="requester")
+            await pool.prepare(20.0)
+            await world.commit(task, ready)
+            result = await pool.evaluate(ready.model, ready.c_w, 20.0)
+            await world.claim(task, "pool0", result.correct, result.vm)
+            world.chain.bodies[ready.c_w] = ready.body
+            await world.win(task, "pool0")
+            async with asyncio.timeout(15):
+                while not (await requester.own_tasks())[0].model_ready:  # noqa: ASYNC110 - another process's state
+                    await asyncio.sleep(0.05)
+            fetched = await requester.fetch_model(task.task_id.hex())
+            assert (fetched.accuracy.correct, fetched.model_commitment) == (result.correct, ready.c_w)
+            assert load_model(fetched.model).encode().tolist() == ready.model.encode().tolist()

@@ -91,8 +91,11 @@ async def test_the_blocking_client_reads_sends_and_watches(world: World) -> None
             assert node.account(account("pool0")).balance == before + 55
             block = node.check_transaction(sent.tx_id, node.block(height).block_hash)
             assert [each.kind for each in block.transactions] == ["Transfer"]
-            assert [each.header.height for each in node.watch_blocks(1, duration=0.3)] == list(range(1, height + 1))
-            assert [each.height for each in node.watch_tasks(duration=0.3)] == [height]
+            heights = [each.header.height for _, each in zip(range(height), node.watch_blocks(1), strict=False)]
+            assert heights == list(range(1, height + 1))
+            assert next(node.watch_tasks()).height == height
+            # Nothing comes, and it ends in order.
+            assert list(node.watch_blocks(height + 1, duration=0.3)) == []
             with pytest.raises(pofl_client.NotFoundError):
                 node.block(height + 1)
             with pytest.raises(pofl_client.DeadlineError, match="unknown after"):
@@ -216,7 +219,7 @@ async def test_another_node_is_asked_when_one_is_gone(world: World) -> None:
     world.follow()
     async with world.served() as (address, _), AsyncNode([f"127.0.0.1:{free_port()}", address], timeout=5) as node:
         assert (await node.tip()).height == 1
-        assert [each.header.height async for each in node.watch_blocks(1, duration=0.3)] == [1]
+        assert (await anext(node.watch_blocks(1))).header.height == 1
 
 
 async def test_a_node_that_shows_another_block_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,3 +345,25 @@ def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return int(held.getsockname()[1])
+
+
+async def test_a_task_is_waited_for_and_its_claims_are_seen(world: World) -> None:
+    async with node_of(world) as (node, _):
+        task = world.chain.to_work_height(pool0=900, pool1=950)
+        world.follow()
+        waiting = asyncio.create_task(node.wait_task(task, 10))
+        stream = node.watch_claims(1)
+        claims = [await anext(stream)]
+        await stream.aclose()
+        assert sorted(claim.correct for update in claims for claim in update.claims) == [900, 950]
+        with pytest.raises(pofl_client.DeadlineError, match="is TASK_PHASE_WORK after"):
+            await node.wait_task(task, 0.2)
+        assert (await node.wait_task(task, 1, [pb.TASK_PHASE_WORK])).task_id == task
+        assert not waiting.done()
+        block = world.chain.work_block("pool1")
+        world.chain.apply(block)
+        world.follow()
+        won = await waiting
+        assert (won.phase, won.winner, won.ended_height) == (pb.TASK_PHASE_WON, account("pool1"), world.store.state.height)
+        assert (await node.block(won.ended_height)).header.kind == pb.BLOCK_KIND_WORK
+        assert [each.task_id for each in await node.tasks([pb.TASK_PHASE_WON])] == [task]
