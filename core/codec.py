@@ -19,7 +19,9 @@ sent. Errors are MalformedError or LimitError and name the record and the field.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import operator
+import struct
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
@@ -205,7 +207,14 @@ class Seq:
         count = U32.read(reader)
         if count > self.limit:
             raise LimitError(f"{count} items, at most {self.limit}", count=count, limit=self.limit)
-        return tuple(self.inner.read(reader) for _ in range(count))
+        inner = self.inner
+        if isinstance(inner, Record) and (flat := _flat(inner.kind)) is not None:
+            size = count * flat.form.size
+            # What is cut short is read one by one, which says where.
+            if reader.remaining >= size:
+                kind = inner.kind
+                return tuple([kind(*values) for values in flat.form.iter_unpack(reader.take(size))])
+        return tuple([inner.read(reader) for _ in range(count)])
 
 
 class Record:
@@ -217,6 +226,10 @@ class Record:
     def write(self, out: bytearray, value: Any) -> None:
         if type(value) is not self.kind:
             raise MalformedError(f"expected {self.kind.__name__}, got {type(value).__name__}")
+        flat = _FLAT.get(self.kind)
+        if flat is not None and (data := flat.packed(value)) is not None:
+            out += data
+            return
         name = ""
         try:
             for name, codec in _fields(self.kind):
@@ -225,6 +238,9 @@ class Record:
             raise _within(self.kind, name, error) from None
 
     def read(self, reader: Reader) -> Any:
+        flat = _flat(self.kind)
+        if flat is not None and reader.remaining >= flat.form.size:
+            return self.kind(*flat.form.unpack(reader.take(flat.form.size)))
         name, values = "", []
         try:
             for name, codec in _fields(self.kind):  # noqa: B007 - named by the error
@@ -287,6 +303,42 @@ def decode_as(codec: Codec, data: bytes, limit: int | None = None) -> Any:
     return value
 
 
+class _Flat:
+    """A record of integers and fixed bytes only, in one step. What is unusual in it is left to the fields' own codecs, which
+    know what to say."""
+
+    def __init__(self, names: tuple[str, ...], codecs: tuple[Int | Fixed, ...]) -> None:
+        forms = [f"{c.size}s" if isinstance(c, Fixed) else _FORMS[c.size, c.signed] for c in codecs]
+        self.form = struct.Struct(">" + "".join(forms))
+        self._sizes = tuple(c.size if isinstance(c, Fixed) else None for c in codecs)
+        self._values: Callable[[object], Any] = operator.attrgetter(*names)
+        self._is_single = len(names) == 1
+
+    def packed(self, value: object) -> bytes | None:
+        """The same bytes as the fields' codecs write; None if one of them might refuse its value."""
+        values: tuple[Any, ...] = (self._values(value),) if self._is_single else self._values(value)
+        for each, size in zip(values, self._sizes, strict=True):
+            # struct cuts or fills up bytes, and takes booleans.
+            if type(each) is not int if size is None else type(each) is not bytes or len(each) != size:
+                return None
+        try:
+            return self.form.pack(*values)
+        except struct.error:
+            return None
+
+
+_FORMS = {
+    (1, False): "B", (2, False): "H", (4, False): "I", (8, False): "Q", (4, True): "i", (8, True): "q",
+}  # fmt: skip
+_FLAT: dict[type, _Flat | None] = {}
+
+
+def _flat(kind: type) -> _Flat | None:
+    if kind not in _FLAT:
+        _fields(kind)
+    return _FLAT[kind]
+
+
 _FIELDS: dict[type, tuple[tuple[str, Codec], ...]] = {}
 
 
@@ -306,6 +358,9 @@ def _fields(kind: type) -> tuple[tuple[str, Codec], ...]:
             codec = Record(cast(type, hint))
         found.append((field.name, codec))
     _FIELDS[kind] = tuple(found)
+    flat = [codec for _, codec in found if isinstance(codec, Int | Fixed)]
+    is_flat = len(flat) == len(found) > 0 and all(isinstance(c, Fixed) or (c.size, c.signed) in _FORMS for c in flat)
+    _FLAT[kind] = _Flat(tuple(name for name, _ in found), tuple(flat)) if is_flat else None
     return _FIELDS[kind]
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, Protocol
 
+from core.chain import verify
 from core.chain.block import Block, Certificate
 from core.chain.headers import check_headers
 from core.chain.state import State
-from core.chain.verify import is_within_reach
 from core.errors import BlockError, ChainError, DeadlineError, InputError, LimitError, PoflError, PrunedError, StorageError
 from core.ids import BlockHash, Height, NodeId
 from services.rpc.channel import Connection
@@ -56,6 +56,18 @@ PRUNED_SECONDS: Final = 10.0
 REPORT_SECONDS: Final = 5.0
 
 Pair = tuple[Block, Certificate]
+
+
+def check_ahead(state: State, blocks: Sequence[Pair]) -> None:
+    """The certificates' signatures of blocks whose turn comes later, on another core than the one that executes blocks. That
+    is where they count: what is wrong here says so there."""
+    room = verify.AHEAD // AHEAD
+    for _, certificate in blocks:
+        room -= len(certificate.signatures)
+        if room < 0:
+            # What is remembered would not last until their turn.
+            return
+        verify.check_ahead(certificate, state.chain_id, state.validators)
 
 
 class Target(Protocol):
@@ -176,7 +188,7 @@ class Sync:
             if state.height + 1 != first:
                 # Our own voting was faster.
                 return _Span(first, ())
-            if len(headers) > 1 and not is_within_reach(certificate, state.validators):
+            if len(headers) > 1 and not verify.is_within_reach(certificate, state.validators):
                 count = len(headers) // 2
                 continue
             return _Span(first, await asyncio.to_thread(check_headers, state, headers, certificate))
@@ -221,6 +233,7 @@ class Sync:
                 blocks: list[Pair] = []
                 with self._blaming(node):
                     blocks = await self._get_part(node, span, part)
+                    await asyncio.to_thread(check_ahead, self._target.state, blocks)
                 async with span.changed:
                     if blocks:
                         span.here[part] = node, blocks

@@ -141,7 +141,7 @@ class SignedHeader:
 
     @property
     def block_hash(self) -> BlockHash:
-        return BlockHash(digest(DOMAIN_BLOCK, self.header))
+        return _hash(self.header)
 
     def decoded(self) -> Header:
         """The checked header. Raises MalformedError or LimitError."""
@@ -207,6 +207,11 @@ class Block:
 
 
 # A block is decoded where it is checked, stored and shown: the last few are remembered. What is wrong raises each time.
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(header: bytes) -> BlockHash:
+    return BlockHash(digest(DOMAIN_BLOCK, header))
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ An invalid block or transaction raises and changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from core.chain import evidence, rules_leaks, rules_market, rules_tasks, rules_validators, verify, versions
@@ -213,7 +213,7 @@ def _transition(state: State, header: Header, body: Body, block: Block) -> State
         state = evidence.close_pot(state)
     state = rules_market.run_trades(state, parent, header.kind, height, block.block_hash, time_ms)
     state = rules_validators.rotate(versions.advance(state, height), parent)
-    return replace(state, tip=Tip(height, block.block_hash, time_ms, header.kind, header.author_id))
+    return state.after(parent, Tip(height, block.block_hash, time_ms, header.kind, header.author_id))
 
 
 def open_block(state: State, height: Height, time_ms: Milliseconds) -> State:

@@ -134,6 +134,8 @@ def rotate(state: State, parent: State) -> State:
         for old, newer in itertools.pairwise(tuple(sets)):
             if newer <= height_key(needed):
                 sets = sets.drop(old)
+    if voters is state.validators and sets is state.sets:
+        return state
     return replace(state, validators=voters, sets=sets)
 
 

@@ -96,6 +96,9 @@ class _Sets:
     next_validators: ValidatorSet
 
 
+_Leaves = tuple[tuple[bytes, ...], merkle.Tree]
+
+
 # Without slots: a copy with other accounts is one copy of a dictionary.
 @dataclass(frozen=True)
 class State:
@@ -139,8 +142,10 @@ class State:
     """By node id."""
     sets: Table[ValidatorSet]
     """By ``height_key`` of the first height that it votes at: as far back as rules still ask."""
-    _tree: tuple[tuple[bytes, ...], merkle.Tree] | None = field(default=None, init=False, repr=False, compare=False)
+    _tree: _Leaves | None = field(default=None, init=False, repr=False, compare=False)
     """Leaves of the state and their tree, once they are known: block, store and proofs ask for them. ``replace`` forgets."""
+    _older: _Leaves | None = field(default=None, init=False, repr=False, compare=False)
+    """Those of the state before, most of which are the same."""
 
     @property
     def params(self) -> ChainParams:
@@ -164,7 +169,13 @@ class State:
     def with_accounts(self, accounts: Table[Account]) -> State:
         """``replace(self, accounts=accounts)``, which every transaction does some times, at a tenth of its cost."""
         new: State = State.__new__(State)
-        new.__dict__.update(self.__dict__, accounts=accounts, _tree=None)
+        new.__dict__.update(self.__dict__, accounts=accounts, _tree=None, _older=self._tree or self._older)
+        return new
+
+    def after(self, parent: State, tip: Tip) -> State:
+        """``replace(self, tip=tip)``: what a block has made of ``parent``, whose tree its own is made from."""
+        new: State = State.__new__(State)
+        new.__dict__.update(self.__dict__, tip=tip, _tree=None, _older=parent._tree)
         return new
 
     def account(self, account: bytes) -> Account:
@@ -235,6 +246,7 @@ TABLES: Final[tuple[tuple[str, type], ...]] = (
     ("reports", LeakReport), ("reputations", Reputation), ("credits", LastCredit), ("evidence", Evidence),
     ("memberships", Membership), ("sets", ValidatorSet),
 )  # fmt: skip
+_LABELS: Final = tuple((name, name.encode() + b"/") for name, _ in TABLES)
 
 
 def height_key(height: int) -> bytes:
@@ -302,9 +314,17 @@ def state_tree(state: State) -> tuple[tuple[bytes, ...], merkle.Tree]:
     """``state_leaves`` and the tree over them, made once for a state."""
     if state._tree is None:
         heads = zip((_SCALARS, _VALIDATORS, _NEXT_VALIDATORS), _heads(state), strict=True)
-        tables = (name.encode() + b"/" + getattr(state, name).root for name, _ in TABLES)
+        tables = (label + getattr(state, name).root for name, label in _LABELS)
         leaves = (*(name + data for name, data in heads), *tables)
-        object.__setattr__(state, "_tree", (leaves, merkle.Tree([merkle.leaf_hash(leaf) for leaf in leaves])))
+        older = state._older
+        if older is None:
+            tree = merkle.Tree([merkle.leaf_hash(leaf) for leaf in leaves])
+        else:
+            before, tree = older
+            pairs = enumerate(zip(before, leaves, strict=True))
+            tree = tree.replaced({place: merkle.leaf_hash(leaf) for place, (old, leaf) in pairs if old != leaf})
+        object.__setattr__(state, "_tree", (leaves, tree))
+        object.__setattr__(state, "_older", None)
     assert state._tree is not None
     return state._tree
 

@@ -23,6 +23,8 @@ V = TypeVar("V")
 
 MAX_KEY: Final = 128
 MAX_RECORD: Final = 256 * 1024
+_KEY: Final = Var(MAX_KEY)
+_RECORD: Final = Var(MAX_RECORD)
 _FOLD: Final = 512
 """Changes after which they are folded into the base: keeps a block of many transactions linear."""
 _Rows = tuple[dict[bytes, V], dict[bytes, V | None]]
@@ -97,7 +99,8 @@ class Table(Mapping[bytes, V], Generic[V]):
     @property
     def root(self) -> Digest:
         """RFC 6962 root over the leaves in key order."""
-        return self._tree()[1].root
+        hashed = self._hashed or self._tree()
+        return hashed[1].root
 
     def proof(self, key: bytes) -> tuple[bytes, int, int, tuple[Digest, ...]]:
         """Leaf, index, size and audit path of the record under ``key``, for merkle.verify_proof against ``root``."""
@@ -126,11 +129,11 @@ class Table(Mapping[bytes, V], Generic[V]):
         rows: dict[bytes, V] = {}
         last = b""
         for number in range(U32.read(reader)):
-            key = Var(MAX_KEY).read(reader)
+            key = _KEY.read(reader)
             if number and key <= last:
                 raise MalformedError(f"{kind.__name__} table: keys are not ascending")
             last = key
-            rows[key] = decode_as(Record(kind), Var(MAX_RECORD).read(reader))
+            rows[key] = decode_as(Record(kind), _RECORD.read(reader))
         return cls(kind, rows)
 
     def _with(self, key: bytes, record: V | None) -> Table[V]:
@@ -184,8 +187,8 @@ class Table(Mapping[bytes, V], Generic[V]):
 
     def _leaf(self, key: bytes) -> bytes:
         out = bytearray()
-        Var(MAX_KEY).write(out, key)
-        Var(MAX_RECORD).write(out, encode_as(Record(self._kind), self[key]))
+        _KEY.write(out, key)
+        _RECORD.write(out, encode_as(Record(self._kind), self[key]))
         return bytes(out)
 
     def _leaf_hash(self, key: bytes) -> Digest:

@@ -19,6 +19,7 @@ from core.chain.block import (
     Block,
     Body,
     Certificate,
+    CommitSignature,
     Header,
     Payout,
     SignedHeader,
@@ -41,16 +42,19 @@ from core.errors import BlockError, CryptoError, InputError, VoteError, WrongCha
 from core.ids import Digest, Height, Milliseconds, NodeId, short
 
 __all__ = [
-    "PowerOf", "block_time", "body_root", "check_certificate", "check_header_signature", "check_later_certificate",
-    "check_proposal", "check_verdict", "check_vote", "is_quorum", "is_third", "is_within_reach", "median_time", "powers",
-    "proposed_block",
+    "PowerOf", "block_time", "body_root", "check_ahead", "check_certificate", "check_header_signature",
+    "check_later_certificate", "check_proposal", "check_verdict", "check_vote", "is_quorum", "is_third", "is_within_reach",
+    "median_time", "powers", "proposed_block",
 ]  # fmt: skip
 
 MAX_BLOCK: Final = MAX_HEADER + MAX_BODY + 128
 PAYOUT_LEAF: Final = b"\x01"
 TRANSACTION_LEAF: Final = b"\x02"
 VOTES: Final = signing.Remembered(2048)
-"""A precommit comes as a vote, in the certificate of its block and in the next block's."""
+"""A precommit comes as a vote, in the certificate of its block and in the next block's. Who catches up checks those of the
+blocks ahead at the same time (``AHEAD``)."""
+AHEAD: Final = 1024
+"""Signatures that may be checked before their blocks' turn: what is remembered meanwhile must last until then."""
 
 
 class PowerOf(Protocol):
@@ -102,6 +106,22 @@ def check_certificate(certificate: Certificate, chain_id: Digest, validators: Se
     Raises:
         BlockError: a signer is unknown, out of order or repeated, a signature is wrong, or the power is below 2/3.
     """
+    checked = (certificate, chain_id, tuple(validators))
+    if checked != _CERTIFICATE.last:
+        _check_certificate(certificate, chain_id, validators)
+        _CERTIFICATE.last = checked
+
+
+class _Last:
+    """The last good certificate, with the chain and the validators that it is good for: that of a block is its child's too."""
+
+    last: tuple[Certificate, Digest, tuple[PowerOf, ...]] | None = None
+
+
+_CERTIFICATE: Final = _Last()
+
+
+def _check_certificate(certificate: Certificate, chain_id: Digest, validators: Sequence[PowerOf]) -> None:
     where = f"certificate of height {certificate.height}"
     if certificate.block_hash == NIL:
         raise BlockError(f"{where}: it is for no block")
@@ -118,11 +138,26 @@ def check_certificate(certificate: Certificate, chain_id: Digest, validators: Se
         raise BlockError(f"{where}: power {power} of {sum(known.values())} signed, 2/3 are needed", power=power)
     head = _precommit_head(certificate, chain_id)
     for commit in certificate.signatures:
-        message = head + commit.time_ms.to_bytes(8, "big") + commit.validator
         try:
-            VOTES.verify(commit.validator, DOMAIN_VOTE, message, commit.signature)
+            VOTES.verify(commit.validator, DOMAIN_VOTE, _precommit(head, commit), commit.signature)
         except CryptoError as error:
             raise BlockError(f"{where}: {error.message}", validator=commit.validator) from None
+
+
+def check_ahead(certificate: Certificate, chain_id: Digest, validators: Sequence[PowerOf]) -> None:
+    """Checks what ``check_certificate`` will check again, which then costs little; says nothing of what it finds.
+
+    ``validators`` are those of now: who votes at the certificate's height is not known yet, and is looked at in its turn. For
+    a thread beside the one that executes blocks: the greatest part of the work is done outside the interpreter.
+    """
+    known = powers(validators)
+    head = _precommit_head(certificate, chain_id)
+    for commit in certificate.signatures:
+        if commit.validator in known:
+            try:
+                VOTES.verify(commit.validator, DOMAIN_VOTE, _precommit(head, commit), commit.signature)
+            except CryptoError:
+                return
 
 
 def is_within_reach(certificate: Certificate, validators: Sequence[PowerOf]) -> bool:
@@ -151,6 +186,10 @@ def _precommit_head(certificate: Certificate, chain_id: Digest) -> bytes:
     place, nobody = (certificate.height, certificate.round), NodeId(bytes(32))
     vote = Vote(chain_id, *place, Step.PRECOMMIT, certificate.block_hash, Milliseconds(0), nobody)
     return encode(vote)[:-40]
+
+
+def _precommit(head: bytes, commit: CommitSignature) -> bytes:
+    return head + commit.time_ms.to_bytes(8, "big") + commit.validator
 
 
 def median_time(certificate: Certificate, validators: Sequence[PowerOf]) -> Milliseconds:

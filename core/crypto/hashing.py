@@ -7,6 +7,7 @@ and the number of parts is hashed as well. A label is a named constant of the mo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 from core.ids import Digest
@@ -54,13 +55,13 @@ class Hasher:
         return Digest(self._state.digest())
 
 
+@functools.lru_cache(maxsize=256)
 def _head(domain: bytes, count: int) -> bytes:
     return len(domain).to_bytes(8, "big") + domain + count.to_bytes(8, "big")
 
 
 def _frame(domain: bytes, parts: tuple[bytes, ...]) -> bytes:
-    out = bytearray(_head(domain, len(parts)))
+    framed = [_head(domain, len(parts))]
     for part in parts:
-        out += len(part).to_bytes(8, "big")
-        out += part
-    return bytes(out)
+        framed += (len(part).to_bytes(8, "big"), part)
+    return b"".join(framed)

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from core.codec import (
     BOOL,
+    I32,
     I64,
     U8,
     U16,
     U32,
+    U64,
     Enum,
     Fixed,
     Maybe,
@@ -161,3 +163,60 @@ def test_eight_bits_are_eight_bits() -> None:
     assert encode(Byte(255)) == b"\xff"
     with pytest.raises(LimitError):
         encode(Byte(256))
+
+
+@dataclass(frozen=True, slots=True)
+class Even:
+    """Read and written in one step."""
+
+    a: Annotated[int, U64]
+    b: Annotated[bytes, Fixed(4)]
+    c: Annotated[int, I32]
+    d: Annotated[int, U8]
+
+
+@dataclass(frozen=True, slots=True)
+class Evens:
+    many: Annotated[tuple[Even, ...], Seq(Record(Even), 3)]
+
+
+evens = st.builds(
+    Even, st.integers(0, 2**64 - 1), st.binary(min_size=4, max_size=4), st.integers(-(2**31), 2**31 - 1), st.integers(0, 255)
+)
+
+
+@given(st.lists(evens, max_size=3).map(tuple))
+def test_records_of_integers_and_fixed_bytes_have_the_encoding_of_their_fields(many: tuple[Even, ...]) -> None:
+    out = bytearray()
+    for even in many:
+        for codec, value in ((U64, even.a), (Fixed(4), even.b), (I32, even.c), (U8, even.d)):
+            codec.write(out, value)
+    assert encode(Evens(many)) == len(many).to_bytes(4, "big") + bytes(out)
+    assert decode(Evens, encode(Evens(many))) == Evens(many)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (Even(2**64, b"1234", 0, 0), LimitError, "Even.a: 18446744073709551616 does not fit"),
+        (Even(-1, b"1234", 0, 0), LimitError, "Even.a: -1 does not fit"),
+        (Even(True, b"1234", 0, 0), MalformedError, "Even.a: expected an integer, got bool"),
+        (Even(0, b"123", 0, 0), MalformedError, "Even.b: expected 4 bytes, got 3"),
+        (Even(0, b"12345", 0, 0), MalformedError, "Even.b: expected 4 bytes, got 5"),
+        (Even(0, b"1234", 2**31, 0), LimitError, "Even.c: 2147483648 does not fit"),
+    ],
+)
+def test_what_does_not_fit_such_a_record_is_named(wrong: Even, error: type[Exception], words: str) -> None:
+    encode(Even(0, b"1234", 0, 0))
+    with pytest.raises(error, match=words):
+        encode(wrong)
+
+
+def test_such_a_record_that_is_cut_short_is_named() -> None:
+    data = encode(Evens((Even(1, b"1234", 2, 3), Even(4, b"5678", 6, 7))))
+    with pytest.raises(MalformedError, match=r"Even\.d: truncated: 1 bytes wanted, 0 left"):
+        decode(Evens, data[:-1])
+    with pytest.raises(MalformedError, match=r"Even\.b: truncated: 4 bytes wanted, 2 left"):
+        decode(Even, data[4:14])
+    with pytest.raises(LimitError, match=r"Evens\.many: 4 items, at most 3"):
+        decode(Evens, (4).to_bytes(4, "big") + data[4:] * 2)

@@ -11,7 +11,16 @@ from core.chain import build
 from core.chain.block import CommitSignature, OutcomeKind
 from core.chain.claims import Adopted, ClaimStatus, Undecided, Void, check_verdict_claim, outcome_of, tally
 from core.chain.state import Entry, Validator
-from core.chain.verify import block_time, check_certificate, check_vote, is_quorum, is_third, is_within_reach, powers
+from core.chain.verify import (
+    block_time,
+    check_ahead,
+    check_certificate,
+    check_vote,
+    is_quorum,
+    is_third,
+    is_within_reach,
+    powers,
+)
 from core.chain.vote import Step, Verdict, VerdictKind, Vote
 from core.chain.work_height import WorkHeight, commitment_of
 from core.errors import BlockError, VoteError
@@ -197,6 +206,47 @@ def test_certificates_sign_their_round_and_their_step() -> None:
         prevotes.append(CommitSignature(node, Milliseconds(0), build.make_vote(key(name), vote).signature))
     with pytest.raises(BlockError, match="does not verify"):
         check_certificate(replace(good, signatures=tuple(prevotes)), state.chain_id, voters)
+
+
+def test_a_certificate_that_was_good_is_not_taken_for_good_elsewhere() -> None:
+    chain = Chain()
+    chain.block()
+    state, voters = chain.state, chain.state.validators
+    good = make_certificate(state, chain.clock, chain.names)
+    for _ in range(2):
+        check_certificate(good, state.chain_id, voters)
+    with pytest.raises(BlockError, match="does not verify"):
+        check_certificate(good, some("another chain"), voters)
+    with pytest.raises(BlockError, match="is no validator of that height"):
+        check_certificate(good, state.chain_id, voters[1:])
+    heavier = tuple(replace(v, power=100 if v is voters[0] else 1) for v in voters)
+    without = replace(good, signatures=tuple(s for s in good.signatures if s.validator != voters[0].node_id))
+    check_certificate(good, state.chain_id, heavier)
+    with pytest.raises(BlockError, match="2/3 are needed"):
+        check_certificate(without, state.chain_id, heavier)
+
+
+def test_what_was_looked_at_ahead_is_checked_in_its_turn() -> None:
+    chain = Chain()
+    chain.block()
+    state, voters = chain.state, chain.state.validators
+    good = make_certificate(state, chain.clock, chain.names)
+    first, second, *others = good.signatures
+    swapped = replace(first, signature=second.signature), replace(second, signature=first.signature)
+    for wrong in (
+        replace(good, signatures=(*swapped, *others)),
+        replace(good, round=good.round + 1),
+        replace(good, signatures=(replace(first, time_ms=Milliseconds(first.time_ms + 1)), second, *others)),
+    ):
+        check_ahead(wrong, state.chain_id, voters)
+        with pytest.raises(BlockError, match="does not verify"):
+            check_certificate(wrong, state.chain_id, voters)
+    thin = replace(good, signatures=good.signatures[:1] * 3)
+    check_ahead(thin, state.chain_id, voters)
+    with pytest.raises(BlockError, match="not in ascending order"):
+        check_certificate(thin, state.chain_id, voters)
+    check_ahead(good, state.chain_id, voters)
+    check_certificate(good, state.chain_id, voters)
 
 
 def test_who_is_named_twice_in_a_later_certificate_counts_once() -> None:
