@@ -21,6 +21,7 @@ with loading():
         keys,
         market,
         models,
+        payments,
         pools,
         reproduce,
         run,
@@ -60,6 +61,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(run.config_app, name="config")
 app.add_typer(bench.app, name="bench")
 app.command("explain")(chain.explain)
+app.command("transfer")(payments.transfer)
 app.command("run")(run.run_role)
 app.command("join")(join.join)
 app.command("doctor")(doctor.doctor)

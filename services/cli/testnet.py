@@ -25,6 +25,7 @@ from services.testnet.invite import invite as make_invitation
 from services.testnet.layout import Layout, Shape, load_layout, make_layout
 from services.testnet.places import containers, on_hosts, read_hosts
 from services.testnet.runner import Report, run_testnet
+from services.testnet.targets import container_targets, layout_targets
 from services.testnet.view import LiveView, PlainView, report_table
 from services.testnet.watch import connected
 
@@ -112,12 +113,26 @@ async def init(
 async def compose(
     nodes: NodesOption = 4, pools: PoolsOption = 2, miners: MinersOption = 3, reward: RewardOption = 1_000_000,
     tasks: Annotated[int, typer.Option(help="Tasks that the requester publishes, one after the other.")] = TASKS,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="Print deploy/monitoring/targets/compose.json instead: what Prometheus looks at.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Print the compose file of a testnet of this shape. The project's own docker-compose.yml is the default one.
 
     Example: pofl testnet compose-file --nodes 7 --pools 3 > docker-compose.yml
     """
-    typer.echo(compose_file(Shape(nodes, pools, miners, tasks, reward)), nl=False)
+    shape = Shape(nodes, pools, miners, tasks, reward)
+    typer.echo(container_targets(shape) if targets else compose_file(shape), nl=False)
+
+
+@app.command()
+@runs
+async def targets(net: NetOption = None) -> None:
+    """Print a testnet's metrics addresses as Prometheus reads them from a file (file_sd_configs).
+
+    Example: pofl testnet targets > deploy/monitoring/targets/testnet.json
+    """
+    typer.echo(layout_targets(load_layout(net or newest_testnet()).members), nl=False)
 
 
 @app.command()
@@ -176,18 +191,35 @@ async def up(
 @runs
 async def invite(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; must be missing or empty.")],
-    name: Annotated[str, typer.Option(help="Name of the new miner: lower-case letters, digits, hyphens.")] = "guest0",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the newcomer: lower-case letters, digits, hyphens; default: guest0, for a node node-guest0."
+        ),
+    ] = None,
+    role: Annotated[str, typer.Option(help="miner or node.")] = "miner",
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where a node will be reached; default: a free port of this machine."),
+    ] = None,
     net: NetOption = None,
 ) -> None:
-    """Write what a new miner needs to join a pool of a testnet: certificate, private key, account, genesis document.
+    """Write what a new miner or node needs to join a testnet: certificate, private key, account, genesis document.
 
-    Give the folder to whoever mines; it holds secrets. Only who has the network's authority (the folder `ca`) can invite.
+    Give the folder to whoever runs it; it holds secrets. Only who has the network's authority (the folder `ca`) can invite.
+    A node follows the chain at once; docs/validators.md says how it comes to vote.
 
     Example: pofl testnet invite miner && pofl run miner --home miner --pool 127.0.0.1:20016 --data share.npz
+
+    Example: pofl testnet invite late --role node --name late && pofl run node --config late/config.toml
     """
     layout = load_layout(net or newest_testnet())
-    make_invitation(layout, out, name)
-    console.print(f"{out}: an invitation for {name}", highlight=False)
+    chosen = name or ("guest0" if role == "miner" else "node-guest0")
+    key = make_invitation(layout, out, chosen, role, listen)
+    console.print(f"{out}: an invitation for {chosen}, account {key.public_key.hex()}", highlight=False)
+    if role == "node":
+        console.print(f"start it: pofl run node --config {out / 'config.toml'}", highlight=False)
+        return
     for pool in layout.of("pool"):
         console.print(f"join {pool.name}: pofl run miner --home {out} --pool {pool.listen} --data DATA", highlight=False)
 

@@ -28,7 +28,9 @@ from services.rpc import tls
 from services.testnet.data import DIGITS, OwnData, Subject, split_digits, split_own
 from services.testnet.supervisor import ProcessSpec
 
-__all__ = ["Layout", "Member", "Place", "Places", "Shape", "load_layout", "make_layout", "process_names"]
+__all__ = [
+    "Layout", "Member", "Place", "Places", "Shape", "free_ports", "load_layout", "make_layout", "process_names", "toml_table",
+]  # fmt: skip
 
 HOST: Final = "127.0.0.1"
 MANIFEST: Final = "testnet.json"
@@ -263,11 +265,11 @@ def process_names(shape: Shape) -> list[tuple[str, str, str]]:
 
 def _here(names: Sequence[tuple[str, str]]) -> list[Place]:
     """All of them on this machine, at ports that are free now."""
-    ports = iter(_free_ports(4 * len(names)))
+    ports = iter(free_ports(4 * len(names)))
     return [Place(*(f"{HOST}:{next(ports)}" for _ in range(4))) for _ in names]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody holds now, outside the range that the system hands out by itself."""
     ports: list[int] = []
     held: list[socket.socket] = []
@@ -298,7 +300,7 @@ def _write_key(path: Path, key: KeyPair) -> None:
 
 def _config(layout: Layout, member: Member, index: int) -> str:
     nodes = [m.listen for m in layout.of("node") if m.name != member.name]
-    lines = _table(
+    lines = toml_table(
         None,
         {
             "name": member.name, "listen": member.bind or member.listen,
@@ -326,12 +328,12 @@ def _config(layout: Layout, member: Member, index: int) -> str:
             "feature_scale_micro": layout.subject.feature_scale_micro,
         }  # fmt: skip
     elif member.role == "pool":
-        lines += _table(None, {"fleet_listen": member.fleet_bind or member.fleet, "min_miners": 1})
-        lines += _table(None, {"fleet_advertise": member.fleet}) if member.fleet_bind else []
+        lines += toml_table(None, {"fleet_listen": member.fleet_bind or member.fleet, "min_miners": 1})
+        lines += toml_table(None, {"fleet_advertise": member.fleet}) if member.fleet_bind else []
         sections["training"] = {"seed": 1 + index, "quorum": 1}
     elif member.role == "miner":
         miners = layout.of("miner")
-        lines += _table(
+        lines += toml_table(
             None,
             {
                 "pool": layout.member(member.pool).listen, "data": f"{data}/{member.name}.npz",
@@ -339,11 +341,12 @@ def _config(layout: Layout, member: Member, index: int) -> str:
             },
         )  # fmt: skip
     for name, values in sections.items():
-        lines += _table(name, values)
+        lines += toml_table(name, values)
     return "\n".join(lines) + "\n"
 
 
-def _table(name: str | None, values: Mapping[str, object]) -> list[str]:
+def toml_table(name: str | None, values: Mapping[str, object]) -> list[str]:
+    """Lines of a table of a configuration file; without a name those at its top."""
     head = [] if name is None else ["", f"[{name}]"]
     return head + [f"{key} = {_toml(value)}" for key, value in values.items()]
 

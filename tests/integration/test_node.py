@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from core.chain.transaction import Transfer
+from core.crypto.signing import KeyPair
 from core.ids import AccountId, Amount, Height
 from services.rpc.chain_client import Wallet
-from tests.node_network import Network, make_network, wait_height
+from tests.node_network import ROOT, Network, make_network, wait_height
 
 
 @pytest.fixture
@@ -29,6 +33,25 @@ async def agree(network: Network, height: int, count: int) -> None:
     views = [await network.client(node).block(Height(height)) for node in network.nodes[:count]]
     assert len({view.block_hash for view in views}) == 1
     assert len({view.state_root for view in views}) == 1
+
+
+async def pofl_transfer(network: Network, payer: KeyPair, payee: AccountId, amount: int) -> Height:
+    """``pofl transfer`` as a user runs it."""
+    key = network.folder / "payer.key"
+    key.write_text(payer.seed.hex())
+    key.chmod(0o600)
+    folder = network.files("user", "tester").ca.parent
+    run = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli.main", "transfer", payee.hex(), str(amount), "--key", str(key),
+        "--node", network.nodes[0].address, "--tls", str(folder), "--json",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(run.communicate(), 60)
+    assert run.returncode == 0, err
+    paid = json.loads(out)
+    assert (paid["to"], paid["amount"]) == (payee.hex(), amount)
+    return Height(paid["height"])
 
 
 @pytest.mark.slow
@@ -54,7 +77,8 @@ async def test_four_nodes_finalise_transfers_survive_a_kill_and_let_a_late_node_
     await wait_height(network.client(victim), while_away, 20)
     await network.nodes[4].start()
     await wait_height(network.client(network.nodes[4]), while_away, 20)
-    _, last = await wallet.send_and_wait(Transfer(payee, Amount(1)), 20)
+    last = await pofl_transfer(network, payer, payee, 2)
+    assert (await client.account(payee)).balance == before + 26
     for node in network.nodes:
         await wait_height(network.client(node), last, 10)
     await agree(network, last, 5)

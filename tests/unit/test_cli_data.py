@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography import x509
 
 from core.errors import ConfigError, MalformedError, NotFoundError
 from core.ids import TaskId
+from node.config import NodeConfig
 from pool.learning.targets import TargetRows
 from pool.miner.rows import TrainingRows
 from services.cli.main import main
 from services.cli.run import miner_settings
 from services.data.loading import load_rows
 from services.data.stored import recipe_digest_in
+from services.rpc.role import read_key
+from services.runtime.settings import load
 from services.testnet.data import OwnData, split_own
 from services.testnet.invite import invite
 from services.testnet.layout import Shape, load_layout, make_layout
@@ -132,6 +137,27 @@ def test_an_invitation_a_pool_and_data_are_all_that_a_miner_needs(folder: Path) 
     env = {"POFL_MINER_LISTEN": "127.0.0.1:5", "POFL_POOL": "a:1"}
     less = miner_settings(None, Path("rows.npz"), None, folder / "guest", True, ["key=other.key"], env)
     assert not {item.split("=")[0] for item in less} & {"listen", "pool", "key"}
+
+
+def test_an_invited_node_has_a_configuration_that_is_complete(folder: Path) -> None:
+    layout = make_layout(folder / "net", Shape(2, 1, 1), start_ms=1)
+    key = invite(layout, folder / "late", "late", "node", "10.0.0.9:7001")
+    config = folder / "late" / "config.toml"
+    settings = load(NodeConfig, config, {})
+    assert (settings.name, settings.listen) == ("late", "10.0.0.9:7001")
+    assert list(settings.peers.nodes) == [m.listen for m in layout.of("node")]
+    assert read_key(folder / "late" / settings.key).public_key == key.public_key
+    certificate = x509.load_pem_x509_certificate((folder / "late" / "tls.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "node.pofl.internal" in names.get_values_for_type(x509.DNSName)
+    assert ip_address("10.0.0.9") in names.get_values_for_type(x509.IPAddress)
+    with pytest.raises(ConfigError, match=r"--listen is '10\.0\.0\.9': it must be HOST:PORT"):
+        invite(layout, folder / "other", "other", "node", "10.0.0.9")
+    with pytest.raises(ConfigError, match="--role is 'pool': it must be miner or node"):
+        invite(layout, folder / "other", "other", "pool")
+    with pytest.raises(ConfigError, match="a miner listens nowhere"):
+        invite(layout, folder / "other", "other", "miner", "10.0.0.9:1")
+    assert not (folder / "other").exists()
 
 
 def test_all_that_is_missing_is_said_at_once(folder: Path) -> None:
