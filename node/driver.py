@@ -57,6 +57,7 @@ from node.light import LightService
 from node.links import Acceptance, Links
 from node.pending import Pending
 from node.rows import transaction_ids
+from node.said import Said
 from node.signal import Signal
 from node.store import ChainStore, WorkRecord
 from node.submissions import MEMPOOL, Submissions
@@ -79,8 +80,6 @@ SOFTWARE: Final = "pofl"
 HEARTBEAT_SECONDS: Final = 2.0
 SEND_AGAIN_SECONDS: Final = 1.0
 """Least time between two sendings of all that is kept to one peer at one height: what it asks with is 50 bytes."""
-MAX_KEPT: Final = 8_192
-"""Messages of this height that are kept for peers that come later."""
 
 
 class Driver:
@@ -100,7 +99,7 @@ class Driver:
         self._early = Early()
         self._caught_up: dict[NodeId, tuple[Height, float]] = {}
         """At which height, and when, a peer was sent all that is kept."""
-        self._kept: dict[Message | SignedAnswer, None] = {}
+        self._kept = Said()
         self._sent: set[Message] = set()
         self._entered = 0.0
         self._waiting = False
@@ -318,8 +317,7 @@ class Driver:
                 self._report(action.evidence)
 
     def _keep(self, message: Message | SignedAnswer) -> None:
-        if len(self._kept) < MAX_KEPT:
-            self._kept[message] = None
+        self._kept.put(message, self.machine.round)
 
     def _set_timer(self, action: SetTimer) -> None:
         old = self._timers.pop(action.timer, None)

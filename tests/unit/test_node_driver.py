@@ -111,6 +111,24 @@ async def test_one_peer_cannot_fill_the_place_for_early_messages() -> None:
         assert driver._early.of(FRIEND) == (vote(VALIDATORS[2], 2, 0),)
 
 
+async def test_one_validator_cannot_fill_the_place_for_what_was_said_at_this_height() -> None:
+    """Every node passes on, and keeps for those who come later, what is new: there is no last round to vote in."""
+    async with running() as (driver, _):
+        for round_ in range(1, 120):
+            await driver.receive(LIAR, vote(VALIDATORS[1], 1, round_))
+        assert len(driver._kept) <= 2
+        await driver.receive(FRIEND, vote(VALIDATORS[2], 1, 0))
+        assert vote(VALIDATORS[2], 1, 0) in driver._kept
+        assert vote(VALIDATORS[1], 1, 119) in driver._kept
+        # Others in that round bring this node there: its votes counted although those before were forgotten.
+        await driver.receive(FRIEND, vote(VALIDATORS[2], 1, 119))
+        assert driver.machine.round == 119
+        # Rounds that have begun here have an end of their own.
+        for round_ in range(119):
+            await driver.receive(LIAR, vote(VALIDATORS[1], 1, round_, bytes([1]) * 32))
+        assert len(driver._kept) < 64
+
+
 async def test_early_proposals_of_one_peer_cost_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_module, "MAX_BYTES", 10_000)
     async with running() as (driver, _):
