@@ -78,6 +78,8 @@ class PoolBook:
         """The newest of each member."""
         self._words: dict[AccountId, tuple[Digest, int]] = {}
         self._places: dict[Digest, int] = {}
+        self._named: set[AccountId] = set()
+        """Who has a line in some round."""
 
     def load(self, entries: Iterable[Entry]) -> None:
         """What this pool kept before it was started again. Raises CryptoError or CheatingError if it is not its own."""
@@ -161,7 +163,7 @@ class PoolBook:
         if place is None:
             raise NotFoundError(f"this pool signed no statement {short(answer.statement)} of task {short(self._task_id)}")
         # Only members have lines, and only they may fill this book.
-        if not any(line.miner == answer.miner for sheet in self.sheets[-256:] for line in sheet.lines):
+        if answer.miner not in self._named:
             raise NotFoundError(f"{short(answer.miner)} took no part in task {short(self._task_id)}")
         try:
             verify_answer(signed)
@@ -184,6 +186,7 @@ class PoolBook:
 
     def _keep(self, sheet: RoundSheet) -> None:
         self.sheets.append(sheet)
+        self._named.update(line.miner for line in sheet.lines)
         self._places[head_digest(sheet.signed.head)] = sheet.signed.head.number
 
     def _close(self, closing: SignedClosing) -> None:
@@ -297,6 +300,10 @@ class MinerBook:
         sent = self._sent.get(head.round)
         if line.reason:
             return "the line counts examples and refuses them" if line.counted else ""
+        if sent is None and head.round > min(self._sent, default=head.round):
+            # A head under another number than its instructions had would hide whom it leaves out. Of rounds before its first
+            # note a miner knows nothing: it may have lost them.
+            return f"round {head.round}: the line counts an answer, this miner sent none in that round"
         if sent is not None and line.claimed != sent:
             return f"round {head.round}: the line says {line.claimed} examples claimed, this miner sent {sent}"
         if not 0 < line.counted <= line.claimed:

@@ -102,6 +102,8 @@ def test_a_member_that_was_away_fills_its_gaps_from_the_public_book() -> None:
     pool = pool_book()
     sheets = [pool.add_round(facts(n), {ANN: 10, BOB: 10} if n != 2 else {BOB: 10}, {}) for n in (1, 2, 3, 4)]
     ann = miner_book()
+    for number in (1, 3, 4):
+        ann.note_sent(number, 10)
     ann.receive(receipt(sheets[0]))
     ann.receive(receipt(sheets[3]))
     assert ann.missing == (2, 3)
@@ -371,6 +373,28 @@ def test_a_pool_that_hides_the_round_it_left_a_member_out_of_gets_no_agreement()
     answer = ann.receive_closing(pool.close())
     assert ann.missing == (3,), "the pool's book is not to be had"
     assert "does not show 1 of its rounds" in answer.answer.objection
+
+
+def test_a_round_under_another_number_is_objected_to_by_whom_it_counts() -> None:
+    """Ann answered round 3 too. Told as round 9, its head hides that she is left out of it; Bob sent nothing in a round 9."""
+    pool, ann, _ = two_rounds()
+    bob = miner_book(BOB)
+    bob.note_sent(1, 60)
+    bob.note_sent(3, 60)
+    ann.note_sent(3, 100)
+    sheet = pool.add_round(facts(9), {BOB: 60}, {})
+    answer = bob.receive(receipt(sheet, BOB))
+    assert answer.answer.objection == "round 9: the line counts an answer, this miner sent none in that round"
+    assert pool.add_answer(answer)
+
+
+def test_a_member_of_the_first_round_only_is_heard_on_the_closing() -> None:
+    pool, ann, _ = two_rounds()
+    for number in range(3, 303):
+        ann.show(pool.add_round(facts(number), {BOB: 60}, {}).signed)
+    assert pool.add_answer(ann.receive_closing(pool.close()))
+    with pytest.raises(NotFoundError, match="took no part"):
+        pool.add_answer(miner_book(EVE).receive_closing(pool.close()))
 
 
 def test_one_member_does_not_fill_the_book_with_its_words() -> None:
