@@ -95,7 +95,7 @@ async def transcript(
             raise CryptoError(f"{path}: {error.message}") from None
         except InputError as error:
             raise MalformedError(
-                f"{path} is no transcript of `pofl explain --transcripts`, or not all of one: {error.message}"
+                f"{path} is no good transcript ({error.message}): write it again with `pofl explain HEIGHT --transcripts DIR`"
             ) from None
         if layout is not None:
             _check_origin(path, record, layout.genesis)
