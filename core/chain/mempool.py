@@ -7,6 +7,7 @@ more.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -135,16 +136,22 @@ def _worst(pool: Mempool, state: State) -> Waiting | None:
 
 def _least(waiting: Mapping[tuple[AccountId, int], Waiting], state: State) -> Waiting | None:
     """The worst that waits, but for validators' duties: least fee for its size, of one sender the last."""
-    validators = {bytes(v.node_id) for v in state.validators}
+    validators = _names(state.validators)
     others = (w for place, w in waiting.items() if place[0] not in validators)
     return min(others, key=lambda w: (w.rate, -w.transaction.nonce, -w.since_ms), default=None)
+
+
+@functools.lru_cache(maxsize=4)
+def _names(validators: tuple[Validator, ...]) -> frozenset[bytes]:
+    """A full pool asks for them with each transaction that comes; they change seldom."""
+    return frozenset(bytes(v.node_id) for v in validators)
 
 
 def _check_better(worst: Waiting | None, state: State, tx: Transaction, size: int, count: int) -> None:
     """Raises TransactionError unless ``tx`` may take the place of the worst that waits."""
     if worst is not None and _rate(tx, size) > worst.rate:
         return
-    if worst is None or tx.sender not in {bytes(v.node_id) for v in state.validators}:
+    if worst is None or tx.sender not in _names(state.validators):
         raise TransactionError(f"{count} transactions wait already: pay more, or try again later", Refusal.LIMIT, waiting=count)
 
 
