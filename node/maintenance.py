@@ -24,7 +24,7 @@ from node import rows
 from node.archive import ArchiveReader, ArchiveWriter
 from node.catch_up import CatchUp, final_state
 from node.light import LightService
-from node.rows import Pruning, Root, WorkRecord, advice_sentence, at, transaction_ids
+from node.rows import Pruning, Root, WorkRecord, advice_sentence, at, transaction_ids, without_advice
 from node.store import ChainStore, read_snapshot
 from services.storage import KeyValueStore
 
@@ -49,6 +49,8 @@ class Verified:
     pruned: int
     """Older blocks of which only headers are here: their links were checked."""
     state_root: StateRoot
+    voted: Height
+    """The height of the last votes, 0 without any. It may lie beyond the next height after a `reindex`."""
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
@@ -84,8 +86,8 @@ def verify_chain(kv: KeyValueStore, genesis: Genesis, progress: Progress) -> Ver
     stored = state_root(store.state)
     if stored != root:
         raise _damaged(tip, f"the stored tables have root {short(stored)}, executing the blocks gives {short(root)}")
-    _check_own(kv, genesis, tip)
-    return Verified(tip, tip - pruning.base, pruning.floor - 1, root)
+    voted = _check_own(kv, genesis, tip, store.silent_until)
+    return Verified(tip, tip - pruning.base, pruning.floor - 1, root, voted)
 
 
 def _check_pruned(kv: KeyValueStore, genesis: Genesis, height: Height, before: Root, whole: bool) -> Root:
@@ -153,19 +155,25 @@ def _check_counts(kv: KeyValueStore, tip: Height, pruning: Pruning, transactions
             raise _damaged(tip, f"{found[prefix]} rows of kind {prefix.decode()!r} are stored, the blocks need {count}")
 
 
-def _check_own(kv: KeyValueStore, genesis: Genesis, tip: Height) -> None:
+def _check_own(kv: KeyValueStore, genesis: Genesis, tip: Height, silent_until: Height) -> Height:
+    """The height of the last votes. They may be ahead of the blocks only where the node is silent up to there."""
+    voted = Height(0)
     try:
         data = kv.get(rows.CONSENSUS)
         if data is not None:
             record = decode(ConsensusRecord, data)
-            if record.chain_id != genesis.chain_id or record.height > tip + 1:
-                raise _damaged(tip, f"the votes are of height {record.height} of chain {short(record.chain_id)}")
+            voted = record.height
+            if record.chain_id != genesis.chain_id:
+                raise _damaged(tip, f"the votes are of height {voted} of chain {short(record.chain_id)}")
+            if voted > tip + 1 and silent_until < voted:
+                raise _damaged(tip, f"the votes are of height {voted}, the blocks before it are not here")
         for key, value in kv.iterate(rows.WORK):
             decode(WorkRecord, value)
             if not 0 < int.from_bytes(key[1:], "big") <= tip:
                 raise _damaged(tip, f"there is a work record of height {int.from_bytes(key[1:], 'big')}")
     except InputError as error:
         raise _damaged(tip, f"a record of this node cannot be read: {error.message}") from None
+    return voted
 
 
 # -- reindex -----------------------------------------------------------------------------------------------------------
@@ -193,7 +201,7 @@ def rebuild(old: KeyValueStore, new: KeyValueStore, genesis: Genesis, progress: 
             after = _rule(height, functools.partial(final_state, store.state, block, certificate))
             work = _work(old, height)
         except (CorruptError, ChainError) as error:
-            wrong = error.message
+            wrong = without_advice(error.message)
             break
         light.note(store.state)
         store.commit(block, certificate, after, transaction_ids(block), work, sync=False)

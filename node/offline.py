@@ -73,13 +73,21 @@ def _verify(given: argparse.Namespace, folder: ChainFolder) -> Outcome:
         f"height {found.height}: {found.executed} blocks were executed again{pruned}; blocks, certificates, indexes and the "
         f"state with root {found.state_root.hex()} hold"
     )
+    if found.voted > found.height + 1:
+        sentence += (
+            f". The votes are of height {found.voted}: start the node, it fetches the blocks up to there from its peers and "
+            "votes after it. Do not move the folder away: the votes would be lost"
+        )
     return sentence, {**asdict(found), "state_root": found.state_root.hex()}
 
 
 def _reindex(given: argparse.Namespace, folder: ChainFolder) -> Outcome:
     with _progress("reindex", given) as progress:
         found = reindex(folder, given.silent_until, progress)
-    rest = f". What follows is damaged, and the node fetches it from its peers: {found.wrong}" if found.wrong else ""
+    rest = ""
+    if found.wrong:
+        rest = f". What follows is damaged ({found.wrong}): start the node, it fetches the rest from its peers"
+        rest += ". Do not move the folder away: its votes would be lost" if found.votes_kept else ""
     return f"height {found.height}: indexes and state are built again{rest}", asdict(found)
 
 

@@ -30,7 +30,7 @@ from core.ids import BlockHash, Digest, Height, ModelCommitment, StateRoot, TxId
 
 __all__ = [
     "ADVICE", "AuditTime", "Place", "Pruning", "Root", "WorkRecord", "advice_sentence", "at", "block_rows", "changes", "row",
-    "transaction_ids",
+    "transaction_ids", "without_advice",
 ]  # fmt: skip
 
 BLOCK, CERTIFICATE, ROOT, HASH, TX, WORK, ROW, OTHER, HEADER, SNAPSHOT = (
@@ -88,6 +88,11 @@ class Pruning:
 def advice_sentence() -> str:
     """``ADVICE`` after a full stop."""
     return ADVICE[0].upper() + ADVICE[1:]
+
+
+def without_advice(message: str) -> str:
+    """What a message says of damage, for whoever follows the advice already."""
+    return message.removesuffix(f": {ADVICE}").removesuffix(f". {advice_sentence()}")
 
 
 def at(height: int) -> bytes:

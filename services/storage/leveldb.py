@@ -99,10 +99,11 @@ class LevelDb:
             (target / name).unlink(missing_ok=True)
         try:
             plyvel.repair_db(str(target))
-            if meta is not None:
-                with contextlib.closing(plyvel.DB(str(target))) as repaired:
-                    if repaired.get(META_KEY) is None:
-                        repaired.put(META_KEY, codec.encode(meta))
+            with contextlib.closing(plyvel.DB(str(target))) as repaired:
+                if repaired.get(META_KEY) is None:
+                    if meta is None:
+                        raise CorruptError(f"of {folder} not even whose it is can be read: {advice}")
+                    repaired.put(META_KEY, codec.encode(meta))
         except plyvel.Error as error:
             raise CorruptError(f"nothing can be read in {folder} ({_text(error)}): {advice}") from error
         return LevelDb(target, meta, advice)

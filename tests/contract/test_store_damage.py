@@ -16,7 +16,7 @@ from core.chain.state import state_root
 from core.codec import encode
 from core.errors import BlockError, CorruptError, LockedError
 from core.ids import Height
-from node import rows
+from node import offline, rows
 from node.archive import ArchiveReader, ArchiveWriter
 from node.folder import ChainFolder, open_chain_folder
 from node.maintenance import export_chain, import_chain, verify_chain
@@ -239,7 +239,7 @@ CONTRADICTIONS: dict[str, Callable[[Memory], None]] = {
     ),
     "rows of kind 'h' are stored, the blocks need": lambda m: m.put_batch({b"h" + bytes(32): encode(Place(Height(2)))}),
     "rows of kind 't' are stored": lambda m: m.put_batch({b"t" + bytes(32): encode(Place(Height(2)))}),
-    "the votes are of height 99": lambda m: m.put_batch({b"k": record(99)}),
+    "the votes are of height 99, the blocks before it are not here": lambda m: m.put_batch({b"k": record(99)}),
     "there is a work record of height 77": lambda m: m.put_batch({b"w" + at(77): next(v for _, v in m.iterate(b"w"))}),
     f"height {TIP} is damaged: its state root is missing": lambda m: m.put_batch({}, [b"r" + at(TIP)]),
     "a record of this node cannot be read": lambda m: m.put_batch({b"k": b"?"}),
@@ -319,3 +319,42 @@ def test_blocks_after_the_damage_are_left_out_and_the_node_is_silent_where_it_vo
     assert store.silent_until == TIP + 1
     assert store.consensus == record(TIP + 1)
     kv.close()
+
+
+def test_verify_and_reindex_agree_about_votes_that_are_ahead_of_the_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kv = open_chain_folder(tmp_path, GENESIS, NODE)
+    fill(kv)
+    kv.put_batch({b"b" + at(6): b"?", b"k": record(TIP + 1)})
+    kv.close()
+    assert offline.main(["reindex", "--data-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "height 5: indexes and state are built again. What follows is damaged (height 6 is damaged: its block"
+    )
+    assert said.endswith(
+        "start the node, it fetches the rest from its peers. Do not move the folder away: its votes would be lost\n"
+    )
+    assert "pofl chain reindex" not in said
+    for _ in range(2):
+        assert offline.main(["verify", "--data-dir", str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("height 5: 5 blocks were executed again")
+        assert f"The votes are of height {TIP + 1}: start the node, it fetches the blocks up to there from its peers" in said
+        assert offline.main(["reindex", "--data-dir", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == "height 5: indexes and state are built again\n"
+
+
+def test_a_folder_without_any_table_is_told_by_its_own_name(tmp_path: Path) -> None:
+    kv = open_chain_folder(tmp_path, GENESIS, NODE)
+    fill(kv)
+    kv.close()
+    for _ in range(2):  # opened again, what the log holds becomes a table
+        open_chain_folder(tmp_path, GENESIS, NODE).close()
+    for table in (tmp_path / "chain").glob("*.ldb"):
+        table.unlink()
+    with pytest.raises(
+        CorruptError, match=rf"of {tmp_path}/chain not even whose it is can be read: move the folder away and start"
+    ):
+        reindex(ChainFolder(tmp_path), Height(99), quiet)
