@@ -8,6 +8,7 @@
     │   ├── LimitError              larger, longer or more than the stated limit
     │   ├── NotFoundError           a thing asked for by name, height or digest does not exist here
     │   │   └── PrunedError         it was here once and was dropped to save room: others may have it
+    │   ├── AheadError              a height far beyond the last one: it is not waited for
     │   └── ConfigError             a configuration key, flag or file is wrong
     ├── AuthError                   the caller is not who the call needs
     ├── ChainError                  a block, vote or transaction breaks a rule of the chain
@@ -38,8 +39,8 @@ A message says what happened, with the values that made it happen, and where it 
 from __future__ import annotations
 
 __all__ = [
-    "PoflError", "InputError", "MalformedError", "LimitError", "NotFoundError", "PrunedError", "ConfigError", "AuthError",
-    "ChainError",
+    "PoflError", "InputError", "MalformedError", "LimitError", "NotFoundError", "PrunedError", "AheadError", "ConfigError",
+    "AuthError", "ChainError",
     "BlockError", "TransactionError", "VoteError", "WrongChainError", "ProtocolError", "SequenceError", "CheatingError",
     "InconclusiveError", "BudgetError", "AbortError", "CryptoError", "MarketError", "StorageError", "CorruptError",
     "LockedError", "StorageFullError", "TurnError", "InternalError", "UnavailableError", "DeadlineError",
@@ -73,6 +74,10 @@ class NotFoundError(InputError):
 
 class PrunedError(NotFoundError):
     """It was here once and was dropped to save room: ask another node."""
+
+
+class AheadError(InputError):
+    """A height far beyond the last one here: either it is wrong, or this node is far behind."""
 
 
 class ConfigError(InputError):

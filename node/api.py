@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Final
 
 from core.chain import rules
-from core.chain.block import MAX_TRANSACTION, Block
+from core.chain.block import Block
 from core.chain.state import State, total_supply
 from core.chain.transaction import SignedTransaction
 from core.chain.versions import version_at
 from core.codec import encode
-from core.errors import AuthError, NotFoundError, TransactionError, UnavailableError
+from core.errors import AheadError, AuthError, NotFoundError, TransactionError, UnavailableError
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId, TxId
 from core.params import Genesis
 from core.verification.receipt import SignedAnswer
@@ -42,11 +42,12 @@ from services.rpc.views import (
     WorkView,
 )
 
-__all__ = ["MAX_TRANSACTION_BYTES", "NodeApi"]
+__all__ = ["MAX_AHEAD", "NodeApi"]
 
-MAX_TRANSACTION_BYTES: Final = MAX_TRANSACTION + 128
 MAX_HEADERS_BYTES: Final = 1024 * 1024
 AT_A_TIME: Final = 8
+MAX_AHEAD: Final = 1_000
+"""Heights after the last block that a stream waits for: a client may know a node that is a little further."""
 
 
 class NodeApi:
@@ -106,6 +107,7 @@ class NodeApi:
     async def watch_blocks(self, first: Height) -> AsyncIterator[BlockView]:
         """Blocks from ``first`` on, for ever; 0 is the next one."""
         following = first or self._store.state.height + 1
+        self._check_ahead(following)
         while True:
             seen = self._driver.finalised.count
             while following <= self._store.state.height:
@@ -172,9 +174,10 @@ class NodeApi:
     async def watch_tasks(self, first: Height) -> AsyncIterator[TaskUpdate]:
         """What blocks from ``first`` on changed of unfinished tasks, each once, for ever; 0: all now, and what follows.
 
-        Raises NotFoundError if those updates are no longer kept, also while a slow reader falls behind.
+        Raises NotFoundError if those updates are no longer kept, also while a slow reader falls behind, AheadError.
         """
         history = self._driver.history
+        self._check_ahead(first)
         if not first:
             now = history.now
             yield replace(now, height=self._store.state.height, block_time_ms=self._store.state.tip.timestamp_ms)
@@ -189,6 +192,7 @@ class NodeApi:
     async def watch_claims(self, first: Height) -> AsyncIterator[ClaimsView]:
         """The claims of blocks from ``first`` on, for ever; 0 is the next one."""
         following = first or Height(self._store.state.height + 1)
+        self._check_ahead(following)
         while True:
             seen = self._driver.finalised.count
             while following <= self._store.state.height:
@@ -199,6 +203,15 @@ class NodeApi:
                 # Most blocks have none: who asks from the beginning must not hold up the votes for the whole chain.
                 await asyncio.sleep(0)
             await self._driver.finalised.wait(seen)
+
+    def _check_ahead(self, first: int) -> None:
+        """Raises AheadError for a height that no stream waits for."""
+        tip = self._store.state.height
+        if first > tip + MAX_AHEAD:
+            raise AheadError(
+                f"from_height is {first}, the last block here is {tip}: at most {MAX_AHEAD} heights after it are waited for",
+                height=first, tip=tip,
+            )  # fmt: skip
 
     @property
     def light(self) -> LightService:

@@ -21,7 +21,7 @@ from core.crypto.signing import PUBLIC_KEY_SIZE
 from core.errors import LimitError, MalformedError
 from core.ids import AccountId, BlockHash, Digest, Height, ModelCommitment, NodeId, TaskId, TxId
 from core.verification.receipt import SignedAnswer
-from node.api import MAX_TRANSACTION_BYTES, NodeApi
+from node.api import NodeApi
 from node.links import Links
 from services.rpc import auth, convert_peer
 from services.rpc import convert_chain as convert
@@ -76,6 +76,8 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
         key: Height | BlockHash
         if request.WhichOneof("key") == "block_hash":
             key = BlockHash(convert.exact("block_hash", request.block_hash))
+        elif request.WhichOneof("key") is None:
+            raise MalformedError("key: give a height or a block_hash", field="key")
         else:
             key = Height(request.height)
         return pb.GetBlockResponse(block=convert.block_to_proto(self._api.block(key)))
@@ -112,6 +114,8 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
         if request.WhichOneof("what") == "tx_id":
             tx_id = TxId(convert.exact("tx_id", request.tx_id))
             height, proof = await asyncio.to_thread(self._api.light.transaction, tx_id)
+        elif request.WhichOneof("what") is None:
+            raise MalformedError("what: give a record's table and key, or a tx_id", field="what")
         else:
             table, key = request.record.table, request.record.key
             if not 0 < len(key) <= MAX_KEY:
@@ -122,7 +126,7 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
     async def SubmitTransaction(  # noqa: N802
         self, request: pb.SubmitTransactionRequest, context: Context
     ) -> pb.SubmitTransactionResponse:
-        transaction = decode(SignedTransaction, request.signed_transaction, MAX_TRANSACTION_BYTES)
+        transaction = _transaction(request.signed_transaction)
         return pb.SubmitTransactionResponse(tx_id=self._api.submit(transaction))
 
     async def SubmitTransactions(  # noqa: N802
@@ -131,12 +135,13 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
         several = request.signed_transactions
         size = sum(len(data) for data in several)
         if not 0 < len(several) <= MAX_SUBMITTED or size > MAX_SUBMITTED_BYTES:
-            raise LimitError(
+            # Not a matter of waiting, as RESOURCE_EXHAUSTED is: the same call is refused always.
+            raise MalformedError(
                 f"{len(several)} transactions of {size} bytes; 1 to {MAX_SUBMITTED} and at most {MAX_SUBMITTED_BYTES} bytes"
             )
         # Each is as much work as a call that hands in one.
         self._submitted.charge(str(auth.caller(context)), len(several))
-        transactions = [SignedTransaction.from_bytes(data) for data in several]
+        transactions = [_transaction(data) for data in several]
         return results_to_proto(transactions, await self._api.submit_all(transactions))
 
     async def GetTransaction(  # noqa: N802
@@ -152,7 +157,7 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
             phases = [TaskPhase(phase) for phase in request.phases]
         except ValueError as error:
             raise MalformedError(f"phases: {error}") from None
-        limit = min(request.limit or 100, MAX_TASKS)
+        limit = _limit(request.limit, MAX_TASKS)
         after = TaskId(convert.exact("after", request.after)) if request.after else None
         return pb.ListTasksResponse(tasks=[convert.task_to_proto(t) for t in self._api.tasks(phases, limit, after)])
 
@@ -183,7 +188,7 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
         provider = _account("provider", request.provider) if request.provider else None
         pool = _account("pool", request.pool) if request.pool else None
         after = Digest(convert.exact("after", request.after)) if request.after else None
-        trades = self._api.trades(provider, pool, min(request.limit or 100, MAX_TRADES), after)
+        trades = self._api.trades(provider, pool, _limit(request.limit, MAX_TRADES), after)
         return pb.ListTradesResponse(trades=[convert.trade_to_proto(trade) for trade in trades])
 
     async def GetMarket(self, request: pb.GetMarketRequest, context: Context) -> pb.GetMarketResponse:  # noqa: N802
@@ -284,6 +289,21 @@ async def _send(context: Context, message: Message, height: Height) -> None:
         raise LimitError(
             f"this stream was not read for {STALL_SECONDS:g} s and is ended: resume from height {height}", height=height
         ) from None
+
+
+def _transaction(data: bytes) -> SignedTransaction:
+    """Raises MalformedError, also for what is too long: a LimitError would have the client try again."""
+    try:
+        return SignedTransaction.from_bytes(data)
+    except LimitError as error:
+        raise MalformedError(f"no signed transaction, or too long for one: {error.message}", field="transaction") from None
+
+
+def _limit(asked: int, most: int) -> int:
+    """Raises MalformedError: who asks for more would take a full answer for all there is."""
+    if asked > most:
+        raise MalformedError(f"limit is {asked}, at most {most}: ask again with `after`", field="limit")
+    return asked or 100
 
 
 def _account(name: str, value: bytes) -> AccountId:

@@ -279,7 +279,7 @@ class ChainClient:
         return transaction.tx_id
 
     async def submit_all(self, transactions: Sequence[SignedTransaction]) -> tuple[TransactionError | None, ...]:
-        """Hand in 1 to MAX_SUBMITTED, one after another; of each why it was refused, or None. Idempotent. Raises LimitError."""
+        """Hand in 1 to MAX_SUBMITTED, in turn; of each why it was refused, or None. Idempotent. Raises MalformedError."""
         request = pb.SubmitTransactionsRequest(signed_transactions=[encode(each) for each in transactions])
         answer = await self._ask(lambda stub: stub.SubmitTransactions(request, timeout=CALL_TIMEOUT))
         return results_from_proto(answer, [each.tx_id for each in transactions])

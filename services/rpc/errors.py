@@ -25,6 +25,7 @@ STATUS: Mapping[type[errors.PoflError], StatusCode] = {
     errors.LimitError:        StatusCode.RESOURCE_EXHAUSTED,
     errors.NotFoundError:     StatusCode.NOT_FOUND,
     errors.PrunedError:       StatusCode.NOT_FOUND,
+    errors.AheadError:        StatusCode.OUT_OF_RANGE,
     errors.ConfigError:       StatusCode.FAILED_PRECONDITION,
     errors.AuthError:         StatusCode.PERMISSION_DENIED,
     errors.ChainError:        StatusCode.FAILED_PRECONDITION,

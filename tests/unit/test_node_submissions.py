@@ -109,16 +109,18 @@ async def test_one_that_does_not_decode_is_the_callers_fault_and_none_is_taken(w
     good = transfers(2)
     with pytest.raises(MalformedError):
         await hand_in(ChainServicer(world.api), [encode(good[0]), encode(good[1])[:-1]])
+    with pytest.raises(MalformedError, match="no signed transaction"):  # its first bytes read as a length beyond the limit
+        await hand_in(ChainServicer(world.api), [encode(good[0]), b"junk"])
     assert len(world.pending) == 0
 
 
 async def test_a_call_with_many_costs_as_much_as_many_calls(world: World) -> None:
     servicer = ChainServicer(world.api)
-    with pytest.raises(LimitError, match="0 transactions"):
+    with pytest.raises(MalformedError, match="0 transactions"):
         await hand_in(servicer, [])
-    with pytest.raises(LimitError, match="65 transactions"):
+    with pytest.raises(MalformedError, match="65 transactions"):
         await hand_in(servicer, [b""] * (MAX_SUBMITTED + 1))
-    with pytest.raises(LimitError, match="bytes"):
+    with pytest.raises(MalformedError, match="bytes"):
         await hand_in(servicer, [bytes(MAX_SUBMITTED_BYTES // 16 + 1)] * 16)
     # Nothing of this was counted; the same few again and again are.
     servicer._submitted = Limiter(SUBMITTED, monotonic=lambda: 0.0)

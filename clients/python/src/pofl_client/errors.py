@@ -94,7 +94,8 @@ class DeadlineError(PoflError):
 
 BY_NAME: Final[Mapping[str, type[PoflError]]] = {
     "PoflError": ServerError, "InputError": InputError, "MalformedError": MalformedError, "LimitError": LimitError,
-    "NotFoundError": NotFoundError, "PrunedError": NotFoundError, "ConfigError": ServerError, "AuthError": AuthError,
+    "NotFoundError": NotFoundError, "PrunedError": NotFoundError, "AheadError": UnavailableError,
+    "ConfigError": ServerError, "AuthError": AuthError,
     "ChainError": ChainError, "BlockError": ChainError, "TransactionError": TransactionError, "VoteError": ChainError,
     "WrongChainError": ChainError, "ProtocolError": ProtocolError, "SequenceError": ProtocolError, "TurnError": ProtocolError,
     "CheatingError": ProtocolError, "BudgetError": ProtocolError, "AbortError": ProtocolError,

@@ -1127,7 +1127,7 @@ class ListTasksRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
-    """0: 100; at most 1000"""
+    """0: 100; more than 1000: INVALID_ARGUMENT"""
     after: _builtins.bytes
     """continue after this task id"""
     @_builtins.property
@@ -1772,7 +1772,7 @@ class ListTradesRequest(_message.Message):
     pool: _builtins.bytes
     """empty: all"""
     limit: _builtins.int
-    """0: 100; at most 1000"""
+    """0: 100; more than 1000: INVALID_ARGUMENT"""
     after: _builtins.bytes
     """continue after this trade id"""
     def __init__(

@@ -159,14 +159,15 @@ class ChainServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBlock(self, request, context):
-        """Anyone: one finalised block by height or hash. NOT_FOUND if it is not finalised here.
+        """Anyone: one finalised block by height or hash. NOT_FOUND if it is not finalised here, INVALID_ARGUMENT without a key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchBlocks(self, request, context):
-        """Anyone: finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned.
+        """Anyone: finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned; OUT_OF_RANGE for a
+        height more than 1000 beyond the last block, a nearer one is waited for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,7 +220,7 @@ class ChainServiceServicer:
 
     def WatchTasks(self, request, context):
         """Anyone: the state of every unfinished task now, then again after every block that changed one. With from_height only
-        what blocks from there on changed, each once; NOT_FOUND if that is no longer kept.
+        what blocks from there on changed, each once; NOT_FOUND if that is no longer kept, OUT_OF_RANGE as for WatchBlocks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -276,7 +277,8 @@ class ChainServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchClaims(self, request, context):
-        """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned.
+        """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned,
+        OUT_OF_RANGE as for WatchBlocks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

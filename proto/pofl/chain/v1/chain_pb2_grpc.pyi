@@ -23,9 +23,11 @@ class ChainServiceStub:
     GetTip: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetTipRequest, _chain_pb2.GetTipResponse]
     """Anyone: the last finalised block, its certificate and the state root after it. Changes nothing."""
     GetBlock: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetBlockRequest, _chain_pb2.GetBlockResponse]
-    """Anyone: one finalised block by height or hash. NOT_FOUND if it is not finalised here."""
+    """Anyone: one finalised block by height or hash. NOT_FOUND if it is not finalised here, INVALID_ARGUMENT without a key."""
     WatchBlocks: _aio.UnaryStreamMultiCallable[_chain_pb2.WatchBlocksRequest, _chain_pb2.WatchBlocksResponse]
-    """Anyone: finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned."""
+    """Anyone: finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned; OUT_OF_RANGE for a
+    height more than 1000 beyond the last block, a nearer one is waited for.
+    """
     SubmitTransaction: _aio.UnaryUnaryMultiCallable[_chain_pb2.SubmitTransactionRequest, _chain_pb2.SubmitTransactionResponse]
     """Anyone: hands in a signed transaction. INVALID_ARGUMENT with the refusal's word; ALREADY_EXISTS never: the same
     transaction twice is accepted once.
@@ -45,7 +47,7 @@ class ChainServiceStub:
     """Anyone: one task with its entries, commits and claims. NOT_FOUND for an unknown id."""
     WatchTasks: _aio.UnaryStreamMultiCallable[_chain_pb2.WatchTasksRequest, _chain_pb2.WatchTasksResponse]
     """Anyone: the state of every unfinished task now, then again after every block that changed one. With from_height only
-    what blocks from there on changed, each once; NOT_FOUND if that is no longer kept.
+    what blocks from there on changed, each once; NOT_FOUND if that is no longer kept, OUT_OF_RANGE as for WatchBlocks.
     """
     ListProviders: _aio.UnaryUnaryMultiCallable[_chain_pb2.ListProvidersRequest, _chain_pb2.ListProvidersResponse]
     """Anyone: registered data providers. Changes nothing."""
@@ -64,7 +66,9 @@ class ChainServiceStub:
     after a start, until the next block.
     """
     WatchClaims: _aio.UnaryStreamMultiCallable[_chain_pb2.WatchClaimsRequest, _chain_pb2.WatchClaimsResponse]
-    """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned."""
+    """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned,
+    OUT_OF_RANGE as for WatchBlocks.
+    """
     Explain: _aio.UnaryUnaryMultiCallable[_chain_pb2.ExplainRequest, _chain_pb2.ExplainResponse]
     """Anyone: why a block won: entries, commits, claims in rank order, verdicts with reasons, payouts."""
     GetTranscript: _aio.UnaryUnaryMultiCallable[_chain_pb2.GetTranscriptRequest, _chain_pb2.GetTranscriptResponse]
@@ -93,7 +97,7 @@ class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chain_pb2.GetBlockRequest,
         context: _aio.ServicerContext[_chain_pb2.GetBlockRequest, _abc.Awaitable[_chain_pb2.GetBlockResponse]],
     ) -> _abc.Awaitable[_chain_pb2.GetBlockResponse]:
-        """Anyone: one finalised block by height or hash. NOT_FOUND if it is not finalised here."""
+        """Anyone: one finalised block by height or hash. NOT_FOUND if it is not finalised here, INVALID_ARGUMENT without a key."""
 
     @_abc_1.abstractmethod
     def WatchBlocks(
@@ -101,7 +105,9 @@ class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chain_pb2.WatchBlocksRequest,
         context: _aio.ServicerContext[_chain_pb2.WatchBlocksRequest, _abc.AsyncIterator[_chain_pb2.WatchBlocksResponse]],
     ) -> _abc.AsyncIterator[_chain_pb2.WatchBlocksResponse]:
-        """Anyone: finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned."""
+        """Anyone: finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned; OUT_OF_RANGE for a
+        height more than 1000 beyond the last block, a nearer one is waited for.
+        """
 
     @_abc_1.abstractmethod
     def SubmitTransaction(
@@ -163,7 +169,7 @@ class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_chain_pb2.WatchTasksRequest, _abc.AsyncIterator[_chain_pb2.WatchTasksResponse]],
     ) -> _abc.AsyncIterator[_chain_pb2.WatchTasksResponse]:
         """Anyone: the state of every unfinished task now, then again after every block that changed one. With from_height only
-        what blocks from there on changed, each once; NOT_FOUND if that is no longer kept.
+        what blocks from there on changed, each once; NOT_FOUND if that is no longer kept, OUT_OF_RANGE as for WatchBlocks.
         """
 
     @_abc_1.abstractmethod
@@ -230,7 +236,9 @@ class ChainServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chain_pb2.WatchClaimsRequest,
         context: _aio.ServicerContext[_chain_pb2.WatchClaimsRequest, _abc.AsyncIterator[_chain_pb2.WatchClaimsResponse]],
     ) -> _abc.AsyncIterator[_chain_pb2.WatchClaimsResponse]:
-        """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned."""
+        """Anyone: the claims of finalised blocks from a height on, for ever; resumes by the next height. NOT_FOUND if pruned,
+        OUT_OF_RANGE as for WatchBlocks.
+        """
 
     @_abc_1.abstractmethod
     def Explain(
