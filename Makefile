@@ -63,4 +63,4 @@ testnet: setup ## mine BLOCKS work blocks here with NODES, POOLS, MINERS in each
 
 clean: ## remove caches and build output; keeps .venv and data
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find core services node pool requester provider tests tools proto -name __pycache__ -type d -prune -exec rm -rf {} +
+	find core services node pool requester provider tests tools proto clients -name __pycache__ -type d -prune -exec rm -rf {} +
