@@ -79,7 +79,7 @@ def read_descriptor(path: Path) -> Descriptor:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the descriptor {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     f = Fields(table, str(path), [*(n for n in Descriptor.__dataclass_fields__ if n != "path"), "recipe"])
     if not f.has("recipe"):

@@ -20,7 +20,7 @@ class Fields:
 
     def __init__(self, table: object, where: str, known: Iterable[str]) -> None:
         if not isinstance(table, Mapping):
-            raise ConfigError(f"{where} must be a table, got {table!r:.80}")
+            raise ConfigError(f"{where} must be a table, got {_shown(table)}")
         names = sorted(known)
         for name in table:
             if name not in names:
@@ -115,4 +115,12 @@ class Fields:
         return number
 
     def _wrong(self, name: str, wanted: str, value: object) -> ConfigError:
-        return ConfigError(f"{self._where}: {name} must be {wanted}, got {value!r:.80}", key=name)
+        return ConfigError(f"{self._where}: {name} must be {wanted}, got {_shown(value)}", key=name)
+
+
+def _shown(value: object) -> str:
+    """As it was written, shortened. Whole numbers of thousands of digits, and tables in tables without end, have no text."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):
+        return "a value too long to show"

@@ -149,6 +149,14 @@ def test_contradictions_are_named(table: dict[str, object], sentence: str) -> No
     assert sentence in caught.value.message
 
 
+@pytest.mark.parametrize("number", ["1" + "0" * 5_000, "0x" + "f" * 8_000])
+def test_whole_numbers_without_end_are_named(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "d.toml"
+    path.write_text(f'kind = "csv"\nfiles = ["a.csv"]\ntarget = "t"\n[recipe]\nraw = "table"\nclasses = {number}\n')
+    with pytest.raises(ConfigError, match=r"d\.toml"):
+        read_descriptor(path)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
