@@ -147,7 +147,7 @@ class MiningEngine:
         A mapping gives each miner's registered number of examples, which bounds what it may claim; otherwise its first
         answer does. ``on_round`` is called on the event loop, once a round.
 
-        Raises DeadlineError when no round was accepted in time, UnavailableError when managers keep failing.
+        Raises DeadlineError when no round was accepted in time, or managers keep failing before one was.
         """
         if not job.practice.is_file():
             raise ConfigError(f"{job.practice}: no such file; the practice set must exist before mining")
@@ -159,7 +159,11 @@ class MiningEngine:
         try:
             async with asyncio.timeout(max(0.0, job.deadline_ms / 1000 - time.time() - margin / 3)):
                 for _ in range(MAX_STARTS):
-                    note = await self._manage(job, miners, folder, reports, on_round)
+                    try:
+                        note = await self._manage(job, miners, folder, reports, on_round)
+                    except UnavailableError as error:
+                        # A guard that is down for longer than a request costs a start, not the rounds that are on the disk.
+                        note = error.message
                     if not note:
                         break
                     _catch_up(job, folder / "state.npz", reports, on_round)

@@ -1,0 +1,57 @@
+"""The engine without its processes: what is left of a task when they do not come up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.errors import DeadlineError, UnavailableError
+from pool.flower.engine import MAX_STARTS, MiningEngine, MiningJob, RoundReport, _run_folder
+from pool.flower.jobs import save_weights
+from pool.learning.model_spec import initial_weights
+
+
+class Down(MiningEngine):
+    """Its guard takes longer than a request may."""
+
+    starts = 0
+
+    async def _manage(
+        self,
+        job: MiningJob,
+        miners: Collection[bytes],
+        folder: Path,
+        reports: list[RoundReport],
+        on_round: Callable[[RoundReport], None],
+    ) -> str:
+        self.starts += 1
+        raise UnavailableError("the guard did not answer 'start_run' in 15 s")
+
+
+def engine_and_job(folder: Path) -> tuple[Down, MiningJob]:
+    practice = folder / "practice.npz"
+    practice.write_bytes(b"")
+    job = MiningJob(bytes(32), 2, 2, practice, deadline_ms=round(1000 * time.time()) + 60_000)
+    none = folder / "none.pem"
+    return Down(folder, "127.0.0.1:0", "127.0.0.1:0", (none, none, none)), job
+
+
+async def test_the_best_model_on_the_disk_outlives_a_guard_that_does_not_come_back(tmp_path: Path) -> None:
+    engine, job = engine_and_job(tmp_path)
+    best = initial_weights(job.spec, 3)
+    meta = {"round": 7, "accepted_rounds": 6, "best_score": [8, 10, 0.5], "report": None}
+    save_weights(_run_folder(tmp_path / "runs", job) / "state.npz", {"weights": best, "best": best}, meta)
+    result = await engine.mine(job, [], lambda _: None)
+    assert (result.rounds, result.best_practice_correct, engine.starts) == (6, 8, MAX_STARTS)
+    np.testing.assert_array_equal(result.weights[0][0], best[0][0])
+
+
+async def test_without_a_round_the_reason_is_said(tmp_path: Path) -> None:
+    engine, job = engine_and_job(tmp_path)
+    with pytest.raises(DeadlineError, match="did not answer 'start_run'"):
+        await engine.mine(job, [], lambda _: None)
+    assert engine.starts == MAX_STARTS
