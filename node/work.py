@@ -44,11 +44,14 @@ from node.task_sets import LoadedSet, TaskSets
 from node.transcripts import TranscriptStore
 from services.rpc.peer_client import fetch_opening, fetch_vm, fetch_work
 from services.rpc.views import WorkView
-from services.runtime.logging import logger, scope
+from services.runtime.logging import claim_id, logger, scope
+from services.runtime.metrics import counter
 
 __all__ = ["WorkHeights"]
 
 log = logger(__name__)
+
+AUDITS = counter("node_audits", "Audits of claims that ended, by finding.", ("finding",))
 
 PAUSE_SECONDS: Final = 0.25
 FETCH_SECONDS: Final = 10.0
@@ -125,7 +128,10 @@ class WorkHeights:
         self.changed.notify()
 
     def examine(self, index: int, claim: Entry) -> None:
-        log.info("top remaining claim", height=self._place.height, rank=index + 1, pool=claim.pool)
+        log.info(
+            "top remaining claim", height=self._place.height, claim=claim_id(claim.task_id, claim.pool), rank=index + 1,
+            pool=claim.pool,
+        )  # fmt: skip
         self.changed.notify()
         place = self._place
         self._start(("examine", claim.pool), lambda: self._examine(place, claim))
@@ -263,7 +269,7 @@ class WorkHeights:
 
     async def _examine(self, place: _Place, entry: Entry) -> None:
         """Fetch, check, audit; until the height is decided, which cancels this."""
-        with scope(height=place.height, pool=entry.pool):
+        with scope(height=place.height, claim=claim_id(entry.task_id, entry.pool), pool=entry.pool):
             started = time.monotonic()
             # The block is wanted, but an audit needs the body only.
             self._start(("block", entry.pool), lambda: self._get_block(place, entry))
@@ -352,6 +358,7 @@ class WorkHeights:
             opening = await self._get_opening(place, entry, finding.malformed, body, loaded)
             finding = await asyncio.to_thread(machine.judge, opening)
             await self._auditor.keep(machine, place.height)
+        AUDITS.labels(type(finding).__name__).inc()
         log.info("audit finished", finding=type(finding).__name__, milliseconds=milliseconds)
         place.times[claim.vm.model_commitment] = milliseconds
         done = _done(claim.vm.model_commitment, finding)

@@ -37,8 +37,12 @@ from provider.seller import ChainReads
 from services.rpc.convert_market import SealedChunk
 from services.rpc.views import TradePhase, TradeView
 from services.runtime.cpu import run_cpu
+from services.runtime.metrics import counter, gauge
 
 __all__ = ["Deliveries", "Delivery"]
+
+CHUNKS_RECEIVED = counter("provider_chunks_delivered", "Chunks of rows that a miner signed for.")
+RUNNING = gauge("provider_deliveries_running", "Deliveries to miners under way.")
 
 DRAW_WAIT: Final = 5.0
 """Seconds that a miner waits here for the draw: its node may be a block ahead of ours."""
@@ -101,6 +105,7 @@ class Deliveries:
         # What is settled is paid for, so it may be fetched at any time.
         deadline = trade.delivery_deadline_ms if trade.phase is TradePhase.DELIVERY else None
         found = self._running[place] = Delivery(self, signed, share, start, deadline)
+        RUNNING.set(len(self._running))
         try:
             found.sold, found.transfer = await run_cpu(self._sell, trade, opened, share)
         except MarketError as error:
@@ -175,6 +180,7 @@ class Deliveries:
         place = (run.signed.opened.trade_id, run.signed.opened.miner)
         if self._running.get(place) is run:
             del self._running[place]
+            RUNNING.set(len(self._running))
 
 
 class Delivery:
@@ -240,6 +246,7 @@ class Delivery:
         except CryptoError as error:
             raise CheatingError(f"the receipt of chunk {chunk} is not miner {short(opened.miner)}'s: {error.message}") from None
         await self._parent._keep(receipt)
+        CHUNKS_RECEIVED.inc()
         self._is_due = False
         self._next += 1
 

@@ -14,10 +14,14 @@ from provider.ledger import SalesLedger
 from services.rpc.channel import backoff
 from services.rpc.views import ProviderView
 from services.runtime.logging import logger
+from services.runtime.metrics import counter
 
 __all__ = ["ChainAccess", "Sender", "register", "settle", "settle_once"]
 
 log = logger(__name__)
+
+PAID = counter("provider_chunks_paid", "Receipts that the chain paid for.")
+REFUSED = counter("provider_receipts_refused", "Receipts that the chain refused for good: already paid, or too late.")
 
 FINAL_WAIT: Final = 30.0
 """Seconds for a transaction to reach a block before it is looked at anew. A work height may be longer; then it waits on."""
@@ -105,6 +109,7 @@ async def settle_once(chain: ChainAccess, wallet: Sender, ledger: SalesLedger) -
             left = True
         else:
             ledger.paid(receipt)
+            PAID.inc()
             log.debug("paid", trade=short(receipt.trade_id), chunk=receipt.chunk, height=height)
     return left or next(ledger.unpaid(), None) is not None
 
@@ -114,6 +119,7 @@ def _is_over(ledger: SalesLedger, receipt: ChunkReceipt, error: TransactionError
     over = error.reason in _OVER
     if over:
         ledger.paid(receipt)
+        REFUSED.inc()
     level = log.info if error.reason == Refusal.DUPLICATE else log.warning
     level("receipt refused", trade=short(receipt.trade_id), chunk=receipt.chunk, over=over, error=error.message)
     return over

@@ -21,8 +21,12 @@ from provider.goods import Goods
 from provider.ledger import Accepted, SalesLedger
 from services.rpc.convert_market import Bidding
 from services.rpc.views import BlockView, MarketView, Tip, TradePhase, TradeView
+from services.runtime.metrics import counter
 
 __all__ = ["ChainReads", "Seller"]
+
+OFFERS = counter("provider_offers", "Offers made to pools.")
+BIDS = counter("provider_bids_accepted", "Bids of pools that this provider signed.")
 
 MAX_OFFERS: Final = 4_096
 """Offers that may be outstanding."""
@@ -102,6 +106,7 @@ class Seller:
         )  # fmt: skip
         contract.check_offer(offer)
         self._remember(offer, now)
+        OFFERS.inc()
         return SignedOffer(offer, signing.sign(self._key, contract.DOMAIN_OFFER, encode(offer)))
 
     async def accept(self, bidding: Bidding) -> Accepted:
@@ -165,6 +170,7 @@ class Seller:
     def _sign(self, trade: TradeTerms) -> Accepted:
         accepted = Accepted(trade, signing.sign(self._key, contract.DOMAIN_TRADE_SIGNATURE, encode(trade)))
         self._ledger.accept(accepted)
+        BIDS.inc()
         return accepted
 
     def _rule_at(self, market: MarketView) -> IntegerRule:

@@ -43,11 +43,17 @@ from requester.standing import Follower, TaskStanding
 from requester.store import RequesterStore, SessionCoins, SessionRecord
 from services.rpc.views import TaskPhase
 from services.runtime.cpu import CpuPool
-from services.runtime.logging import logger
+from services.runtime.logging import claim_id, logger
+from services.runtime.metrics import counter, gauge, histogram
 
 __all__ = ["Activity", "ActivityLog", "SessionLimits", "Sessions"]
 
 log = logger(__name__)
+
+STREAMS = gauge("requester_streams", "Open streams of pools and validators.")
+WAITING = gauge("requester_audits_waiting", "Audits and stored checks that wait for a place.")
+SESSIONS = counter("requester_sessions", "Sessions that ended, by kind and end.", ("kind", "end"))
+SECONDS = histogram("requester_session_seconds", "A session, from its first message to its last, by kind.", ("kind",))
 
 MAX_LIVE: Final = 128
 """Sessions in memory; the longest unused one is dropped, and comes back by replay. One with a stream or a step stays."""
@@ -150,6 +156,7 @@ class _Places:
         if self.waiting >= self._queue and self._semaphore.locked():
             raise UnavailableError(f"{self.waiting} wait for an audit already: try again in a moment")
         self.waiting += 1
+        WAITING.inc()
         try:
             async with asyncio.timeout(timeout):
                 await self._semaphore.acquire()
@@ -157,6 +164,7 @@ class _Places:
             raise UnavailableError(f"no place for an audit within {timeout:g} s: try again") from None
         finally:
             self.waiting -= 1
+            WAITING.dec()
         try:
             yield
         finally:
@@ -183,6 +191,8 @@ class _Live:
     coins: SessionCoins
     received: list[bytes]
     standing: TaskStanding
+    pool: bytes | None = None
+    """Whose claim it is about; None for a stored check."""
     users: int = 0
     """Open streams and steps under way. While there are any, no second machine may be made of this session."""
     began: float = field(default_factory=time.monotonic)
@@ -259,9 +269,11 @@ class Sessions:
         if self._streams[caller] >= MAX_STREAMS:
             raise UnavailableError(f"{MAX_STREAMS} streams of this caller are open already")
         self._streams[caller] += 1
+        STREAMS.inc()
         try:
             yield
         finally:
+            STREAMS.dec()
             self._streams[caller] -= 1
             if not self._streams[caller]:
                 del self._streams[caller]
@@ -339,6 +351,10 @@ class Sessions:
                 live = self._live.get(name)
                 if live is None:
                     live = await self._cpu.run(self._make, purpose, caller, first.session, sides, standing)
+                    if isinstance(opening, AuditOpen):
+                        live.pool = opening.pool
+                    elif purpose is Purpose.EVALUATION:
+                        live.pool = caller
                     self._live[name] = live
         if live.purpose is not purpose:
             raise SequenceError(f"session {first.session.hex()[:16]} is of another kind")
@@ -440,9 +456,11 @@ class Sessions:
         record = live.record
         self.activity.add(record.key, Activity(KINDS[live.purpose], record.task_id, record.caller, step, spent))
         if live.machine.is_over:
-            log.info(
-                f"{KINDS[live.purpose]} complete", task=record.task_id.hex()[:8], peer=record.caller.hex()[:8], ms=spent
-            )
+            SESSIONS.labels(KINDS[live.purpose], "complete").inc()
+            SECONDS.labels(KINDS[live.purpose]).observe(spent / 1000)
+            about = {} if live.pool is None else {"claim": claim_id(record.task_id, live.pool)}
+            task, peer = record.task_id.hex()[:8], record.caller.hex()[:8]
+            log.info(f"{KINDS[live.purpose]} complete", **about, task=task, peer=peer, ms=spent)
 
 
 def _compute(live: _Live, envelope: Envelope, store: RequesterStore) -> tuple[Envelope, ...]:
@@ -456,6 +474,7 @@ def _compute(live: _Live, envelope: Envelope, store: RequesterStore) -> tuple[En
         replies = live.machine.step(envelope)
     except PoflError as error:
         if live.machine.is_over and not was_over:
+            SESSIONS.labels(KINDS[live.purpose], "failed").inc()
             failure = error.message.encode()[:290].decode(errors="ignore") or "it failed"
             live.record = replace(live.record, failure=failure)
             if live.received:

@@ -48,10 +48,15 @@ from services.rpc.tls import TlsFiles
 from services.rpc.views import TaskPhase, TaskView
 from services.runtime.cpu import run_cpu
 from services.runtime.logging import logger
+from services.runtime.metrics import counter, gauge
 
 __all__ = ["Desk", "Order", "Platforms", "Published", "TaskMaker", "auto_order"]
 
 log = logger(__name__)
+
+PUBLISHED = counter("requester_tasks_published", "Tasks that this requester put on the chain.")
+ENDED = counter("requester_tasks_ended", "Her tasks that ended, by phase.", ("phase",))
+OPEN = gauge("requester_tasks_open", "Her tasks that have not ended.")
 
 EXPIRES_MS: Final = 7 * 24 * 3600 * 1000
 """A task that never becomes current is given back after this."""
@@ -259,6 +264,7 @@ class Desk:
         height = await self._chain.wait_final(transaction.tx_id, FINAL_TIMEOUT, again=transaction)
         record = replace(record, height=height)
         self._store.save_task(record)
+        PUBLISHED.inc()
         log.info("task published", task=short(record.task_id), name=record.published.spec.name, height=height)
         return Published(record, transaction.tx_id)
 
@@ -313,7 +319,9 @@ class Desk:
                 except (UnavailableError, DeadlineError) as error:
                     # The next task does not wait for it.
                     log.warning("the task's end is not settled yet", task=short(record.task_id), error=error.message)
-        if all(record.is_ended or record.task_id in self._over for record in self._store.tasks()):
+        records = self._store.tasks()
+        OPEN.set(sum(not record.is_ended for record in records))
+        if all(record.is_ended or record.task_id in self._over for record in records):
             await self._publish_next()
 
     async def _resubmit(self, record: TaskRecord) -> None:
@@ -343,6 +351,7 @@ class Desk:
         self._store.forget_decrypted(record.task_id)
         for blob in record.published.spec.test_blobs:
             self._blobs.delete(blob)
+        ENDED.labels(task.phase.name.lower()).inc()
         log.info("task ended", task=short(record.task_id), phase=task.phase.name.lower())
 
     async def _take_model(self, task: TaskView) -> None:

@@ -46,8 +46,8 @@ from pool.manager.windows import Windows, is_admitted
 from services.rpc.convert_mining import Progress, Round, TrainOn
 from services.rpc.verify_client import EvaluationClient
 from services.rpc.views import EntryView, TaskPhase, TaskView, Tip
-from services.runtime.logging import logger
-from services.runtime.metrics import counter, gauge
+from services.runtime.logging import claim_id, logger, scope
+from services.runtime.metrics import counter, gauge, histogram
 
 __all__ = ["Season", "Windows", "is_admitted", "model_of"]
 
@@ -56,6 +56,10 @@ log = logger(__name__)
 TASKS = counter("pool_tasks", "Tasks that this pool took part in, by how they ended for it.", ("end",))
 ACCURACY = gauge("pool_practice_accuracy", "Practice accuracy of the last round, 0 to 1.")
 ROUNDS = counter("pool_rounds", "Rounds of training.")
+COMMITS = counter("pool_commits", "Models that this pool committed to on the chain.")
+CLAIMS = counter("pool_claims", "Claims of this pool on the chain.")
+CLAIMED = gauge("pool_claimed_accuracy", "Accuracy of the last claim, 0 to 1.")
+EVALUATION = histogram("pool_evaluation_seconds", "One evaluation of a committed model with the requester.")
 
 AGAIN_SECONDS: Final = 0.25
 STUCK_SECONDS: Final = 3.0
@@ -80,6 +84,10 @@ class Season:
 
     async def run(self) -> None:
         """To the task's end. What goes wrong for this pool is logged with its reason; the pool stays."""
+        with scope(claim=claim_id(self._task_id, self._pool.account)):
+            await self._run()
+
+    async def _run(self) -> None:
         view = await self._feed.until(lambda v: v.start_ms is not None or v.phase.is_ended)
         if view.phase.is_ended:
             return
@@ -317,6 +325,7 @@ class Season:
             await self._send(Commit(self._task_id, committed.commitment), windows.commit_close_ms)
         elif own.model_commitment != committed.commitment:
             raise UnavailableError(f"the chain has another commitment of this pool: {short(own.model_commitment)}")
+        COMMITS.inc()
         log.info("committed", task=self._task_id, model=committed.commitment, body=len(committed.body))
         self._show("committed", f"model {short(committed.commitment)}")
 
@@ -347,6 +356,7 @@ class Season:
         result = await scoring.evaluate(model, committed.commitment, lambda: self._pool.seconds_until(windows.claim_close_ms))
         claimed = Claimed(result.correct, result.vm)
         await asyncio.to_thread(self._folder.claim, claimed)
+        EVALUATION.observe((self._pool.clock.now_ms() - started) / 1000)
         log.info(
             "evaluated", task=self._task_id, correct=result.correct, total=self._feed.view.spec.samples,
             milliseconds=self._pool.clock.now_ms() - started,
@@ -360,6 +370,8 @@ class Season:
             await self._feed.until(lambda v: v.phase >= TaskPhase.EVALUATION)
             claim = Claim(self._task_id, claimed.correct, claimed.vm, body_digest(committed.body))
             await self._send(claim, windows.claim_close_ms)
+        CLAIMS.inc()
+        CLAIMED.set(claimed.correct / view.spec.samples)
         log.info("claimed", task=self._task_id, correct=claimed.correct, total=view.spec.samples)
         self._show("claimed", f"{claimed.correct} of {view.spec.samples}")
 

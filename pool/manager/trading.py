@@ -20,10 +20,14 @@ from services.rpc.convert_mining import FetchRows
 from services.rpc.market_client import Buyer, Deal, Declined, MarketClient, NoDeal, TradeOutcome, Undecided
 from services.rpc.views import ProviderView, TaskView
 from services.runtime.logging import logger
+from services.runtime.metrics import counter
 
 __all__ = ["buy_rows", "most_rows"]
 
 log = logger(__name__)
+
+ROWS = counter("pool_rows_bought", "Rows that this pool bought for its miners.")
+SPENT = counter("pool_rows_spent", "What it paid or owes for them, bid and markup, in coins.")
 
 BUY_SECONDS: Final = 10.0
 """For offer, bid and draw, and again for a bid that is not decided then."""
@@ -114,6 +118,8 @@ def _hand_out(pool: Pool, provider: ProviderView, outcome: TradeOutcome) -> None
                         share.count, deadline, seeds[miner],
                     ),
                 )  # fmt: skip
+            ROWS.inc(deal.data_set.rows)
+            SPENT.inc(trade.bid + trade.markup)
             log.info(
                 "rows bought", provider=provider.provider, price=trade.bid + trade.markup, rows=deal.data_set.rows,
                 miners=len(trade.miners),

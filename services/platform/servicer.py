@@ -20,11 +20,14 @@ from core.ids import AccountId, TaskId
 from services.rpc import convert_chain as convert
 from services.rpc.chain_client import ChainClient
 from services.rpc.views import TaskPhase
+from services.runtime.metrics import counter, gauge
 
 __all__ = ["SERVICE", "PlatformServicer"]
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PlatformService"].full_name
 MAX_LISTED = 1_000
+SUBMITTED = counter("platform_tasks_submitted", "Tasks that this platform handed to a node.")
+WATCHERS = gauge("platform_watchers", "Callers that watch the task list.")
 Context = aio.ServicerContext[Any, Any]
 
 
@@ -41,6 +44,7 @@ class PlatformServicer(rpc.PlatformServiceServicer):
             kind = type(transaction.payload).__name__
             raise MalformedError(f"the platform takes PublishTask transactions, this is a {kind}: hand it to a node", kind=kind)
         tx_id = await self._chain.submit(signed)
+        SUBMITTED.inc()
         task = task_id(transaction.chain_id, AccountId(transaction.sender), transaction.payload.task_nonce)
         return pb.SubmitTaskResponse(task_id=task, tx_id=tx_id)
 
@@ -68,12 +72,13 @@ class PlatformServicer(rpc.PlatformServiceServicer):
     async def WatchTasks(  # noqa: N802
         self, request: pb.WatchTasksRequest, context: Context
     ) -> AsyncIterator[pb.WatchTasksResponse]:
-        async for update in self._chain.watch_tasks():
-            yield pb.WatchTasksResponse(
-                height=update.height,
-                block_time_ms=update.block_time_ms,
-                tasks=[convert.task_to_proto(task) for task in update.tasks],
-            )
+        with WATCHERS.track_inprogress():
+            async for update in self._chain.watch_tasks():
+                yield pb.WatchTasksResponse(
+                    height=update.height,
+                    block_time_ms=update.block_time_ms,
+                    tasks=[convert.task_to_proto(task) for task in update.tasks],
+                )
 
 
 def _phase(number: int) -> TaskPhase:

@@ -15,11 +15,13 @@ from grpc import aio
 
 from core.errors import AuthError, ConfigError
 from services.rpc import tls
+from services.rpc.scopes import check_scope
 
 __all__ = ["ANYONE", "Caller", "RoleRules", "caller", "certificate_digest", "own_certificate_digest"]
 
 ANYONE = "*"
 """In a rule: every role that the network's authority has certified."""
+USER = "user"
 NO_CERTIFICATE = bytes(32)
 """Stands for the certificate's digest on a plaintext connection."""
 
@@ -31,6 +33,8 @@ class Caller:
     role: str
     name: str
     account: bytes | None = None
+    scopes: frozenset[str] | None = None
+    """Of a user's certificate; None for all."""
 
     def __str__(self) -> str:
         return f"{self.role}/{self.name}"
@@ -54,7 +58,7 @@ def caller(context: aio.ServicerContext[Any, Any]) -> Caller:
         identity = _identity(certificate)
     except ConfigError as error:
         raise AuthError(f"your certificate cannot be used: {error.message}") from error
-    return Caller(identity.role, identity.name, identity.account)
+    return Caller(identity.role, identity.name, identity.account, identity.scopes)
 
 
 def certificate_digest(context: aio.ServicerContext[Any, Any]) -> bytes:
@@ -87,6 +91,9 @@ class RoleRules:
         service = method.partition("/")[0]
         allowed = self._rules.get(method, self._rules.get(service, frozenset()))
         if ANYONE in allowed or who.role in allowed:
+            # Scopes narrow what a certificate may; on another role's they cannot be meant, and allow no more than on a user's.
+            if who.role == USER or who.scopes is not None:
+                check_scope(method, who.scopes)
             return
         wanted = ", ".join(sorted(allowed)) or "nobody"
         raise AuthError(f"{who} may not call {method}: it serves {wanted}", role=who.role, method=method)

@@ -10,22 +10,24 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from core.crypto.signing import SEED_SIZE, KeyPair
 from core.errors import ConfigError, DeadlineError, PoflError, UnavailableError, WrongChainError
 from core.ids import AccountId
 from core.params import MAX_GENESIS, PROTOCOL_VERSION, Genesis
+from services.rpc.admin import program_version
 from services.rpc.chain_client import ChainClient
 from services.rpc.channel import backoff, connect
 from services.rpc.handshake import ChainIdentity, LocalIdentity
 from services.rpc.limits import CallerLimits
 from services.rpc.server import RpcServer
-from services.rpc.tls import TlsFiles, identity_of
+from services.rpc.tls import TlsFiles, expiry_of, identity_of
 from services.runtime import config, logging
 from services.runtime.config import CommonConfig
+from services.runtime.key_files import MAX_KEY_FILE, is_sealed, open_seed, passphrase
 from services.runtime.lifecycle import Lifecycle, end_process, exit_code, run
-from services.runtime.metrics import Exporter
+from services.runtime.metrics import CERTIFICATE_ENDS, Exporter, describe_process
 from services.runtime.startup import end_with_parent
 
 __all__ = [
@@ -34,7 +36,6 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.logger(__name__)
-MAX_KEY_FILE: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,8 @@ def open_role(cfg: C) -> Role[C]:
     files = tls_files(cfg)
     if files is not None:
         _check_certificate(files, cfg, key)
+        CERTIFICATE_ENDS.set(expiry_of(files.read()[1]).timestamp())
+    describe_process(cfg.ROLE, cfg.name, program_version(), cfg.data_dir)
     return Role(cfg, key, genesis, LocalIdentity(cfg.ROLE, cfg.name, chain, key), files)
 
 
@@ -191,7 +194,10 @@ def _check_certificate(files: TlsFiles, cfg: RoleConfig, key: KeyPair) -> None:
 
 
 def read_key(path: Path) -> KeyPair:
-    """The key pair of a seed file. Raises ConfigError if it is no seed or others can read it."""
+    """The key pair of a seed file, or of one that `pofl keys encrypt` sealed, with the passphrase of the environment.
+
+    Raises ConfigError if it is no key, others can read it, or the passphrase is missing or another.
+    """
     try:
         mode = path.stat().st_mode
         with path.open("rb") as file:
@@ -201,7 +207,10 @@ def read_key(path: Path) -> KeyPair:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}): run `chmod 600 {path}`")
     try:
-        seed = bytes.fromhex(data.decode("ascii").strip())
+        text = data.decode("ascii")
+        if is_sealed(text):
+            return open_seed(text, passphrase(os.environ), path)
+        seed = bytes.fromhex(text.strip())
     except (UnicodeDecodeError, ValueError):
         seed = b""
     if len(seed) != SEED_SIZE:

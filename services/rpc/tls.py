@@ -14,6 +14,7 @@ import datetime
 import ipaddress
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 import services
 from core.errors import ConfigError
+from services.runtime.logging import logger
+from services.runtime.metrics import CERTIFICATE_ENDS
 
 __all__ = [
     "Authority", "Identity", "Issued", "TlsFiles",
-    "channel_credentials", "identity_of", "issue", "load_authority", "make_authority", "server_credentials",
-    "server_name",
+    "channel_credentials", "expiry_of", "hosts_of", "identity_of", "issue", "load_authority", "make_authority",
+    "server_credentials", "server_name",
 ]  # fmt: skip
 
 T = TypeVar("T")
+log = logger(__name__)
 
 DOMAIN = "pofl.internal"
 AUTHORITY_DAYS = 3650
@@ -65,6 +69,8 @@ class Identity:
     role: str
     name: str
     account: bytes | None
+    scopes: frozenset[str] | None = None
+    """What a user may do (services.rpc.scopes); None: everything that users may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,10 @@ def load_authority(folder: Path) -> Authority:
     return Authority(certificate, key)
 
 
-def issue(authority: Authority, role: str, name: str, hosts: Sequence[str], account: bytes | None = None) -> Issued:
+def issue(
+    authority: Authority, role: str, name: str, hosts: Sequence[str], account: bytes | None = None,
+    scopes: frozenset[str] | None = None,
+) -> Issued:  # fmt: skip
     """A certificate for one process.
 
     ``role`` and ``name`` are 1 to 31 lower-case letters, digits and hyphens. ``hosts`` are the DNS names and addresses
@@ -146,6 +155,7 @@ def issue(authority: Authority, role: str, name: str, hosts: Sequence[str], acco
     names.append(x509.UniformResourceIdentifier(f"pofl://role/{role}/{name}"))
     if account is not None:
         names.append(x509.UniformResourceIdentifier(f"pofl://account/{account.hex()}"))
+    names += [x509.UniformResourceIdentifier(f"pofl://scope/{scope}") for scope in sorted(scopes or ())]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{role}/{name}")])
     issuer = authority.certificate
     certificate = (
@@ -180,15 +190,83 @@ def identity_of(pem: bytes) -> Identity:
     uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
     roles = [match for uri in uris if (match := re.fullmatch(r"pofl://role/([a-z0-9-]+)/([a-z0-9-]+)", uri))]
     accounts = [match for uri in uris if (match := re.fullmatch(r"pofl://account/([0-9a-f]{64})", uri))]
+    scopes = [uri.removeprefix("pofl://scope/") for uri in uris if uri.startswith("pofl://scope")]
     if len(roles) != 1 or len(accounts) > 1:
         raise ConfigError(f"the certificate must name one role and at most one account, it has {uris}")
-    return Identity(roles[0][1], roles[0][2], bytes.fromhex(accounts[0][1]) if accounts else None)
+    return Identity(roles[0][1], roles[0][2], bytes.fromhex(accounts[0][1]) if accounts else None, frozenset(scopes) or None)
+
+
+def expiry_of(pem: bytes) -> datetime.datetime:
+    """When a certificate ends, UTC. Raises ConfigError."""
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    except ValueError as error:
+        raise ConfigError(f"not a certificate: {error}") from error
+
+
+def hosts_of(pem: bytes) -> list[str]:
+    """Names and addresses that a certificate was issued for, less those of its role. Raises ConfigError."""
+    try:
+        extension = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise ConfigError(f"the certificate names no host: {error}") from error
+    names = [name for name in extension.value.get_values_for_type(x509.DNSName) if not name.endswith(f".{DOMAIN}")]
+    return names + [str(address) for address in extension.value.get_values_for_type(x509.IPAddress)]
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """TLS 1.3, own certificate, and a certificate of the same authority required from every client."""
-    ca, certificate, key = _checked(files)
-    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=True)
+    """TLS 1.3, own certificate, and a certificate of the same authority required from every client.
+
+    The files are looked at for each new connection: other ones are used from then on, if they are good (docs/adr/0126).
+    """
+    watched = _Watched(files)
+    return grpc.dynamic_ssl_server_credentials(watched.configuration, watched.renewed, require_client_authentication=True)
+
+
+class _Watched:
+    """The files of a server, read again when they change. Called by gRPC's own threads, one at a time for each handshake."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Raises ConfigError."""
+        self._files = files
+        self._lock = threading.Lock()
+        self._seen = self._stamp()  # first: what changes while it is read is read again
+        self.configuration = _configuration(_checked(files))
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """The new certificate, or None to go on with the last one. Never raises: gRPC would end the connection."""
+        with self._lock:
+            stamp = self._stamp()
+            if stamp == self._seen:
+                return None
+            try:
+                found = _checked(self._files)
+            except ConfigError as error:
+                if stamp[0] is not None:
+                    log.warning("the new certificate is not used", error=error)
+                    self._seen = stamp
+                return None
+            self._seen = stamp
+            ends = expiry_of(found[1])
+            CERTIFICATE_ENDS.set(ends.timestamp())
+            log.info("serving with a new certificate", file=str(self._files.cert), ends=ends.isoformat())
+            return _configuration(found)
+
+    def _stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+        stamps: list[tuple[int, int, int] | None] = []
+        for path in (self._files.cert, self._files.key, self._files.ca):
+            try:
+                found = path.stat()
+            except OSError:
+                stamps.append(None)
+            else:
+                stamps.append((found.st_mtime_ns, found.st_ino, found.st_size))
+        return tuple(stamps)
+
+
+def _configuration(found: tuple[bytes, bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+    ca, certificate, key = found
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:

@@ -27,13 +27,15 @@ from typing import Protocol
 
 from core.errors import ConfigError
 from core.ids import short
+from services.runtime.metrics import counter
 
-__all__ = ["Log", "logger", "scope", "setup"]
+__all__ = ["Log", "claim_id", "logger", "scope", "setup", "without_secrets"]
 
 _scope: ContextVar[Mapping[str, object]] = ContextVar("pofl_log_scope", default=MappingProxyType({}))
 _SECRET = re.compile(r"secret|password|passphrase|token|seed|private|signing_key|mask", re.IGNORECASE)
 _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _installed: list[logging.Handler] = []
+LINES = counter("log_lines", "Lines logged, by level.", ("level",))
 _FILE_BYTES, _FILE_BACKUPS = 20 * 1024 * 1024, 3
 
 
@@ -89,6 +91,14 @@ def logger(name: str) -> Log:
     return Log(logging.getLogger(name))
 
 
+def claim_id(task: bytes, pool: bytes) -> str:
+    """What every process calls one claim in its log: ``<task>-<pool>``, eight hex digits each.
+
+    Each computes it from what is on the chain, so nobody can be told a wrong one.
+    """
+    return f"{short(task)}-{short(pool)}"
+
+
 @contextmanager
 def scope(**fields: object) -> Iterator[None]:
     """Adds fields to every line logged inside, also by tasks started inside."""
@@ -131,6 +141,11 @@ def setup(role: str, name: str, cfg: LogConfig) -> None:
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
 
 
+def without_secrets(text: str) -> str:
+    """A text without the private keys that are in it."""
+    return _PEM.sub("(private key)", text)
+
+
 def _plain(key: str, value: object) -> object:
     """A field as it may be shown."""
     if _SECRET.search(key):
@@ -153,6 +168,7 @@ class _Formatter(logging.Formatter):
     def parts(self, record: logging.LogRecord) -> tuple[str, dict[str, object], str | None]:
         """Message, fields and traceback, all without secrets."""
         fields = {key: _plain(key, value) for key, value in getattr(record, "fields", {}).items()}
+        LINES.labels(record.levelname.lower()).inc()
         message = _PEM.sub("(private key)", record.getMessage())
         trace = _PEM.sub("(private key)", self.formatException(record.exc_info)) if record.exc_info else None
         return message, fields, trace

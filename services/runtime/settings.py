@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 ROLES = ("node", "pool", "miner", "requester", "provider", "platform", "explorer", "user")
 # Environment variables of ours that are not configuration keys.
-OTHER_VARIABLES = frozenset({"POFL_CONFIG", "POFL_NET", "POFL_PARENT", "POFL_TEST_SEED"})
+OTHER_VARIABLES = frozenset(
+    {"POFL_CONFIG", "POFL_NET", "POFL_PARENT", "POFL_PASSPHRASE", "POFL_PASSPHRASE_FILE", "POFL_TEST_SEED"}
+)
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 

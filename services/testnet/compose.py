@@ -7,7 +7,7 @@ from typing import Final
 from services.testnet.layout import Shape, process_names
 from services.testnet.places import ADMIN_PORT, PORT
 
-__all__ = ["TASKS", "compose_file"]
+__all__ = ["MONITORING", "TASKS", "compose_file"]
 
 TASKS: Final = 900
 """The requester can pay for so many, at the default reward; at half a minute each, seven hours."""
@@ -25,7 +25,8 @@ HEAD: Final = """\
 #   docker compose build
 #   docker compose up --wait                  # healthy, and mining
 #   docker compose run --rm cli chain tip     # any command of pofl
-#   docker compose down -v                    # leaves nothing
+#   docker compose --profile monitoring up -d # and Prometheus, and Grafana at http://127.0.0.1:7103
+#   docker compose --profile monitoring down -v   # leaves nothing
 #
 # `init` makes certificates, keys, genesis and data once, and puts into each process's volume what that process needs. Later
 # starts find them there. No process sees another one's keys. From this machine only node0, platform and requester can be
@@ -104,7 +105,58 @@ services:
     pids_limit: 64
     healthcheck: {{disable: true}}
     volumes: ["user:/pofl:ro"]
+
+  # Metrics of all processes: docs/operations.md. Neither holds a secret; nobody can log in, everybody here can look.
+  prometheus:
+    image: ${{PROMETHEUS_IMAGE:-prom/prometheus:v3.5.0}}
+    profiles: [monitoring]
+    command:
+      - "--config.file=/etc/prometheus/prometheus.yml"
+      - "--storage.tsdb.path=/prometheus"
+      - "--storage.tsdb.retention.time=15d"
+    init: true
+    read_only: true
+    tmpfs: [/tmp]
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+    restart: unless-stopped
+    mem_limit: 512m
+    cpus: 1.0
+    pids_limit: 256
+    ports: ["${{MONITORING_BIND:-127.0.0.1}}:7104:9090"]
+    volumes:
+      - ./deploy/monitoring/prometheus.yml:/etc/prometheus/prometheus.yml:ro
+      - ./deploy/monitoring/alerts.yml:/etc/prometheus/alerts.yml:ro
+      - ./deploy/monitoring/targets:/etc/prometheus/targets:ro
+      - prometheus:/prometheus
+
+  grafana:
+    image: ${{GRAFANA_IMAGE:-grafana/grafana:12.1.0}}
+    profiles: [monitoring]
+    environment:
+      GF_AUTH_ANONYMOUS_ENABLED: "true"
+      GF_AUTH_ANONYMOUS_ORG_ROLE: Viewer
+      GF_AUTH_BASIC_ENABLED: "false"
+      GF_AUTH_DISABLE_LOGIN_FORM: "true"
+      GF_ANALYTICS_REPORTING_ENABLED: "false"
+      GF_ANALYTICS_CHECK_FOR_UPDATES: "false"
+    init: true
+    read_only: true
+    tmpfs: [/tmp]
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+    restart: unless-stopped
+    mem_limit: 512m
+    cpus: 1.0
+    pids_limit: 256
+    ports: ["${{MONITORING_BIND:-127.0.0.1}}:7103:3000"]
+    volumes:
+      - ./deploy/monitoring/grafana:/etc/grafana/provisioning:ro
+      - grafana:/var/lib/grafana
+    depends_on: [prometheus]
 """
+MONITORING: Final = ("prometheus", "grafana")
+"""Volumes that collect, and hold nothing of any process."""
 
 
 def compose_file(shape: Shape) -> str:
@@ -123,7 +175,7 @@ def compose_file(shape: Shape) -> str:
         mounts="\n".join(f"      - {name}:/bundles/{name}" for name in volumes),
     )
     services = [_service(name, role, pool, shape) for name, role, pool in names]
-    return head + "\n" + "\n".join(services) + "\nvolumes:\n" + "".join(f"  {name}:\n" for name in volumes)
+    return head + "\n" + "\n".join(services) + "\nvolumes:\n" + "".join(f"  {name}:\n" for name in (*volumes, *MONITORING))
 
 
 def _service(name: str, role: str, pool: str, shape: Shape) -> str:

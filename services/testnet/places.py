@@ -18,18 +18,19 @@ import itertools
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from core.errors import ConfigError
 from services.testnet.layout import Place, Places
 
-__all__ = ["ADMIN_PORT", "PORT", "Host", "containers", "on_hosts", "read_hosts"]
+__all__ = ["ADMIN_PORT", "METRICS_PORT", "PORT", "Host", "containers", "on_hosts", "read_hosts"]
 
 PORT: Final = 7000
 """Of every process in a container of its own; then the operator's, the metrics', and Flower's."""
 ADMIN_PORT: Final = PORT + 1
+METRICS_PORT: Final = PORT + 2
 LOOPBACK: Final = "127.0.0.1"
 ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - listened on, never advertised
 PORTS_EACH: Final = 4
@@ -69,7 +70,8 @@ class Host:
 
 def containers(names: Sequence[tuple[str, str]]) -> list[Place]:
     """Each process in a container whose name in the network is the process's own."""
-    return [_place(name, name, ANYWHERE, PORT) for name, _ in names]
+    # Prometheus is a container beside them. Nothing of this port is published, and no secret is in it.
+    return [replace(_place(name, name, ANYWHERE, PORT), metrics=f"{ANYWHERE}:{METRICS_PORT}") for name, _ in names]
 
 
 def read_hosts(path: Path) -> tuple[Host, ...]:

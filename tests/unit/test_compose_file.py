@@ -17,6 +17,7 @@ from tools.requirements import requirements
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 ONE_SHOT = {"init", "cli"}
+WATCH = {"prometheus", "grafana"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def compose() -> dict[str, Any]:
 
 
 def processes(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: service for name, service in compose["services"].items() if name not in ONE_SHOT}
+    return {name: service for name, service in compose["services"].items() if name not in ONE_SHOT | WATCH}
 
 
 def test_the_file_is_the_one_that_the_command_prints() -> None:
@@ -52,7 +53,10 @@ def test_no_service_has_more_rights_than_it_needs(compose: dict[str, Any]) -> No
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert {"network_mode", "pid", "ipc", "devices"} & set(service) == ({"network_mode"} if name == "init" else set()), name
         assert ("user" in service) == (name == "init"), f"{name}: the image's own user is not root"
-        assert not any("docker.sock" in volume or volume.startswith(("/", ".")) for volume in service["volumes"]), name
+        folders = [volume for volume in service["volumes"] if volume.startswith(("/", "."))]
+        assert not any("docker.sock" in volume for volume in service["volumes"]), name
+        assert all(volume.startswith("./deploy/monitoring/") and volume.endswith(":ro") for volume in folders), name
+        assert not folders or name in WATCH, name
     assert compose["services"]["init"]["network_mode"] == "none"
 
 
@@ -70,6 +74,9 @@ def test_every_service_has_limits_and_every_process_a_health_check(compose: dict
 
 def test_only_what_users_call_is_published_and_on_loopback(compose: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert {name: published.pop(name) for name in WATCH} == {
+        "prometheus": ["${MONITORING_BIND:-127.0.0.1}:7104:9090"], "grafana": ["${MONITORING_BIND:-127.0.0.1}:7103:3000"],
+    }  # fmt: skip
     assert set(published) == {"node0", "platform0", "requester0"}
     for ports in published.values():
         assert all(re.fullmatch(r"\$\{TESTNET_BIND:-127\.0\.0\.1\}:71\d\d:7000", port) for port in ports)
@@ -80,7 +87,19 @@ def test_a_process_mounts_its_own_volume_only(compose: dict[str, Any]) -> None:
         assert service["volumes"] == [f"{name}:/pofl"]
     assert compose["services"]["cli"]["volumes"] == ["user:/pofl:ro"]
     filled = {volume.partition(":")[0] for volume in compose["services"]["init"]["volumes"]}
-    assert filled == set(compose["volumes"]) == {"operator", "user", *processes(compose)}
+    assert filled == set(compose["volumes"]) - WATCH == {"operator", "user", *processes(compose)}
+    # Who collects metrics sees no process's folder.
+    mounted = {volume.partition(":")[0] for name in WATCH for volume in compose["services"][name]["volumes"]}
+    assert not mounted & filled
+
+
+def test_monitoring_starts_on_demand_only_and_nobody_can_log_in(compose: dict[str, Any]) -> None:
+    for name in WATCH:
+        assert compose["services"][name]["profiles"] == ["monitoring"]
+    environment = compose["services"]["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
 
 
 def test_processes_start_when_what_they_need_is_healthy(compose: dict[str, Any]) -> None:
@@ -100,7 +119,7 @@ def test_each_image_is_built_by_one_service(compose: dict[str, Any]) -> None:
 
 def test_other_shapes() -> None:
     compose = yaml.safe_load(compose_file(Shape(nodes=7, pools=3, miners=1, tasks=2, reward=5)))
-    assert len(compose["services"]) == 2 + 7 + 3 + 3 + 3
+    assert len(compose["services"]) == 2 + 2 + 7 + 3 + 3 + 3
     words = compose["services"]["init"]["command"]
     assert dict(zip(words[-10::2], words[-9::2], strict=True)) == {
         "--nodes": "7", "--pools": "3", "--miners": "1", "--tasks": "2", "--reward": "5",

@@ -76,7 +76,7 @@ def test_a_role_opens_in_its_container(boxed: tuple[Path, Layout]) -> None:
     role = open_role(cfg)
     assert role.genesis == layout.genesis
     assert (cfg.listen, advertised(cfg, cfg.listen)) == ("0.0.0.0:7000", "platform0:7000")
-    assert (cfg.admin_listen, cfg.metrics_listen) == ("127.0.0.1:7001", "127.0.0.1:7002")
+    assert (cfg.admin_listen, cfg.metrics_listen) == ("127.0.0.1:7001", "0.0.0.0:7002")
     assert cfg.peers.nodes == ("node0:7000", "node1:7000")
 
 
