@@ -13,9 +13,11 @@ with loading():
 
     from core.errors import PoflError
     from services.cli import (
+        backup,
         bench,
         chain,
         data,
+        debug,
         doctor,
         join,
         keys,
@@ -65,6 +67,9 @@ app.command("transfer")(payments.transfer)
 app.command("run")(run.run_role)
 app.command("join")(join.join)
 app.command("doctor")(doctor.doctor)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
+app.add_typer(debug.app, name="debug")
 app.command("reproduce")(reproduce.reproduce)
 
 
