@@ -74,6 +74,12 @@ HEIGHT = gauge("node_height", "Height of the last finalised block.")
 ROUND = gauge("node_round", "Round of the last finalised block.")
 INTERVAL = gauge("node_block_interval_seconds", "Block time between the last two blocks.")
 FINALISE = histogram("node_finalise_seconds", "From the start of a height here to its finalised block on disk.")
+TIME = gauge("node_block_timestamp_seconds", "Block time of the last finalised block, Unix time.")
+VALIDATORS = gauge("node_validators", "Validators of the next height.")
+VALIDATES = gauge("node_is_validator", "1 if this node is one of them, else 0.")
+TASKS = gauge("node_tasks", "Tasks on the chain that have not ended: pending, open, current.")
+TRANSACTIONS = counter("node_transactions", "Transactions in finalised blocks that this node committed.")
+FAULTS = counter("node_faults_found", "Faults of validators that their own signatures prove, by kind.", ("kind",))
 BLOCKS = counter("node_blocks", "Finalised blocks, by kind.", ("kind",))
 
 SOFTWARE: Final = "pofl"
@@ -313,6 +319,7 @@ class Driver:
             case Finalise():
                 await self._finalise(action)
             case Faulty():
+                FAULTS.labels(type(action.evidence).__name__).inc()
                 log.warning("found a fault that signatures prove", kind=type(action.evidence).__name__)
                 self._report(action.evidence)
 
@@ -379,6 +386,7 @@ class Driver:
         if self.light is not None:
             await asyncio.to_thread(self.light.note, self.state)
         await asyncio.to_thread(self._store.commit, block, certificate, state, transactions, record)
+        TRANSACTIONS.inc(len(transactions))
         if self._entered:
             FINALISE.observe(time.monotonic() - self._entered)
         log.info(
@@ -395,15 +403,23 @@ class Driver:
             BLOCKS.labels(state.tip.kind.name.lower()).inc()
             self.history.note(state)
             before = state
-        HEIGHT.set(before.height)
         ROUND.set(round_)
         await self.pending.advance(before)
         MEMPOOL.set(len(self.pending))
         self._begin()
         self.finalised.notify()
 
+    def _show(self, state: State) -> None:
+        """What metrics say of the chain."""
+        HEIGHT.set(state.height)
+        TIME.set(state.tip.timestamp_ms / 1000)
+        VALIDATORS.set(len(state.validators))
+        VALIDATES.set(self.is_validator)
+        TASKS.set(len(state.live))
+
     def _begin(self) -> None:
         """Start the next height."""
+        self._show(self.state)
         assert self._links is not None
         assert self._work is not None
         self._cancel_timers()
