@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from core.codec import decode
-from core.errors import CorruptError, InputError, NotFoundError, StorageError, WrongChainError
+from core.errors import ConfigError, CorruptError, InputError, NotFoundError, StorageError, WrongChainError
 from core.params import Genesis
 from node import rows
 from node.store import store_meta
@@ -61,6 +61,8 @@ class ChainFolder:
 
     def open(self) -> LevelDb:
         """Raises LockedError, WrongChainError, CorruptError, NotFoundError, StorageFullError, ConfigError."""
+        if self.data_dir.exists() and not self.data_dir.is_dir():
+            raise ConfigError(f"{self.data_dir} is a file and no folder: give the data_dir of a node that ran")
         if not self.path.exists() and self.replaced.exists():
             raise CorruptError(f"a reindex of {self.path} was cut short: run `pofl chain reindex` again")
         return self._open(self.path)

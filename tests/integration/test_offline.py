@@ -173,3 +173,31 @@ def test_through_pipes_and_the_command_line(data_dir: Path, tmp_path: Path) -> N
     assert done.stdout.splitlines()[-2:] == ["code 0", "code 2"]
     assert "give either --data-dir DIR or --config FILE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", bytes(range(256)) * 64], ids=["empty", "short", "long"])
+@pytest.mark.parametrize("command", ["verify", "reindex", "export", "import", "prune"])
+def test_a_file_in_place_of_a_folder_is_told_at_once(
+    run: Run, tmp_path: Path, data_dir: Path, command: str, content: bytes
+) -> None:
+    junk = tmp_path / "junk.bin"
+    junk.write_bytes(content)
+    archive = tmp_path / "chain.pofl"
+    if command == "import":
+        assert run("export", archive, "--data-dir", data_dir)[0] == 0
+    more = {"export": [tmp_path / "out.pofl"], "import": [archive], "prune": ["--keep", 5]}.get(command, [])
+    code, out, said = run(command, *more, "--data-dir", junk)
+    assert (code, out) == (2, "")
+    assert said == f"error: {junk} is a file and no folder: give the data_dir of a node that ran\n"
+    assert junk.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", bytes(range(256)) * 64], ids=["empty", "short", "long"])
+def test_a_file_that_is_no_export_is_told_at_once(run: Run, tmp_path: Path, data_dir: Path, content: bytes) -> None:
+    junk = tmp_path / "junk.bin"
+    junk.write_bytes(content)
+    code, out, said = run("import", junk, "--data-dir", data_dir)
+    assert (code, out) == (2, "")
+    assert said.startswith(f"error: {junk} ")
+    assert "export" in said
+    assert said.count("\n") == 1
