@@ -31,13 +31,13 @@ RULES: Final = {
 }
 OPEN_WAIT: Final = 10.0
 """Seconds for the first message of a delivery."""
+SEND_WAIT: Final = 30.0
+"""Seconds for a miner to take a chunk: who stops reading would keep one of the places for deliveries for ever."""
 Context = aio.ServicerContext[Any, Any]
 
 
 class ProviderServicer(rpc.ProviderServiceServicer):
-    def __init__(
-        self, goods: Goods, chain_id: Digest, seller: Seller, deliveries: Deliveries, *, receipt_wait: float
-    ) -> None:
+    def __init__(self, goods: Goods, chain_id: Digest, seller: Seller, deliveries: Deliveries, *, receipt_wait: float) -> None:
         self._goods = goods
         self._chain_id = chain_id
         self._seller = seller
@@ -66,14 +66,14 @@ class ProviderServicer(rpc.ProviderServiceServicer):
         _require_account(context, bidding.trade.offer.pool)
         return pb.AcceptBidResponse(provider_signature=(await self._seller.accept(bidding)).signature)
 
-    async def Deliver(  # noqa: N802
+    async def Deliver(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[pb.DeliverRequest], context: Context
-    ) -> AsyncIterator[pb.DeliverResponse]:
+    ) -> None:
         signed = convert.open_from_proto(await _next(request_iterator, OPEN_WAIT), self._chain_id)
         _require_account(context, signed.opened.miner)
         with await self._deliveries.begin(signed) as run:
             while (part := await run.next_chunk()) is not None:
-                yield convert.sealed_to_proto(part)
+                await _send(context, convert.sealed_to_proto(part))
                 receipt = await _next(request_iterator, self._receipt_wait)
                 await run.take_receipt(*convert.receipt_from_proto(receipt))
 
@@ -83,6 +83,14 @@ def _require_account(context: Context, account: AccountId) -> None:
     who = caller(context)
     if who.account is not None and who.account != account:
         raise AuthError(f"{who} has account {short(who.account)} and cannot act for {short(account)}")
+
+
+async def _send(context: Context, message: pb.DeliverResponse) -> None:
+    try:
+        async with asyncio.timeout(SEND_WAIT):
+            await context.write(message)
+    except TimeoutError:
+        raise DeadlineError(f"the miner read nothing for {SEND_WAIT:g} s: the delivery ends, open it again to go on") from None
 
 
 async def _next(requests: AsyncIterator[pb.DeliverRequest], timeout: float) -> pb.DeliverRequest:

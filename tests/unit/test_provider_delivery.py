@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
+from pofl.market.v1 import market_pb2 as pb
 
 from core.chain.transaction import RegisterProvider
 from core.crypto.sealing import SealingKeyPair
@@ -17,7 +19,7 @@ from core.market.contract import CHUNKS
 from core.market.delivery import Share, SignedOpen
 from core.market.rows import Held
 from core.verification.quantise import quantise_features
-from provider import onchain
+from provider import onchain, servicer
 from provider.deliveries import SETTLE_MS, Deliveries, Delivery
 from services.rpc.convert_market import SealedChunk
 from services.rpc.views import TradePhase
@@ -313,3 +315,13 @@ async def test_a_miner_cannot_choose_again(sold: Sold) -> None:
     held = sold.held(0, first)
     opened = [delivery.open_sealed(SEALING, right.opened, sold.share(0), 0, part.sealed, held)[0] for part in (first, again)]
     assert (opened[0] == opened[1]).all()
+
+
+async def test_a_miner_that_stops_reading_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unread:
+        async def write(self, message: object) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(servicer, "SEND_WAIT", 0.05)
+    with pytest.raises(DeadlineError, match="read nothing"):
+        await servicer._send(cast(servicer.Context, Unread()), pb.DeliverResponse())
