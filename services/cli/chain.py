@@ -13,7 +13,7 @@ from core.chain.verify import check_body
 from core.errors import BlockError, ConfigError, InputError, NotFoundError
 from core.ids import Height, short
 from services.cli import chain_store, tasks, transcripts, validators
-from services.cli.connection import NetOption, NodeOption, TlsOption, network
+from services.cli.connection import GenesisOption, NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, instant, table
 from services.rpc.views import BlockView
@@ -91,12 +91,14 @@ async def verify(
     last: Annotated[int | None, typer.Option(min=1, max=MOST_NUMBER, help="Last height; default: the tip.")] = None,
     trusted_hash: validators.TrustedOption = None,
     data_dir: chain_store.DataDirOption = None, config: chain_store.ConfigOption = None,
-    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, genesis_file: GenesisOption = None,
+    as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Check hashes, links, bodies and certificates of finalised blocks from the genesis document on.
 
     Every certificate must hold signatures of 2/3 of the power of its own height's validators, whom the chain itself proves.
-    With --trusted-hash it begins at a block that you know instead. Exits with 5 at the first block that fails.
+    With --trusted-hash it begins at a block that you know instead. Exits with 5 at the first block that fails. With --node the
+    genesis document is that of --genesis or --net: without either the node itself says which chain it is, and that is told.
 
     With --data-dir everything that a stopped node has stored is checked instead: every block is executed again.
 
@@ -106,8 +108,10 @@ async def verify(
         chain_store.become("verify", data_dir, config, as_json)
     if last is not None and last < first:
         raise ConfigError(f"--last is {last}, --first is {first}: there is nothing to check")
-    async with network(net, node, tls) as connection:
+    async with network(net, node, tls, genesis_file) as connection:
         genesis = await connection.genesis()
+        is_known = connection.known is not None or trusted_hash is not None
+        origin = await connection.origin(trusted_hash is not None)
         tip = (await connection.chain.tip()).height
         end = last if last is not None else tip
         if max(first, end) > tip:
@@ -133,9 +137,11 @@ async def verify(
                 raise BlockError(f"block {height} was built on another state than the node shows after block {height - 1}")
             before = block
     if as_json:
-        emit_json({"first": first, "last": end, "chain_id": genesis.chain_id, "verified": end - first + 1})
+        found = {"first": first, "last": end, "chain_id": genesis.chain_id, "chain": genesis.name, "is_chain_known": is_known}
+        emit_json(found | {"verified": end - first + 1})
     else:
         console.print(f"blocks {first} to {end}: links, roots and certificates hold")
+        console.print(origin, markup=False)
 
 
 @runs

@@ -6,22 +6,23 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from grpc import aio
 
-from core.errors import ConfigError, UnavailableError
-from core.ids import Digest
+from core.errors import ConfigError, DeadlineError, UnavailableError, WrongChainError
+from core.ids import AccountId, Digest, short
 from core.params import Genesis
 from services.cli import pid_file
 from services.rpc.chain_client import ChainClient
 from services.rpc.channel import connect
+from services.rpc.role import read_genesis
 from services.rpc.server import is_loopback
 from services.rpc.tls import TlsFiles
 from services.testnet.layout import Layout, load_layout
 
-__all__ = ["Connection", "NetOption", "NodeOption", "TlsOption", "network"]
+__all__ = ["Connection", "GenesisOption", "NetOption", "NodeOption", "TlsOption", "network"]
 
 NetOption = Annotated[
     Path | None,
@@ -33,8 +34,16 @@ NodeOption = Annotated[
 TlsOption = Annotated[
     Path | None, typer.Option("--tls", metavar="DIR", help="Folder with ca.pem, tls.pem, tls.key of a user certificate.")
 ]
+GenesisOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--genesis", metavar="FILE", help="The chain's genesis document, from a source of your own; default: that of --net."
+    ),
+]
 
 TESTNETS = Path("testnet-data")
+LEAST_DIGITS: Final = 4
+SHOWN_NAMES: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,8 @@ class Connection:
     stack: AsyncExitStack
     nodes: tuple[str, ...] = ()
     """Addresses of the nodes that are known."""
+    known: Genesis | None = None
+    """The genesis document that the user has. None: which chain this is rests on the word of a node."""
 
     def channel(self, target: str, role: str) -> aio.Channel:
         """A channel to a process of ``role``; closed with the command."""
@@ -64,20 +75,67 @@ class Connection:
         return members[0].listen
 
     async def genesis(self) -> Genesis:
-        """The testnet's genesis document, or what a node says it is."""
+        """The user's own genesis document, else the testnet's, else what a node says it is."""
+        if self.known is not None:
+            return self.known
         return self.layout.genesis if self.layout is not None else await self.chain.genesis()
 
     async def genesis_id(self) -> Digest:
         return (await self.genesis()).chain_id
+
+    async def origin(self, is_trusted: bool = False) -> str:
+        """Which chain was checked, in words; ``is_trusted``: from a block that the user knows."""
+        said = f"chain {_chain(await self.genesis())}"
+        if self.known is not None or is_trusted:
+            return said
+        return f"{said}: that it is this one is the node's word, for want of --genesis FILE, --net DIR or --trusted-hash"
+
+    async def account(self, text: str) -> AccountId:
+        """64 hex digits; or a name, or first digits, of an account of the genesis document. Raises ConfigError."""
+        try:
+            key = bytes.fromhex(text)
+        except ValueError:
+            key = b""
+        if len(key) == 32:
+            return AccountId(key)
+        genesis = await self.genesis()
+        names = {bytes(v.node_id): v.name for v in genesis.validators} | {bytes(a.account): a.name for a in genesis.accounts}
+        found = [account for account, name in names.items() if name == text]
+        if not found and len(text) >= LEAST_DIGITS:
+            found = [account for account in names if account.hex().startswith(text.lower())]
+        if len(found) == 1:
+            return AccountId(found[0])
+        known = ", ".join(sorted(name for name in names.values() if name)[:SHOWN_NAMES])
+        if found:
+            raise ConfigError(f"{text!r} is the beginning of {len(found)} accounts: give more digits")
+        raise ConfigError(
+            f"{text!r} is no account: give its 64 hex digits, or of an account in the genesis document the name ({known}, ...) "
+            f"or at least {LEAST_DIGITS} first digits"
+        )
 
     def name_of(self, account: bytes) -> str:
         return self.layout.name_of(account) if self.layout is not None else account.hex()[:8]
 
 
 @asynccontextmanager
-async def network(net: Path | None, node: list[str] | None, tls: Path | None) -> AsyncIterator[Connection]:
-    """A connection for one command. Raises ConfigError when it is not clear to which network, or how to reach it."""
-    layout = None if node else load_layout(net or newest_testnet())
+async def network(
+    net: Path | None, node: list[str] | None, tls: Path | None, genesis: Path | None = None
+) -> AsyncIterator[Connection]:
+    """A connection for one command; where the user has the genesis document, all nodes that answer are of its chain.
+
+    Raises ConfigError when it is not clear to which network, or how to reach it, WrongChainError.
+    """
+    if node:
+        # Who named a testnet beside other nodes expects its chain there.
+        layout, known = None, load_layout(net).genesis if net is not None else None
+    else:
+        layout = load_layout(net or newest_testnet())
+        known = layout.genesis
+    if genesis is not None:
+        given = read_genesis(genesis)
+        if known is not None and given.chain_id != known.chain_id:
+            raise WrongChainError(f"--genesis {genesis} is of chain {_chain(given)}, --net is of chain {_chain(known)}")
+        known = given
     for target in node or ():
         _check_address(target, tls)
     files = TlsFiles(tls / "ca.pem", tls / "tls.pem", tls / "tls.key") if tls is not None else None
@@ -91,7 +149,9 @@ async def network(net: Path | None, node: list[str] | None, tls: Path | None) ->
             stack.push_async_callback(channel.close, None)
             nodes.append((target, channel))
         try:
-            yield Connection(ChainClient(nodes), layout, files, stack, tuple(targets))
+            if known is not None and node:
+                await _check_chain(nodes, known)
+            yield Connection(ChainClient(nodes), layout, files, stack, tuple(targets), known)
         except UnavailableError as error:
             if layout is None and files is None:
                 raise UnavailableError(f"{error.message}; a node that speaks TLS takes no call without --tls DIR") from None
@@ -99,6 +159,21 @@ async def network(net: Path | None, node: list[str] | None, tls: Path | None) ->
                 raise
             again = f"start it with `pofl testnet up --dir {layout.folder}`, or name another one with --net DIR"
             raise UnavailableError(f"no testnet runs from {layout.folder}: {again} ({error.message})") from None
+
+
+async def _check_chain(nodes: list[tuple[str, aio.Channel]], known: Genesis) -> None:
+    """Raises WrongChainError for a node of another chain; those that do not answer are left to the call that needs them."""
+    for target, channel in nodes:
+        try:
+            found = await ChainClient([(target, channel)]).genesis()
+        except (UnavailableError, DeadlineError):
+            continue
+        if found.chain_id != known.chain_id:
+            raise WrongChainError(f"{target} is of chain {_chain(found)}, the genesis document of chain {_chain(known)}")
+
+
+def _chain(genesis: Genesis) -> str:
+    return f"{genesis.name} {short(genesis.chain_id)}"
 
 
 def _check_address(target: str, tls: Path | None) -> None:

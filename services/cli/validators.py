@@ -31,7 +31,7 @@ from core.crypto import signing
 from core.errors import ConfigError, InputError, MalformedError, NotFoundError, TransactionError
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, NodeId, short
 from core.params import Genesis
-from services.cli.connection import Connection, NetOption, NodeOption, TlsOption, network
+from services.cli.connection import Connection, GenesisOption, NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, table
 from services.rpc.chain_client import Wallet
@@ -116,23 +116,23 @@ async def show(net: NetOption = None, node: NodeOption = None, tls: TlsOption = 
 
 @runs
 async def prove_account(
-    account: Annotated[str, typer.Argument(help="The account: 64 hex digits.")],
+    account: Annotated[
+        str, typer.Argument(metavar="ACCOUNT", help="64 hex digits; a name of the genesis document, or first digits there.")
+    ],
     trusted_hash: TrustedOption = None,
-    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, as_json: JsonOption = False,
+    net: NetOption = None, node: NodeOption = None, tls: TlsOption = None, genesis_file: GenesisOption = None,
+    as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """An account's balance, proven: no node is believed (docs/light-client.md).
 
-    It is the balance before the last block, whose header commits to it.
+    It is the balance before the last block, whose header commits to it. With --node the genesis document is that of --genesis
+    or --net: without either the node itself says which chain it is, and that is told.
 
-    Example: pofl chain account 4e1c... --trusted-hash 120000:5f0c...
+    Example: pofl chain account pool0
     """
-    try:
-        key = bytes.fromhex(account)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise ConfigError(f"{account!r} is no account: 64 hex digits")
-    async with network(net, node, tls) as connection:
+    async with network(net, node, tls, genesis_file) as connection:
+        key = await connection.account(account)
+        origin = await connection.origin(trusted_hash is not None)
         trusted = await trust(connection, await connection.genesis(), trusted_hash)
         found, at = await connection.chain.prove(Account, "accounts", key, trusted)
     record = found or Account(Amount(0), 0)
@@ -140,9 +140,11 @@ async def prove_account(
     if as_json:
         emit_json(shown)
         return
+    console.print(f"account     {key.hex()}")
     console.print(f"balance     {record.balance}{'' if found else ' (the account is in no table: nobody has paid it)'}")
     console.print(f"next nonce  {record.nonce}")
     console.print(f"before      block {at.height}, {at.block_hash.hex()}")
+    console.print(origin, markup=False)
 
 
 def _standing(view: ValidatorView) -> str:

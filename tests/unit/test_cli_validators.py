@@ -6,6 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,7 +86,7 @@ async def test_join_verify_and_leave(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--last", "-3"), "-3 is not in the range"),
+        (("--last", "-3"), "'--last': -3 is "),
         (("--first", "50", "--last", "10"), "--last is 10, --first is 50: there is nothing to check"),
     ],
 )
@@ -122,6 +123,53 @@ async def test_heights_that_are_not_there_yet_are_told_at_once() -> None:
             await run(validators.prove_account, account("v0").hex(), f"9:{known}", node=[address])
     with pytest.raises(NotFoundError, match="no block at height 1000000 here, the last one is 3"):
         world.light.block(Height(1_000_000))
+
+
+async def test_which_chain_it_is_no_node_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world, other = World(make_genesis(4, ROOM)), make_genesis(4, replace(ROOM, tick_ms=700))
+    world.chain.block()
+    world.follow()
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    ours.write_text(world.chain.genesis.to_json())
+    theirs.write_text(other.to_json())
+    name = f"chain test {world.chain.genesis.chain_id.hex()[:8]}"
+    known = f"1:{world.chain.blocks[0].block_hash.hex()}"
+    async with world.served() as (address, _):
+        there: dict[str, Any] = {"node": [address]}
+        await run(chain_commands.verify, 1, None, None, None, None, genesis_file=ours, **there)
+        assert capsys.readouterr().out.splitlines()[1] == name
+        await run(chain_commands.verify, 1, None, None, None, None, **there)
+        assert f"{name}: that it is this one is the node's word, for want of --genesis FILE" in capsys.readouterr().out
+        await run(validators.prove_account, account("v0").hex(), **there)
+        assert "is the node's word" in capsys.readouterr().out
+        await run(validators.prove_account, account("v0").hex(), known, **there)
+        assert "word" not in capsys.readouterr().out
+        for command in ((chain_commands.verify, 1, None, None, None, None), (validators.prove_account, account("v0").hex())):
+            with pytest.raises(WrongChainError, match=f"{address} is of {name}, the genesis document of chain test "):
+                await run(*command, genesis_file=theirs, **there)
+    capsys.readouterr()
+
+
+async def test_a_testnets_genesis_counts_beside_a_node_of_another_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with POFL_NET set: the folder's chain is meant, whatever node is asked."""
+    world, other = World(make_genesis(4, ROOM)), make_genesis(4, replace(ROOM, tick_ms=700))
+    monkeypatch.setattr("services.cli.connection.load_layout", lambda folder: SimpleNamespace(genesis=other))
+    async with world.served() as (address, _):
+        with pytest.raises(WrongChainError, match="is of chain test"):
+            await run(chain_commands.verify, 1, None, None, None, None, net=Path("net"), node=[address])
+
+
+async def test_accounts_by_name_and_by_the_digits_that_tables_show(capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(make_genesis(4, ROOM))
+    world.chain.block()
+    world.follow()
+    async with world.served() as (address, _):
+        for text in ("pool0", account("pool0").hex()[:8], account("pool0").hex().upper()):
+            await run(validators.prove_account, text, node=[address])
+            assert f"account     {account('pool0').hex()}" in capsys.readouterr().out
+        for text in ("nobody", "", "zz" * 32, account("pool0").hex()[:3]):
+            with pytest.raises(ConfigError, match="is no account: give its 64 hex digits, or of an account in the genesis"):
+                await run(validators.prove_account, text, node=[address])
 
 
 async def test_what_is_read_to_people_is_not_what_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
