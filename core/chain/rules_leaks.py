@@ -16,7 +16,7 @@ from core.chain.state import LeakReport, ReportOutcome, Reputation, State, Trade
 from core.chain.transaction import OpenMarks, Refusal, ReportLeak, Transaction
 from core.errors import MarketError, TransactionError
 from core.ids import AccountId, Amount, Digest, Height, Milliseconds, PartsPerMillion, short
-from core.market import contract, marks, reputation, rows
+from core.market import marks, reputation, rows
 from core.params import ChainParams
 
 __all__ = ["end_silence", "groups_of", "is_full", "open_marks", "report_leak", "reputation_rule"]
@@ -39,10 +39,7 @@ def reputation_rule(params: ChainParams) -> reputation.ReputationRule:
 
 def groups_of(trade: Trade, miner: AccountId) -> int:
     """Into how many groups a miner's share of a trade falls."""
-    count, index = len(trade.miners), trade.miners.index(miner)
-    first = rows.chunk_range(trade.rows, count, index, 0)[0]
-    stop = rows.chunk_range(trade.rows, count, index, contract.CHUNKS - 1)[1]
-    return marks.mark_count(stop - first)
+    return rows.share_marks(trade.rows, len(trade.miners), trade.miners.index(miner))
 
 
 def report_leak(state: State, tx: Transaction, payload: ReportLeak, height: Height, time_ms: Milliseconds) -> State:

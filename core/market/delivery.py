@@ -20,7 +20,7 @@ from core.errors import MarketError
 from core.ids import MILLION, AccountId, Digest, Signature
 from core.market.contract import CHUNKS, TradeTerms
 from core.market.marks import MARKS, mark_count, points_size
-from core.market.rows import MAX_CHUNK_BYTES, Chunk, DataSet, Features, Held, Labels, Sold, chunk_range, open_chunk
+from core.market.rows import MAX_CHUNK_BYTES, Chunk, DataSet, Features, Held, Labels, Sold, open_chunk, share_range
 
 __all__ = [
     "DeliveryOpen", "Share", "SignedOpen", "open_sealed", "seal_chunk", "sign_bid", "sign_open", "sign_receipt",
@@ -75,9 +75,8 @@ class Share:
     @classmethod
     def of(cls, data_root: Digest, rows: int, features: int, classes: int, miners: int, miner: int) -> Share:
         """The share of miner number ``miner`` of ``miners``. Raises MarketError if there are not enough rows."""
-        first = chunk_range(rows, miners, miner, 0)[0]
-        last = chunk_range(rows, miners, miner, CHUNKS - 1)[1]
-        return cls(data_root, rows, features, classes, first, last - first)
+        first, stop = share_range(rows, miners, miner)
+        return cls(data_root, rows, features, classes, first, stop - first)
 
     @property
     def marks(self) -> int:

@@ -21,11 +21,12 @@ from core.crypto.hashing import expand
 from core.errors import MarketError
 from core.ids import AccountId, Digest
 from core.market.contract import CHUNKS, MAX_BUYERS, MAX_CLASSES, MAX_FEATURES, MAX_ROWS
-from core.market.marks import encrypt_row, group_of
+from core.market.marks import encrypt_row, group_of, mark_count
 from core.market.variants import DEFAULT_STRENGTH, make_variants
 
 __all__ = [
     "Chunk", "DataSet", "Features", "Held", "Labels", "Sold", "chunk_range", "open_chunk", "plan", "row_size",
+    "share_marks", "share_range",
     "DOMAIN_SALT", "DOMAIN_TRACE", "DOMAIN_TRANSFER", "MAX_CHUNK_BYTES", "SALT_SIZE",
 ]  # fmt: skip
 
@@ -236,6 +237,17 @@ def chunk_range(rows: int, miners: int, miner: int, chunk: int, chunks: int = CH
     first, last = rows * miner // miners, rows * (miner + 1) // miners
     share = last - first
     return first + share * chunk // chunks, first + share * (chunk + 1) // chunks
+
+
+def share_range(rows: int, miners: int, miner: int) -> tuple[int, int]:
+    """``(start, stop)`` of all chunks of one miner together. Raises MarketError as ``chunk_range``."""
+    return chunk_range(rows, miners, miner, 0)[0], chunk_range(rows, miners, miner, CHUNKS - 1)[1]
+
+
+def share_marks(rows: int, miners: int, miner: int) -> int:
+    """Into how many groups of rows a miner's share falls, of each of which it takes one of two variants. Raises MarketError."""
+    start, stop = share_range(rows, miners, miner)
+    return mark_count(stop - start)
 
 
 def plan(rows: int, miners: int, chunks: int = CHUNKS) -> tuple[tuple[tuple[int, int], ...], ...]:

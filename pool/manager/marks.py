@@ -18,7 +18,7 @@ from core.errors import InputError, NotFoundError, PoflError, StorageError, Tran
 from core.ids import AccountId, Digest, Height, TxId, short
 from core.market import marks
 from core.market.contract import MAX_BUYERS
-from core.market.delivery import Share
+from core.market.rows import share_marks
 from core.ports import Clock
 from pool.manager.archive import write_durably
 from services.rpc.chain_client import ChainClient
@@ -156,10 +156,9 @@ class MarksDesk:
 
     def _opening(self, trade: TradeView, miner: AccountId) -> OpenMarks:
         seed = self.seeds(trade.trade_id)[miner]
-        index, count = trade.miners.index(miner), len(trade.miners)
-        share = Share.of(trade.data_root, trade.rows, 1, 1, count, index)
+        count = share_marks(trade.rows, len(trade.miners), trade.miners.index(miner))
         session = marks.session_id(self._chain_id, trade.provider, trade.pool, trade.data_root, miner)
-        return OpenMarks(trade.trade_id, miner, seed, marks.points_digest(marks.commit(seed, session, share.marks).points))
+        return OpenMarks(trade.trade_id, miner, seed, marks.points_digest(marks.commit(seed, session, count).points))
 
     def _path(self, trade_id: Digest) -> Path:
         return self._folder / f"{trade_id.hex()}.bin"

@@ -14,7 +14,7 @@ from core.ids import AccountId, Digest, Signature
 from core.market import delivery
 from core.market.contract import CHUNKS, MAX_BUYERS, SignedOffer
 from core.market.delivery import MAX_SEALED, DeliveryOpen, Share
-from core.market.rows import plan
+from core.market.rows import plan, share_marks, share_range
 from services.rpc import convert_market as convert
 from services.rpc.convert_market import Bidding, DataSetView, SealedChunk
 from services.rpc.limits import MAX_MESSAGE
@@ -116,6 +116,8 @@ def test_shares_are_the_plans() -> None:
         for index, chunks in enumerate(plan(rows, miners)):
             share = Share.of(VIEW.data_root, rows, 64, 10, miners, index)
             assert tuple(share.range(chunk) for chunk in range(CHUNKS)) == chunks
+            assert share_range(rows, miners, index) == (chunks[0][0], chunks[-1][1])
+            assert share_marks(rows, miners, index) == share.marks
     assert share_of(VIEW, 100, 100) == Share.of(VIEW.data_root, 300, 64, 10, 3, 1)
     for first, count in ((-1, 100), (0, 9), (201, 100)):
         with pytest.raises(MarketError, match="a share is inside"):
