@@ -83,6 +83,27 @@ def test_a_network_mines_a_block_and_everybody_can_look_at_it(folder: Path) -> N
     assert block["pool"] in ("pool0", "pool1")
     assert block["vm_bytes"] > 100_000
     assert block["audit_ms"] > 0
+    assert secrets_in(net / "logs", secrets_of(net)) == []
+
+
+def secrets_of(net: Path) -> list[str]:
+    """What no log may hold: seeds of accounts, lines of private keys, secrets of tasks and rows, in hex and as they are."""
+    found = []
+    for path in net.rglob("*"):
+        if path.suffix == ".key":
+            found += [line for line in path.read_text().splitlines() if "-----" not in line]
+        elif path.is_file() and ("secrets" in path.parts or "secret" in path.name) and path.stat().st_size >= 16:
+            data = path.read_bytes()
+            found += [data[:32].hex(), data[-32:].hex()]
+    assert len(found) > 30
+    return found
+
+
+def secrets_in(logs: Path, secrets: list[str]) -> list[str]:
+    text = "\n".join(path.read_text(errors="replace") for path in logs.glob("*.log"))
+    assert len(text) > 10_000
+    # A seed may be cut as bytes are in our logs; eight bytes of it are never there by chance.
+    return [secret for secret in secrets if secret[:16] in text or secret[-16:] in text or "PRIVATE KEY" in text]
 
 
 def readme_session(folder: Path) -> str:

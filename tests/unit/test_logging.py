@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import ConfigError, PoflError, UnavailableError
 from services.runtime.config import LogConfig
-from services.runtime.logging import logger, scope, setup
+from services.runtime.logging import claim_id, logger, scope, setup
 from services.runtime.metrics import Exporter, counter, render
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2Vw\n-----END PRIVATE KEY-----"
@@ -122,3 +122,12 @@ def test_a_scope_may_be_left_in_another_context() -> None:
     abandoned = stream()
     contextvars.copy_context().run(next, abandoned)
     abandoned.close()
+
+
+def test_a_claim_has_one_name_everywhere(file: Path) -> None:
+    """docs/operations.md greps for it: task and pool as they stand in every other line."""
+    task, pool = bytes.fromhex("41dcdd9f" + "00" * 28), bytes.fromhex("ff8852e5" + "11" * 28)
+    with scope(task=task, claim=claim_id(task, pool)):
+        logger("pofl.test").info("claimed", pool=pool)
+    (line,) = lines(file)
+    assert line["claim"] == f"{line['task']}-{line['pool']}" == "41dcdd9f-ff8852e5"
