@@ -30,10 +30,11 @@ from core.crypto import signing
 from core.crypto.hashing import digest
 from core.errors import ConfigError, CryptoError, TransactionError
 from core.ids import Amount, Height, Milliseconds, NodeId, short
+from core.params import ChainParams
 
 __all__ = [
-    "DOMAIN_EVIDENCE", "check_approvals", "expel", "is_changing", "is_punished", "join", "leave", "punishable",
-    "release_bonds", "rotate",
+    "DOMAIN_EVIDENCE", "check_approvals", "check_newcomer", "expel", "is_changing", "is_punished", "join", "leave",
+    "punishable", "release_bonds", "rotate",
 ]  # fmt: skip
 
 DOMAIN_EVIDENCE: Final = b"pofl/evidence/1"
@@ -41,7 +42,7 @@ DOMAIN_EVIDENCE: Final = b"pofl/evidence/1"
 
 def join(state: State, tx: Transaction, payload: JoinValidator, height: Height) -> State:
     """JoinValidator: the sender locks a bond and votes from ``height + 2`` on. Raises TransactionError."""
-    name, node, params = short(payload.validator), payload.validator, state.params
+    name, node = short(payload.validator), payload.validator
     if bytes(node) != tx.sender or payload.nonce != tx.nonce:
         raise TransactionError(
             f"validator {name} joins by its own transaction of nonce {payload.nonce}; this is {tx.nonce} of {short(tx.sender)}",
@@ -54,9 +55,22 @@ def join(state: State, tx: Transaction, payload: JoinValidator, height: Height) 
     if known is not None:
         until = "" if known.release_ms is None else f", its bond is held until block time {known.release_ms}"
         raise TransactionError(f"{name} {'is a validator' if not until else 'has left' + until}", Refusal.DUPLICATE)
-    strongest = max(v.power for v in state.next_validators)
+    check_newcomer(state.params, payload, [v.power for v in state.next_validators])
+    check_approvals(state, payload)
+    state = debit(state, node, payload.bond)
+    member = Membership(Height(height + 2), payload.bond, payload.endpoint, None)
+    joined = (*state.next_validators, Validator(node, payload.power, payload.bond, False))
+    return replace(
+        state,
+        next_validators=tuple(sorted(joined, key=lambda v: v.node_id)),
+        memberships=state.memberships.put(node, member),
+    )
+
+
+def check_newcomer(params: ChainParams, payload: JoinValidator, powers_now: Sequence[int]) -> None:
+    """Raises TransactionError unless a chain whose validators have ``powers_now`` has room for one of this power and bond."""
+    name, strongest, count = short(payload.validator), max(powers_now), len(powers_now) + 1
     least = params.validator_bond * payload.power
-    count = len(state.next_validators) + 1
     for ok, problem in (
         (1 <= payload.power <= strongest, f"a power of {payload.power}; the strongest validator has {strongest}"),
         (payload.bond >= least, f"a bond of {payload.bond}; a power of {payload.power} asks {least}"),
@@ -70,15 +84,6 @@ def join(state: State, tx: Transaction, payload: JoinValidator, height: Height) 
         raise TransactionError(
             f"the windows of this chain are too short for {count} validators: {error.message}", Refusal.LIMIT
         ) from None
-    check_approvals(state, payload)
-    state = debit(state, node, payload.bond)
-    member = Membership(Height(height + 2), payload.bond, payload.endpoint, None)
-    joined = (*state.next_validators, Validator(node, payload.power, payload.bond, False))
-    return replace(
-        state,
-        next_validators=tuple(sorted(joined, key=lambda v: v.node_id)),
-        memberships=state.memberships.put(node, member),
-    )
 
 
 def leave(state: State, payload: LeaveValidator, height: Height, time_ms: Milliseconds) -> State:
@@ -87,9 +92,7 @@ def leave(state: State, payload: LeaveValidator, height: Height, time_ms: Millis
     _check_open(state, payload.expires_height, height)
     known = state.memberships.get(node)
     if known is None or known.release_ms is not None or known.since_height != payload.since_height:
-        raise TransactionError(
-            f"{short(node)} is no validator since height {payload.since_height}", Refusal.NOT_A_VALIDATOR
-        )
+        raise TransactionError(f"{short(node)} is no validator since height {payload.since_height}", Refusal.NOT_A_VALIDATOR)
     if len(state.next_validators) == 1:
         raise TransactionError(f"{short(node)} is the last validator: the chain would end", Refusal.LIMIT)
     check_approvals(state, payload)

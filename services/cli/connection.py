@@ -20,6 +20,7 @@ from services.rpc.channel import connect
 from services.rpc.role import read_genesis
 from services.rpc.server import is_loopback
 from services.rpc.tls import TlsFiles
+from services.runtime.address import host_and_port
 from services.testnet.layout import Layout, load_layout
 
 __all__ = ["Connection", "GenesisOption", "NetOption", "NodeOption", "TlsOption", "network"]
@@ -178,9 +179,7 @@ def _chain(genesis: Genesis) -> str:
 
 def _check_address(target: str, tls: Path | None) -> None:
     """Raises ConfigError."""
-    host, _, port = target.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--node is {target!r}: it must be HOST:PORT")
+    host_and_port(target, "--node")
     if tls is None and not is_loopback(target):
         raise ConfigError(
             f"--node {target} is another machine: give --tls DIR with ca.pem, tls.pem, tls.key of a user certificate"

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from core.chain.light import Trusted, trust_genesis, trust_hash
-from core.chain.rules_validators import check_approval
+from core.chain.rules_validators import check_approval, check_newcomer
 from core.chain.state import Account
 from core.chain.transaction import (
     DOMAIN_APPROVAL,
@@ -37,6 +37,7 @@ from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, tab
 from services.rpc.chain_client import Wallet
 from services.rpc.role import read_key
 from services.rpc.views import ValidatorView
+from services.runtime.address import host_and_port
 
 __all__ = ["TrustedOption", "app", "parse_trusted", "register", "trust"]
 
@@ -173,12 +174,24 @@ async def join(
     Example: pofl validator join --key node.key --bond 1000000 --endpoint 10.0.0.7:9000 --out join.json
     """
     pair = read_key(key)
+    host_and_port(endpoint, "--endpoint")
+    me = NodeId(pair.public_key)
     async with network(net, node, tls) as connection:
         account = await connection.chain.account(AccountId(pair.public_key))
-        until = Height((await connection.chain.tip()).height + GOOD_FOR)
-        genesis = await connection.genesis_id()
-    me = NodeId(pair.public_key)
-    _write(out, genesis, JoinValidator(me, power, Amount(bond), endpoint, account.next_nonce, until, ()), as_json)
+        views, height = await connection.chain.validators()
+        genesis = await connection.genesis()
+    change = JoinValidator(me, power, Amount(bond), endpoint, account.next_nonce, Height(height + GOOD_FOR), ())
+    # What the chain would refuse in the end is said before anybody signs.
+    if any(v.node_id == me for v in views):
+        raise ConfigError(
+            f"{short(me)}, the account of {key}, is a validator or has left a short time ago: see `pofl chain validators`"
+        )
+    check_newcomer(genesis.params, change, [v.next_power for v in views if v.next_power])
+    if account.balance < bond + genesis.params.min_fee:
+        raise ConfigError(
+            f"account {short(me)} has {account.balance}, it needs the bond of {bond} and a fee: pay it first (`pofl transfer`)"
+        )
+    _write(out, genesis.chain_id, change, as_json)
 
 
 @app.command()
@@ -222,9 +235,14 @@ async def upgrade(
     Example: pofl validator upgrade --version 2 --height 120000 --out upgrade.json
     """
     async with network(net, node, tls) as connection:
-        until = Height((await connection.chain.tip()).height + GOOD_FOR)
-        genesis = await connection.genesis_id()
-    _write(out, genesis, ScheduleUpgrade(version, Height(height), until, ()), as_json)
+        tip = await connection.chain.tip()
+        genesis = await connection.genesis()
+    least = tip.height + genesis.params.upgrade_notice + 1
+    if version != tip.protocol_version + 1:
+        raise ConfigError(f"--version is {version}: the chain follows version {tip.protocol_version}, the next one is {tip.protocol_version + 1}")
+    if height < least:
+        raise ConfigError(f"--height is {height}: the last block is {tip.height}, and nodes need notice until {least} at least")
+    _write(out, genesis.chain_id, ScheduleUpgrade(version, Height(height), Height(tip.height + GOOD_FOR), ()), as_json)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from core.crypto.signing import KeyPair
 from core.errors import ConfigError
 from core.ports import SystemRng
 from services.rpc import tls
+from services.runtime.address import host_and_port
 from services.testnet.layout import HOST, Layout, free_ports, toml_table
 
 __all__ = ["ROLES", "invite"]
@@ -30,7 +31,7 @@ def invite(layout: Layout, folder: Path, name: str, role: str = "miner", listen:
         raise ConfigError("--listen is where a node is reached; a miner listens nowhere")
     if any(member.name == name for member in layout.members):
         raise ConfigError(f"{name} is a process of this testnet already: choose another name")
-    host = _host(listen) if listen is not None else HOST
+    host = HOST if listen is None else host_and_port(listen, "--listen")[0].strip("[]")
     authority = tls.load_authority(layout.folder / "ca")
     key = KeyPair.generate(SystemRng())
     issued = tls.issue(authority, role, name, sorted({HOST, "localhost", host}), key.public_key)
@@ -48,13 +49,6 @@ def invite(layout: Layout, folder: Path, name: str, role: str = "miner", listen:
     except OSError as error:
         raise ConfigError(f"cannot write {folder}: {error.strerror or error}") from None
     return key
-
-
-def _host(listen: str) -> str:
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise ConfigError(f"--listen is {listen!r}: it must be HOST:PORT")
-    return host
 
 
 def _free(layout: Layout) -> str:

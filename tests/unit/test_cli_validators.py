@@ -13,7 +13,7 @@ import pytest
 
 from core.chain.transaction import JoinValidator
 from core.crypto.signing import KeyPair
-from core.errors import BlockError, ConfigError, InputError, NotFoundError, WrongChainError
+from core.errors import BlockError, ConfigError, InputError, NotFoundError, TransactionError, WrongChainError
 from core.ids import Amount, Height, NodeId
 from services.cli import chain as chain_commands
 from services.cli import validators
@@ -81,6 +81,43 @@ async def test_join_verify_and_leave(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert len(world.chain.state.validators) == 4
         with pytest.raises(ConfigError, match="is no validator"):
             await run(validators.leave, member, tmp_path / "again.json", "", **there)
+
+
+async def test_what_the_chain_would_refuse_is_told_before_anybody_signs(tmp_path: Path) -> None:
+    world = World(make_genesis(4, ROOM))
+    world.chain.block()
+    world.follow()
+    out, mine, there_already = tmp_path / "x.json", key_file(tmp_path, "pool0"), key_file(tmp_path, "v0")
+    poor = key_file(tmp_path, "poor")
+    async with world.served() as (address, _):
+        there: dict[str, Any] = {"node": [address]}
+        for pair, bond, endpoint, power, sentence in (
+            (mine, 100, "10.0.0.7:9000", 1, "a bond of 100; a power of 1 asks 1000000"),
+            (mine, 1_000_000, "nonsense", 1, "--endpoint is 'nonsense': it must be HOST:PORT"),
+            (mine, 9_000_000, "10.0.0.7:9000", 9, "a power of 9; the strongest validator has 1"),
+            (poor, 1_000_000, "10.0.0.7:9000", 1, "has 0, it needs the bond of 1000000 and a fee: pay it first"),
+            (there_already, 1_000_000, "10.0.0.7:9000", 1, "is a validator or has left a short time ago"),
+        ):
+            with pytest.raises((InputError, TransactionError), match=sentence):
+                await run(validators.join, pair, bond, endpoint, out, power, **there)
+        for version, height, sentence in (
+            (9, 1000, "--version is 9: the chain follows version 1, the next one is 2"),
+            (2, 1, "--height is 1: the last block is 1, and nodes need notice until"),
+        ):
+            with pytest.raises(InputError, match=sentence):
+                await run(validators.upgrade, version, height, out, **there)
+        assert not out.exists()
+        await run(validators.upgrade, 2, 1000, out, **there)
+        assert out.exists()
+
+
+async def test_a_chain_without_room_says_so_at_the_first_step(tmp_path: Path) -> None:
+    world = World(make_genesis(4))
+    world.chain.block()
+    world.follow()
+    async with world.served() as (address, _):
+        with pytest.raises(TransactionError, match="too short for 5 validators"):
+            await run(validators.join, key_file(tmp_path, "pool0"), 1_000_000, "a:1", tmp_path / "x.json", 1, node=[address])
 
 
 @pytest.mark.parametrize(
