@@ -45,7 +45,7 @@ check: setup ## style, types, import rules, and that the stubs are up to date
 test: setup ## the tests, on two workers; say ARGS='-k name' to choose, ARGS='-n 0' for one process
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not e2e' $(ARGS)
 
-e2e: setup ## the longest tests: networks on real data, stock Flower, containers where an engine answers
+e2e: setup ## the longest tests: networks on real data, a pool that leaks, stock Flower, containers
 	$(BIN)/python -m pytest -m e2e $(ARGS)
 
 proto: setup ## write the stubs beside the contracts in proto/
