@@ -104,14 +104,14 @@ class NodeApi:
         stored = self._store.block(key)
         return queries.block_view(stored.block, stored.certificate, stored.state_root)
 
-    async def watch_blocks(self, first: Height) -> AsyncIterator[BlockView]:
-        """Blocks from ``first`` on, for ever; 0 is the next one."""
+    async def watch_blocks(self, first: Height) -> AsyncIterator[Height]:
+        """Of final blocks from ``first`` on, for ever; 0 is the next one."""
         following = first or self._store.state.height + 1
         self._check_ahead(following)
         while True:
             seen = self._driver.finalised.count
             while following <= self._store.state.height:
-                yield self.block(Height(following))
+                yield Height(following)
                 following += 1
             await self._driver.finalised.wait(seen)
 

@@ -23,6 +23,7 @@ from core.ids import AccountId, BlockHash, Digest, Height, ModelCommitment, Node
 from core.verification.receipt import SignedAnswer
 from node.api import NodeApi
 from node.links import Links
+from node.shown import ShownBlocks
 from services.rpc import auth, convert_peer
 from services.rpc import convert_chain as convert
 from services.rpc.convert_peer import Gossip
@@ -63,6 +64,7 @@ Context = aio.ServicerContext[Any, Any]
 class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
     def __init__(self, api: NodeApi) -> None:
         self._api = api
+        self._blocks = ShownBlocks(api.block)
         self._submitted = Limiter(SUBMITTED)
 
     async def GetGenesis(self, request: pb.GetGenesisRequest, context: Context) -> pb.GetGenesisResponse:  # noqa: N802
@@ -80,13 +82,13 @@ class ChainServicer(chain_pb2_grpc.ChainServiceServicer):
             raise MalformedError("key: give a height or a block_hash", field="key")
         else:
             key = Height(request.height)
-        return pb.GetBlockResponse(block=convert.block_to_proto(self._api.block(key)))
+        return pb.GetBlockResponse(block=await self._blocks.get(key))
 
     async def WatchBlocks(  # noqa: N802
         self, request: pb.WatchBlocksRequest, context: Context
     ) -> AsyncIterator[pb.WatchBlocksResponse]:
-        async for view in self._api.watch_blocks(Height(request.from_height)):
-            await _send(context, pb.WatchBlocksResponse(block=convert.block_to_proto(view)), view.header.height)
+        async for height in self._api.watch_blocks(Height(request.from_height)):
+            await _send(context, pb.WatchBlocksResponse(block=await self._blocks.get(height)), height)
         for nothing in _SENT:
             yield nothing
 
