@@ -189,8 +189,10 @@ evens = st.builds(
 def test_records_of_integers_and_fixed_bytes_have_the_encoding_of_their_fields(many: tuple[Even, ...]) -> None:
     out = bytearray()
     for even in many:
-        for codec, value in ((U64, even.a), (Fixed(4), even.b), (I32, even.c), (U8, even.d)):
-            codec.write(out, value)
+        U64.write(out, even.a)
+        Fixed(4).write(out, even.b)
+        I32.write(out, even.c)
+        U8.write(out, even.d)
     assert encode(Evens(many)) == len(many).to_bytes(4, "big") + bytes(out)
     assert decode(Evens, encode(Evens(many))) == Evens(many)
 
