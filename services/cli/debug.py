@@ -198,7 +198,8 @@ async def _ask_operator(parts: _Parts, address: str) -> None:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
 
         async def status() -> object:
-            return MessageToDict(await call(stub.Status, admin_pb2.StatusRequest(), SECONDS, peer=address))
+            found = await call(stub.Status, admin_pb2.StatusRequest(), SECONDS, peer=address)
+            return MessageToDict(found)
 
         async def metrics() -> object:
             return (await call(stub.Metrics, admin_pb2.MetricsRequest(), SECONDS, peer=address)).text

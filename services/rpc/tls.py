@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from cryptography import x509
@@ -220,7 +220,9 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     The files are looked at for each new connection: other ones are used from then on, if they are good (docs/adr/0126).
     """
     watched = _Watched(files)
-    return grpc.dynamic_ssl_server_credentials(watched.configuration, watched.renewed, require_client_authentication=True)
+    # None says that nothing changed; the stubs do not know that.
+    fetch: Callable[[], Any] = watched.renewed
+    return grpc.dynamic_ssl_server_credentials(watched.configuration, fetch, require_client_authentication=True)
 
 
 class _Watched:
