@@ -270,8 +270,13 @@ class Genesis:
                 ),
                 params=ChainParams(**{key: int(value) for key, value in document["params"].items()}),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise ConfigError(f"genesis: not a genesis document: {type(error).__name__}: {error}") from None
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise ConfigError(f"genesis: not a genesis document: no JSON at {where}") from None
+        except KeyError as error:
+            raise ConfigError(f"genesis: not a genesis document: it lacks {error}") from None
+        except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise ConfigError(f"genesis: not a genesis document: a value of a wrong form ({error})") from None
         genesis.check()
         return genesis
 

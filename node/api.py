@@ -137,10 +137,12 @@ class NodeApi:
         known = self._store.work(height)
         vm = view.header.vm
         if known is None:
-            found = queries.explanation(view, task, (), {}, (), self.names, self._node, took_part=False)
+            found = queries.explanation(view, task, (), {}, (), self.names, self._node, False, self.genesis.params)
         else:
             audits = {a.model_commitment: a.milliseconds for a in known.audits}
-            found = queries.explanation(view, task, known.verdicts, audits, known.validators, self.names, self._node)
+            found = queries.explanation(
+                view, task, known.verdicts, audits, known.validators, self.names, self._node, params=self.genesis.params
+            )
         contradictions = self._transcripts.contradictions(height)
         kept = self._transcripts.listed(height, task_id) if task_id is not None else ()
         lines = (*found.lines, *queries.contradiction_lines(contradictions, self.names))

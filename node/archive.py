@@ -108,7 +108,7 @@ class ArchiveReader:
         """Whether the end mark was read: nothing is missing."""
         magic = self._exactly(len(MAGIC))
         if magic[:7] != MAGIC[:7]:
-            raise MalformedError(f"{name} is no file of `pofl chain export`")
+            raise MalformedError(f"{name} is no file of `pofl chain export`: give one that it wrote")
         if magic != MAGIC:
             raise MalformedError(f"{name} has version {magic[7]} of the format, this software reads version {MAGIC[7]}")
         self.offset = len(MAGIC)
@@ -172,10 +172,21 @@ class ArchiveReader:
         while len(data) < size:
             piece = self._source.read(min(size - len(data), 1 << 16))
             if not piece:
-                where = f"after block {self.following - 1}" if self.offset > len(MAGIC) else "in its head"
-                raise MalformedError(f"{self._name} was cut off {where}: export it again, or go on with `--append`")
+                raise self._cut_off(bytes(data))
             data += piece
         return bytes(data)
+
+    def _cut_off(self, rest: bytes) -> MalformedError:
+        """``rest``: what there was of the part that is missing."""
+        name = self._name
+        if self.offset > len(MAGIC):
+            last = self.following - 1
+            return MalformedError(f"{name} was cut off after block {last}: export it again, or go on with `--append`")
+        if self.offset:
+            return MalformedError(f"{name} was cut off in its head, before the first block: export it again, to a new file")
+        if rest and MAGIC.startswith(rest):
+            return MalformedError(f"{name} has {len(rest)} bytes only: export it again, to a new file")
+        return MalformedError(f"{name} {'is no file of `pofl chain export`' if rest else 'is empty'}: give one that it wrote")
 
     def _decode(self, kind: type[T], payload: bytes) -> T:
         try:

@@ -375,7 +375,6 @@ class Driver:
             before = self.state
             states, failure = await asyncio.to_thread(catch_up, self._store, self.light, blocks)
             if states:
-                log.info("blocks fetched", first=states[0].height, height=states[-1].height)
                 await self._advance(before, states, blocks[len(states) - 1][1].round)
             if failure is not None:
                 raise failure

@@ -184,6 +184,8 @@ def _archive(
                 yield _go_on(file, path, store, genesis)
                 _flush(file)
             return
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder: give a file in it")
         if path.exists():
             raise ConfigError(f"{path} exists: choose another file, or go on with it by --append")
         part = path.with_name(path.name + ".part")

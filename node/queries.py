@@ -12,6 +12,7 @@ from typing import Any, Final
 from core.chain import rules_validators
 from core.chain.block import Block, BlockKind, Certificate, Outcome, OutcomeKind
 from core.chain.claims import ClaimStatus, tally
+from core.chain.ledger import divide_reward
 from core.chain.rules_market import highs
 from core.chain.state import Entry, Provider, State, Task, Trade, Validator, report_key
 from core.chain.state import TaskPhase as StatePhase
@@ -20,7 +21,7 @@ from core.chain.vote import SignedVerdict, Verdict, VerdictKind
 from core.codec import decode
 from core.errors import NotFoundError
 from core.ids import AccountId, Amount, Digest, Height, ModelCommitment, NodeId, StateRoot, TaskId, short
-from core.params import Genesis
+from core.params import ChainParams, Genesis
 from core.verification.receipt import AnswerKind, SignedAnswer
 from core.verification.transcript import Purpose
 from node.transcripts import Contradiction, KeptTranscript
@@ -314,11 +315,13 @@ def explanation(
     names: Names,
     own: NodeId,
     took_part: bool = True,
+    params: ChainParams | None = None,
 ) -> Explanation:
     """Why a block is what it is.
 
     ``verdicts`` are those that this node, ``own``, has of the block's height, ``audits`` the milliseconds of its own
-    audits, and ``validators`` those of that height. ``took_part``: False where the node got the block from others.
+    audits, and ``validators`` those of that height. ``took_part``: False where the node got the block from others. With
+    ``params`` it tells where all of a won reward goes.
     """
     decoded = [decode(Verdict, signed.verdict) for signed in verdicts]
     views = tuple(
@@ -333,6 +336,12 @@ def explanation(
         lines += _own_lines(task, decoded, validators, names, own, took_part)
         lines += _claim_lines(block, task, decoded, validators, names, took_part)
         lines += [f"{names(p.account)} is paid {p.amount}." for p in block.payouts]
+        if params is not None and block.header.kind is BlockKind.WORK:
+            parts = divide_reward(task.reward, params)
+            lines.append(
+                f"Of the reward of {task.reward}, {parts.payouts} are paid here and {parts.burned} burnt; {parts.auditors} go "
+                f"to the validators whose audits block {block.header.height + 1} shows, and what none of them gets burns."
+            )
     signers = [names(s.validator) for s in block.certificate.signatures]
     lines.append(f"Final in round {block.certificate.round}, by the precommits of {', '.join(signers)}.")
     return Explanation(block, task, views, tuple(lines))

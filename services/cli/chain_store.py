@@ -86,7 +86,10 @@ def import_(
 def prune(
     keep: Annotated[
         int,
-        typer.Option("--keep", min=1, max=MOST_NUMBER, metavar="BLOCKS", help="How many of the last blocks stay whole."),
+        typer.Option(
+            "--keep", min=1, max=MOST_NUMBER, metavar="BLOCKS",
+            help="How many of the last blocks stay whole; below 256, peers that lag some blocks find too few here.",
+        ),
     ],
     data_dir: DataDirOption = None, config: ConfigOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip

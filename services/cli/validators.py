@@ -28,7 +28,7 @@ from core.chain.transaction import (
 from core.chain.verify import is_quorum
 from core.codec import decode_as, encode_as
 from core.crypto import signing
-from core.errors import ConfigError, InputError, MalformedError, NotFoundError, TransactionError
+from core.errors import ConfigError, InputError, MalformedError, NotFoundError, PoflError, TransactionError
 from core.ids import AccountId, Amount, BlockHash, Digest, Height, NodeId, short
 from core.params import Genesis
 from services.cli.connection import Connection, GenesisOption, NetOption, NodeOption, TlsOption, network
@@ -111,7 +111,7 @@ async def show(net: NetOption = None, node: NodeOption = None, tls: TlsOption = 
             (name, v.node_id.hex(), v.power, v.next_power, v.bond, v.since_height, _standing(v))
             for name, v in zip(names, views, strict=True)
         ]
-        columns = ["name", "node", "power", "next", "bond", "since", ""]
+        columns = ["name", "node", "power", "next", "bond", "since", "standing"]
         console.print(table(f"validators after block {height}", columns, rows, right=[2, 3, 4, 5]))
 
 
@@ -345,6 +345,20 @@ def _read(path: Path) -> tuple[Digest, Change]:
             check_approval(approval, message, {approval.validator: 1})
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, InputError, TransactionError) as error:
-        raise ConfigError(f"{path} is no change of the validators: {error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError, InputError, TransactionError) as error:
+        raise ConfigError(
+            f"{path} is no change of the validators, or was edited ({_fault(error)}): get the file again from whoever wrote it "
+            "with `pofl validator join`, `leave` or `upgrade`"
+        ) from None
     return Digest(chain_id), change
+
+
+def _fault(error: Exception) -> str:
+    """In words of the file, not of this program."""
+    if isinstance(error, PoflError):
+        return error.message
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+        return "it is no JSON"
+    return "its chain or change are no hex digits" if isinstance(error, ValueError) else "it is no JSON object"

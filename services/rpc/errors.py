@@ -106,8 +106,22 @@ def from_status(
     if kind is errors.DeadlineError:
         return kind(f"{where} did not answer in time ({details})", peer=peer)
     if code is StatusCode.UNAVAILABLE:
-        return kind(f"{where} cannot be reached: {details}", peer=peer)
+        return kind(f"{where} cannot be reached: {_tls_fault(details) or details}", peer=peer)
     return kind(f"{where} answered {code.name}: {details}", peer=peer)
+
+
+def _tls_fault(details: str) -> str:
+    """What a failed TLS handshake means and what to do, in the words of `pofl doctor`; empty for other failures."""
+    text = details.lower()
+    if "handshake failed" not in text:
+        return ""
+    if "has expired" in text or "not yet valid" in text:
+        return "its certificate has expired or is not yet valid: compare this host's clock with that one's; issue it anew"
+    if "certificate_verify_failed" in text:
+        return "its certificate is not of this network: use the certificates of one `init` on both sides; is it the right port?"
+    if "wrong_version_number" in text:
+        return "no TLS is spoken there: is it the right port? the operator's port and the metrics are others than `listen`"
+    return ""
 
 
 @contextmanager

@@ -229,4 +229,7 @@ def read_genesis(path: Path | None) -> Genesis:
         raise ConfigError(f"cannot read the genesis file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"cannot read the genesis file {path}: it is no text") from None
-    return Genesis.from_json(text)
+    try:
+        return Genesis.from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from None

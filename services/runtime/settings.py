@@ -23,6 +23,7 @@ ROLES = ("node", "pool", "miner", "requester", "provider", "platform", "explorer
 OTHER_VARIABLES = frozenset(
     {"POFL_CONFIG", "POFL_NET", "POFL_PARENT", "POFL_PASSPHRASE", "POFL_PASSPHRASE_FILE", "POFL_TEST_SEED"}
 )
+NO_FILE = "the configuration"
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -58,7 +59,7 @@ def load(cls: type[C], file: Path | None, env: Mapping[str, str], overrides: Seq
         if not equals:
             raise ConfigError(f"override {override!r} must be key=value")
         _assign(cls, tree, tuple(path.strip().split(".")), text.strip(), f"override {override!r}")
-    return cast("C", _build(cls, tree, (), str(file) if file is not None else "the configuration"))
+    return cast("C", _build(cls, tree, (), str(file) if file is not None else NO_FILE))
 
 
 def dump(cfg: object) -> str:
@@ -150,8 +151,8 @@ def _known(cls: type, path: tuple[str, ...], name: str, source: str) -> Any:
     names = list(_fields(cls))
     if name in names:
         return _hints(cls)[name]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    hint = f"; did you mean {_dotted((*path[:-1], near[0]))!r}?" if near else ""
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {_dotted((*path[:-1], near[0]))!r}?" if near else f"; known are {', '.join(sorted(names))}"
     raise ConfigError(f"unknown key {_dotted(path)!r} in {source}{hint}", key=_dotted(path), source=source)
 
 
@@ -165,7 +166,8 @@ def _build(cls: type, tree: Mapping[str, Any], path: tuple[str, ...], source: st
             values[name] = _convert(kind, tree[name], here, field.metadata)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             doc = field.metadata.get("doc", "")
-            raise ConfigError(f"{_dotted(here)} is not set in {source}. {doc}".rstrip(), key=_dotted(here))
+            hint = " Give --config FILE, or --set KEY=VALUE for each such key." if source == NO_FILE else ""
+            raise ConfigError(f"{_dotted(here)} is not set in {source}. {doc}".rstrip() + hint, key=_dotted(here))
     built: object = cls(**values)
     check = getattr(built, "check", None)
     if check is not None:

@@ -80,7 +80,7 @@ def test_a_stream_that_was_cut_off_is_good_up_to_its_last_whole_block() -> None:
     whole = written()
     for size in sorted({*range(0, 60, 7), *range(0, len(whole), 997), len(whole) - 1}):
         store = ChainStore(Memory(), GENESIS)
-        with pytest.raises(MalformedError, match=r"cut off"):
+        with pytest.raises(MalformedError, match=r"cut off|is empty|bytes only"):
             load(whole[:size], store)
         assert store.state == [genesis_state(GENESIS), *(s.state for s in steps())][store.state.height]
 
@@ -114,7 +114,11 @@ def test_lengths_are_checked_before_anything_is_read() -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"something else entirely", "is no file of `pofl chain export`"),
+        (b"something else entirely", "is no file of `pofl chain export`: give one that it wrote"),
+        (b"junk", "is no file of `pofl chain export`: give one that it wrote"),
+        (b"", "is empty: give one that it wrote"),
+        (MAGIC[:3], "has 3 bytes only: export it again, to a new file"),
+        (MAGIC + b"\x01\x00", "was cut off in its head, before the first block: export it again, to a new file"),
         (MAGIC[:7] + b"\x02", "has version 2 of the format, this software reads version 1"),
         (MAGIC + b"\x02\x00\x00\x00\x00", "no frame of kind 2 can stand there"),
     ],

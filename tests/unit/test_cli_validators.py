@@ -229,6 +229,15 @@ async def test_what_is_read_to_people_is_not_what_counts(tmp_path: Path, capsys:
         file.write_text(json.dumps(document | {"change": spoiled}))
         with pytest.raises(ConfigError, match="is no change of the validators"):
             await run(validators.sign, file, key_file(tmp_path, "v1"))
+    for text, fault in (
+        ("junk", "it is no JSON"),
+        ("{}", "it lacks 'chain'"),
+        ("[]", "it is no JSON object"),
+        ('{"chain": "zz", "change": "00"}', "its chain or change are no hex digits"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=rf"or was edited \({fault}\): get the file again from whoever wrote it"):
+            await run(validators.sign, file, key_file(tmp_path, "v1"))
 
 
 @pytest.mark.parametrize("text", ["5", "5:", "x:00", "0:" + "00" * 32, "5:" + "00" * 31, ":" + "00" * 32])

@@ -66,6 +66,7 @@ def test_paths_of_a_file_are_relative_to_it(file: Path, monkeypatch: pytest.Monk
     [
         ("[log]\nlevle = 'info'", {}, "", r"unknown key 'log.levle' in .*node.toml; did you mean 'log.level'"),
         ("", {"POFL_LISTE": "x"}, "", "unknown key 'liste' in environment variable POFL_LISTE; did you mean 'listen'"),
+        ("", {}, "foo=bar", "unknown key 'foo' in override 'foo=bar'; known are "),
         ("", {}, "tls.cart=x", "unknown key 'tls.cart' in override 'tls.cart=x'; did you mean 'tls.cert'"),
         ("", {}, "log.level.deep=x", "log.level has no part 'deep'"),
         ("", {}, "log=x", "log is a table"),
@@ -89,16 +90,14 @@ def test_paths_of_a_file_are_relative_to_it(file: Path, monkeypatch: pytest.Monk
         ("x = [", {}, "", "is not TOML"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(
-    file: Path, line: str, env: dict[str, str], override: str, message: str
-) -> None:
+def test_a_mistake_is_named_with_its_place(file: Path, line: str, env: dict[str, str], override: str, message: str) -> None:
     file.write_text(f"{line}\n{MINIMAL}" if line.startswith(("timing =", "x =")) else f"{MINIMAL}\n{line}")
     with pytest.raises(ConfigError, match=message):
         load(Config, file, env, [override] if override else [])
 
 
 def test_what_must_be_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"name is not set in the configuration. Name of this process"):
+    with pytest.raises(ConfigError, match=r"name is not set in the configuration. Name of .* Give --config FILE, or --set"):
         load(Config, None, {})
     with pytest.raises(ConfigError, match=r"cannot read the configuration file .*gone.toml: No such file"):
         load(Config, tmp_path / "gone.toml", {})

@@ -60,6 +60,26 @@ def test_every_code_without_a_name_is_some_error(code: StatusCode) -> None:
     assert "node-1" in error.message
 
 
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        ("CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate", "its certificate is not of this network: use"),
+        ("CERTIFICATE_VERIFY_FAILED: certificate has expired", "its certificate has expired or is not yet valid: compare"),
+        ("WRONG_VERSION_NUMBER: Invalid certificate verification context", "no TLS is spoken there: is it the right port?"),
+    ],
+)
+def test_a_tls_handshake_that_fails_is_told_in_words(words: str, meaning: str) -> None:
+    details = (
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:25035: Tls handshake failed "
+        f"(TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:{words}: OK"
+    )
+    error = from_status(StatusCode.UNAVAILABLE, details, (), "127.0.0.1:25035")
+    assert error.message.startswith(f"127.0.0.1:25035 cannot be reached: {meaning}")
+    assert "SSL" not in error.message
+    refused = from_status(StatusCode.UNAVAILABLE, "Connection refused", (), "127.0.0.1:1")
+    assert refused.message == "127.0.0.1:1 cannot be reached: Connection refused"
+
+
 def test_long_messages_are_cut_on_both_sides() -> None:
     code, details, trailers = to_status(errors.TransactionError("m" * 5000, "r" * 500))
     assert len(details) == MAX_MESSAGE

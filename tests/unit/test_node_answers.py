@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from core.chain import build
-from core.chain.block import Outcome, OutcomeKind
+from core.chain.block import BlockKind, Outcome, OutcomeKind
 from core.chain.claims import tag
+from core.chain.ledger import divide_reward
 from core.chain.state import State, state_root
 from core.chain.vote import VerdictKind
 from core.codec import encode
@@ -25,6 +27,7 @@ from node.queries import Names, block_view, contradiction_lines, explanation, ta
 from node.transcripts import Contradiction, TranscriptStore
 from node.work import WorkHeights
 from services.rpc.convert_peer import gossip_from_proto, gossip_to_proto
+from services.rpc.views import BlockView
 from services.storage import Memory
 from tests.chainkit import Chain, account, key, make_verdict, signed_verdict, some
 from tests.unit.test_audit_evidence import DATA, audited, stored
@@ -251,6 +254,24 @@ def explained(took_part: bool, own: str = "v0") -> tuple[str, ...]:
         view, task_view(STATE, STATE.tasks[TASK]), verdicts if took_part else (), {}, STATE.validators if took_part else (),
         Names(CHAIN.genesis), NodeId(key(own).public_key), took_part,
     ).lines  # fmt: skip
+
+
+def test_all_of_a_won_reward_is_accounted_for() -> None:
+    task = task_view(STATE, STATE.tasks[TASK])
+    made = SimpleNamespace(
+        header=SimpleNamespace(height=9, kind=BlockKind.WORK, author_id=key("pool0").public_key, accuracy=None, outcome=()),
+        payouts=(), certificate=SimpleNamespace(signatures=(), round=0), transactions=(),
+    )  # fmt: skip
+    own = NodeId(key("v0").public_key)
+    lines = explanation(
+        cast(BlockView, made), task, (), {}, STATE.validators, Names(CHAIN.genesis), own, params=STATE.params
+    ).lines  # fmt: skip
+    parts = divide_reward(task.reward, STATE.params)
+    assert parts.payouts + parts.burned + parts.auditors == task.reward
+    assert (
+        f"Of the reward of {task.reward}, {parts.payouts} are paid here and {parts.burned} burnt; {parts.auditors} go to the "
+        "validators whose audits block 10 shows, and what none of them gets burns."
+    ) in lines
 
 
 def test_a_synced_node_says_plainly_that_it_was_not_there() -> None:
