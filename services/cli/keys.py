@@ -70,7 +70,7 @@ async def encrypt(
 
     The passphrase is in a file or in the environment, never on the command line. Without it the key is lost.
 
-    Example: POFL_PASSPHRASE_FILE=passphrase pofl keys encrypt node0/account.key
+    Example: pofl keys encrypt node0/account.key --passphrase-file passphrase
     """
     word = passphrase(os.environ, secret)
     if is_sealed(_text(file)):
@@ -88,7 +88,7 @@ async def decrypt(
 ) -> None:  # fmt: skip
     """Write the key of an encrypted file as it was before, in its place.
 
-    Example: POFL_PASSPHRASE_FILE=passphrase pofl keys decrypt node0/account.key
+    Example: pofl keys decrypt node0/account.key --passphrase-file passphrase
     """
     text = _text(file)
     if not is_sealed(text):

@@ -237,9 +237,9 @@ async def upgrade(
     async with network(net, node, tls) as connection:
         tip = await connection.chain.tip()
         genesis = await connection.genesis()
-    least = tip.height + genesis.params.upgrade_notice + 1
-    if version != tip.protocol_version + 1:
-        raise ConfigError(f"--version is {version}: the chain follows version {tip.protocol_version}, the next one is {tip.protocol_version + 1}")
+    least, following = tip.height + genesis.params.upgrade_notice + 1, tip.protocol_version + 1
+    if version != following:
+        raise ConfigError(f"--version is {version}: the chain follows version {following - 1}, the next one is {following}")
     if height < least:
         raise ConfigError(f"--height is {height}: the last block is {tip.height}, and nodes need notice until {least} at least")
     _write(out, genesis.chain_id, ScheduleUpgrade(version, Height(height), Height(tip.height + GOOD_FOR), ()), as_json)
