@@ -12,7 +12,7 @@ from core.chain.light import advance
 from core.chain.verify import check_body
 from core.errors import BlockError, ConfigError, InputError, NotFoundError
 from core.ids import Height, short
-from services.cli import chain_store, tasks, transcripts, validators
+from services.cli import chain_store, evidence, tasks, transcripts, validators
 from services.cli.connection import GenesisOption, NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, instant, table
@@ -23,6 +23,7 @@ __all__ = ["app", "explain"]
 app = typer.Typer(help="Read and check the chain.", no_args_is_help=True)
 chain_store.register(app)
 validators.register(app)
+evidence.register(app)
 transcripts.register(app)
 
 
@@ -172,10 +173,12 @@ async def explain(
                 (connection.name_of(v.validator), connection.name_of(v.pool), v.kind, v.correct, v.audit_ms or "-", v.reason)
                 for v in found.verdicts
             ]
-            console.print(table("verdicts", ["validator", "pool", "verdict", "N*", "audit ms", "reason"], rows, right=[3, 4]))
+            columns = ["validator", "pool", "verdict", "N*", "own audit ms", "reason"]
+            console.print(table("verdicts", columns, rows, right=[3, 4]))
         if found.transcripts:
             kept = [(connection.name_of(t.validator), t.purpose, t.result, t.size, short(t.head)) for t in found.transcripts]
-            console.print(table("transcripts of this node", ["validator", "of", "result", "bytes", "head"], kept, right=[3]))
+            title = f"transcripts of {connection.name_of(found.transcripts[0].validator)}, which tells this"
+            console.print(table(title, ["validator", "of", "result", "bytes", "head"], kept, right=[3]))
         for path in written:
             console.print(f"wrote {path}")
         if found.block.header.kind is BlockKind.TRANSACTION:

@@ -126,12 +126,14 @@ async def network(
 
     Raises ConfigError when it is not clear to which network, or how to reach it, WrongChainError.
     """
-    if node:
-        # Who named a testnet beside other nodes expects its chain there.
-        layout, known = None, load_layout(net).genesis if net is not None else None
-    else:
+    layout: Layout | None = None
+    known: Genesis | None = None
+    if not node:
         layout = load_layout(net or newest_testnet())
         known = layout.genesis
+    elif net is not None:
+        # Who names a testnet beside other nodes expects its chain there.
+        known = load_layout(net).genesis
     if genesis is not None:
         given = read_genesis(genesis)
         if known is not None and given.chain_id != known.chain_id:
