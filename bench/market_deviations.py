@@ -22,7 +22,7 @@ __all__ = ["collude", "measure", "misreport", "misstate", "repeat", "shill"]
 RULE: Final = to_float(DEFAULT_RULE)
 R: Final = 0.5
 SEED: Final = 20261122
-BURN: Final = 0.01
+BURN: Final = 0.05
 """Share of each settled price that burns (core.params, market_burn_ppm)."""
 
 

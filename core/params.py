@@ -87,7 +87,8 @@ class ChainParams:
     leak_window_ms: Annotated[int, U32] = 60_000
     delivery_ms: Annotated[int, U32] = 120_000
     """After a drawn deal: undelivered chunks are refunded. At least the longest stall of a work height."""
-    market_burn_ppm: Annotated[int, U32] = 10_000
+    market_burn_ppm: Annotated[int, U32] = 50_000
+    """Of each price paid: what a trade costs somebody who sells to himself."""
     chunks: Annotated[int, U16] = 10
     highs_window: Annotated[int, U16] = 16
     """m_bar and D_bar: second highest over this many settled trades, one per pool."""
@@ -102,6 +103,8 @@ class ChainParams:
     """Below clean_trade_ppm: a fresh name stands below a punished one after its next clean trade."""
     clean_trade_ppm: Annotated[int, U32] = 120_000
     """Share of the missing reputation that a clean trade gives."""
+    clean_trade_burn: Annotated[int, I64] = 500
+    """Coins that clean trades of an epoch must have burned to count for a whole one; less counts in proportion."""
     leak_penalty_ppm: Annotated[int, U32] = 600_000
     """Share of the reputation that a proven leak takes."""
 
@@ -166,7 +169,7 @@ class ChainParams:
             "max_pools": (1, MAX_CLAIMS), "highs_window": (1, 256), "audit_slots": (1, 1 << 16),
             "min_reward": (1, MAX_SUPPLY), "kept_tasks": (16, 65_536), "upgrade_notice": (2, 1 << 31),
             "min_fee": (0, MAX_SUPPLY), "provider_fee": (0, MAX_SUPPLY), "report_bond": (0, MAX_SUPPLY),
-            "validator_bond": (0, MAX_SUPPLY), **dict.fromkeys(shares, (0, 1000000)),
+            "validator_bond": (0, MAX_SUPPLY), "clean_trade_burn": (1, MAX_SUPPLY), **dict.fromkeys(shares, (0, 1000000)),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = int(getattr(self, name))

@@ -296,9 +296,11 @@ class Reputation:
 
 @dataclass(frozen=True, slots=True)
 class LastCredit:
-    """Of one pool with one provider."""
+    """Of one pool with all providers."""
 
     epoch: Annotated[int, U64]
+    burned: Annotated[Amount, I64]
+    """By its clean trades of that epoch."""
 
 
 @dataclass(frozen=True, slots=True)

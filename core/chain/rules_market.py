@@ -32,7 +32,7 @@ from core.params import ChainParams
 __all__ = ["bid", "chunk_receipt", "highs", "next_instant", "register", "run_trades"]
 
 EPOCH_TRADES_MS: Final = 60_000
-"""Least length of an epoch of clean-trade credit: a pool gets one per provider and epoch."""
+"""Least length of an epoch of clean-trade credit: a pool gets one for each."""
 MAX_OPEN: Final = 256
 """Trades of one provider that wait for a draw, a delivery or a credit: every bid looks at all that are open, and each provider
 paid to be one. She signs each of hers, so nobody else can use them up."""
@@ -233,17 +233,19 @@ def _draw(state: State, trade_id: Digest, trade: Trade, height: Height, block_ha
 
 
 def _credit_clean(state: State, trade: Trade, time_ms: Milliseconds) -> State:
-    """One clean trade per provider and epoch counts; an epoch is the leak window, at least a minute."""
-    key = trade.pool + trade.provider
-    epoch = time_ms // max(EPOCH_TRADES_MS, state.params.leak_window_ms)
-    last = state.credits.get(key)
-    if last is not None and epoch <= last.epoch:
-        return state
-    better = reputation.after_clean_trade(rules_leaks.reputation_rule(state.params), state.reputation(trade.pool))
+    """A pool earns one whole clean trade an epoch at most, by what its trades burned: providers are cheap, and a price that
+    comes back to its payer shows nothing (docs/adr/0139). An epoch is the leak window, at least a minute."""
+    params = state.params
+    epoch = time_ms // max(EPOCH_TRADES_MS, params.leak_window_ms)
+    last = state.credits.get(trade.pool)
+    counted = last.burned if last is not None and last.epoch == epoch else Amount(0)
+    burned = part(trade.price, params.market_burn_ppm)
+    share = reputation.counted_share(burned, counted, Amount(params.clean_trade_burn))
+    better = reputation.after_clean_trade(rules_leaks.reputation_rule(params), state.reputation(trade.pool), share)
     return replace(
         state,
         reputations=state.reputations.put(trade.pool, Reputation(better)),
-        credits=state.credits.put(key, LastCredit(epoch)),
+        credits=state.credits.put(trade.pool, LastCredit(epoch, Amount(counted + burned))),
     )
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Final
 
 from core.codec import U32, U64
 from core.errors import MarketError
-from core.ids import MILLION, Milliseconds, PartsPerMillion
+from core.ids import MILLION, Amount, Milliseconds, PartsPerMillion
 
 __all__ = [
-    "DEFAULT_REPUTATION", "ReputationRule", "after_clean_trade", "after_leak", "check_reputation_rule", "is_credit_due",
+    "DEFAULT_REPUTATION", "ReputationRule", "after_clean_trade", "after_leak", "check_reputation_rule", "counted_share",
 ]  # fmt: skip
 
 
@@ -67,22 +67,26 @@ def after_leak(rule: ReputationRule, r: PartsPerMillion) -> PartsPerMillion:
     return PartsPerMillion(r - r * rule.penalty_ppm // MILLION)
 
 
-def after_clean_trade(rule: ReputationRule, r: PartsPerMillion) -> PartsPerMillion:
-    """``r' = r + floor((10^6 - r) g / 10^6)``. Raises MarketError if ``r`` is out of range."""
-    _check(r)
-    return PartsPerMillion(r + (MILLION - r) * rule.recovery_ppm // MILLION)
+def after_clean_trade(
+    rule: ReputationRule, r: PartsPerMillion, share: PartsPerMillion = PartsPerMillion(MILLION)
+) -> PartsPerMillion:
+    """``r' = r + floor((10^6 - r) g share / 10^12)``; ``share`` is what of a whole clean trade this one counts for.
 
-
-def is_credit_due(
-    rule: ReputationRule, settled_ms: Milliseconds, now_ms: Milliseconds, epoch: int, last_credited_epoch: int | None
-) -> bool:
-    """Whether a settled trade without a proven leak counts as clean now.
-
-    The leak window must be over, and a pool gets credit for at most one trade per provider and epoch:
-    ``last_credited_epoch`` is that of this pool with this provider, None if there was none.
+    Raises MarketError if ``r`` or ``share`` is out of range.
     """
-    window_over = now_ms - settled_ms >= rule.leak_window_ms
-    return window_over and (last_credited_epoch is None or epoch > last_credited_epoch)
+    _check(r)
+    _check(share)
+    return PartsPerMillion(r + (MILLION - r) * rule.recovery_ppm * share // MILLION**2)
+
+
+def counted_share(burned: Amount, counted: Amount, whole: Amount) -> PartsPerMillion:
+    """What of a whole clean trade one that burned so much counts for, if ``counted`` coins of its epoch count already.
+
+    Buyer and seller may be one person, who gets the price back; only what burned was really paid. An epoch counts for one
+    whole trade at most, however many providers a pool trades with (docs/adr/0139).
+    """
+    more = min(whole, counted + burned) - min(whole, counted)
+    return PartsPerMillion(more * MILLION // whole)
 
 
 def _check(r: PartsPerMillion) -> None:

@@ -34,11 +34,17 @@ def ready() -> Chain:
     return chain
 
 
-def make_offer(chain: Chain, pool: str = "pool0", nonce: int = 0) -> contract.Offer:
-    highs = rules_market.highs(chain.state, account("provider"))
-    rule = contract.DEFAULT_RULE if highs is None else contract.with_highs(contract.DEFAULT_RULE, *highs)
+def make_offer(
+    chain: Chain,
+    pool: str = "pool0",
+    nonce: int = 0,
+    provider: str = "provider",
+    rule: contract.IntegerRule = contract.DEFAULT_RULE,
+) -> contract.Offer:
+    highs = rules_market.highs(chain.state, account(provider))
+    rule = rule if highs is None else contract.with_highs(rule, *highs)
     return contract.Offer(
-        chain.state.chain_id, account("provider"), account(pool), some("rows"), ROWS, 8, 3, rule,
+        chain.state.chain_id, account(provider), account(pool), some("rows"), ROWS, 8, 3, rule,
         chain.state.reputation(account(pool)), Height(chain.state.height), Milliseconds(chain.clock + 10**6),
         nonce.to_bytes(16, "big"),
     )  # fmt: skip
@@ -103,14 +109,38 @@ def test_receipts_release_the_price_and_a_clean_trade_earns_reputation() -> None
     assert trade.held == 0
     earned = chain.state.account(account("provider")).balance - before + 30
     assert earned + chain.state.burned - burned == price
-    assert price // 100 - 30 <= chain.state.burned - burned <= price // 100
+    assert price // 20 - 30 <= chain.state.burned - burned <= price // 20
     assert rules_market.highs(chain.state, account("provider")) == (trade.markup, trade.bid)
     start = chain.state.reputation(account("pool0"))
     chain.until(chain.clock + chain.state.params.leak_window_ms)
     chain.block()
     params = chain.state.params
-    assert chain.state.reputation(account("pool0")) == start + (10**6 - start) * params.clean_trade_ppm // 10**6
+    share = price // 20 * 10**6 // params.clean_trade_burn
+    assert 500_000 < share < 10**6
+    assert chain.state.reputation(account("pool0")) == start + (10**6 - start) * params.clean_trade_ppm * share // 10**12
     assert chain.state.trading == ()
+
+
+def test_a_name_is_not_mended_by_trades_with_ones_own_providers() -> None:
+    """Two sham providers, prices of a coin or two, epoch after epoch: what burns nothing earns nothing."""
+    rule = contract.IntegerRule(0, 1_000, 1_800_000, Amount(0), 1_000_000, Amount(1), Amount(1), Amount(0))
+    chain = ready()
+    chain.block(chain.tx("other", RegisterProvider(some("rows"), ROWS, "p:2")))
+    for nonce in range(3):
+        for sham in ("provider", "other"):
+            offer = make_offer(chain, "pool0", nonce, sham, rule)
+            assert contract.terms(offer.rule, Amount(1), offer.reputation_ppm).p_ppm > 990_000
+            chain.block(chain.tx("pool0", make_bid(offer, 1, signer=sham)))
+        chain.block()
+        for trade_id in chain.state.trading:
+            if chain.state.trades[Digest(trade_id)].phase is TradePhase.DELIVERY:
+                for miner in MINERS:
+                    receipts = [receipt(chain, Digest(trade_id), miner, c) for c in range(10)]
+                    chain.block(*(chain.tx("provider", r) for r in receipts))
+        chain.until(chain.clock + chain.state.params.leak_window_ms)
+        chain.block()
+    assert sum(t.phase is TradePhase.SETTLED for _, t in chain.state.trades.items()) >= 4
+    assert chain.state.reputation(account("pool0")) == chain.state.params.initial_reputation_ppm
 
 
 def test_what_is_not_delivered_in_time_goes_back_and_earns_nothing() -> None:

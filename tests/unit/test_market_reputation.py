@@ -6,14 +6,14 @@ import pytest
 
 from core.codec import decode, encode
 from core.errors import MarketError
-from core.ids import Milliseconds, PartsPerMillion
+from core.ids import MILLION, Amount, Milliseconds, PartsPerMillion
 from core.market.reputation import (
     DEFAULT_REPUTATION,
     ReputationRule,
     after_clean_trade,
     after_leak,
     check_reputation_rule,
-    is_credit_due,
+    counted_share,
 )
 
 RULE = ReputationRule(PartsPerMillion(100_000), PartsPerMillion(600_000), PartsPerMillion(120_000), Milliseconds(60_000))
@@ -50,9 +50,13 @@ def test_a_reputation_out_of_range_is_refused(r: int) -> None:
         after_clean_trade(RULE, PartsPerMillion(r))
 
 
-def test_credit_waits_for_the_leak_window_and_comes_once_an_epoch() -> None:
-    settled = Milliseconds(1_000)
-    assert not is_credit_due(RULE, settled, Milliseconds(60_999), 3, None)
-    assert is_credit_due(RULE, settled, Milliseconds(61_000), 3, None)
-    assert is_credit_due(RULE, settled, Milliseconds(61_000), 3, 2)
-    assert not is_credit_due(RULE, settled, Milliseconds(61_000), 3, 3)
+def test_an_epoch_counts_for_one_clean_trade_and_by_what_burned() -> None:
+    whole = Amount(500)
+    assert counted_share(Amount(0), Amount(0), whole) == 0
+    assert counted_share(Amount(106), Amount(0), whole) == 212_000
+    assert counted_share(Amount(9_000), Amount(0), whole) == MILLION
+    assert counted_share(Amount(400), Amount(0), whole) + counted_share(Amount(400), Amount(400), whole) == MILLION
+    assert counted_share(Amount(400), Amount(800), whole) == 0
+    assert after_clean_trade(RULE, PartsPerMillion(100_001), PartsPerMillion(212_000)) == 100_001 + 22_895
+    with pytest.raises(MarketError):
+        after_clean_trade(RULE, PartsPerMillion(0), PartsPerMillion(MILLION + 1))
