@@ -15,9 +15,9 @@ from bench.market_maps import DEFAULT_POOL
 from core.errors import InternalError
 from core.market.bridge import to_float
 from core.market.contract import DEFAULT_RULE
-from core.market.reverse_game import Array, Bid, PoolPrivate, best_response, markup, pool_utility, provider_utility
+from core.market.reverse_game import Array, Bid, PoolPrivate, best_response, least_bid, markup, pool_utility, provider_utility
 
-__all__ = ["collude", "measure", "misreport", "misstate", "repeat", "shill"]
+__all__ = ["buy_surely", "collude", "measure", "misreport", "misstate", "repeat", "shill"]
 
 RULE: Final = to_float(DEFAULT_RULE)
 R: Final = 0.5
@@ -28,7 +28,7 @@ BURN: Final = 0.05
 
 def measure() -> list[dict[str, object]]:
     """All of them: name, what was gained, in coins and per cent, and a sentence."""
-    return [misreport(), misstate(), *(repeat(pools) for pools in (1, 2, 4)), collude(), shill()]
+    return [misreport(), misstate(), *(repeat(pools) for pools in (1, 2, 4)), buy_surely(), collude(), shill()]
 
 
 def misreport(draws: int = 100_000) -> dict[str, object]:
@@ -94,16 +94,40 @@ def _play(pools: int, shares: Array, rounds: int) -> Array:
         m = np.maximum(shares * honest.m, least)
         D_s = markup(rule, m, R)
         total += pool_utility(rule, DEFAULT_POOL, m, D_s, R)
-        m_bar = _high([m, *[np.broadcast_to(honest.m, m.shape)] * (pools - 1)])
-        D_bar = _high([D_s, *[np.broadcast_to(honest.D_s, m.shape)] * (pools - 1)])
+        m_bar = _high([m, *[np.broadcast_to(honest.m, m.shape)] * (pools - 1)], RULE.m_bar)
+        D_bar = _high([D_s, *[np.broadcast_to(honest.D_s, m.shape)] * (pools - 1)], RULE.D_bar)
         rule = replace(rule, m_bar=m_bar, D_bar=D_bar)
     return total / rounds
 
 
-def _high(values: list[Array]) -> Array:
-    """As core.chain.rules_market.highs, at least 1."""
+def buy_surely(rounds: int = 40, floors: bool = True) -> dict[str, object]:
+    """A pool alone with a provider begins with the least bid that needs no markup, so that D_bar follows it down to nothing,
+    and plays its best bid from then on. ``floors``: whether the rule's own highs stay the least (docs/adr/0140)."""
+
+    def play(first: float | None) -> float:
+        rule, total = RULE, 0.0
+        for number in range(rounds):
+            best = best_response(rule, DEFAULT_POOL, R)
+            m = float(np.asarray(best.m)) if first is None or number else first
+            D_s = np.asarray(markup(rule, m, R))
+            total += float(np.nan_to_num(np.asarray(pool_utility(rule, DEFAULT_POOL, m, D_s, R))))
+            if not np.isnan(m):
+                low = (RULE.m_bar, RULE.D_bar) if floors else (1.0, 1.0)
+                rule = replace(rule, m_bar=_high([np.asarray(m)], low[0]), D_bar=_high([D_s], low[1]))
+        return total / rounds
+
+    bids: Array = np.linspace(0, 60_000, 60_001)
+    sure = bids[(np.asarray(markup(RULE, bids, R)) <= 0) & (bids >= float(np.asarray(least_bid(RULE, R))))]
+    honest, found = play(None), play(float(sure[0]))
+    gain = found - honest
+    told = f"a first bid of {sure[0]:.0f} without a markup, and best bids after it, bring {found:.0f} a round instead of {honest:.0f}"
+    return _row("one pool alone buys surely once", gain, gain / honest, told)
+
+
+def _high(values: list[Array], least: Array | float) -> Array:
+    """As core.chain.rules_market.highs and contract.with_highs."""
     ordered = np.sort(np.stack(values), axis=0)[::-1]
-    return np.asarray(np.maximum(1.0, ordered[min(1, len(values) - 1)]))
+    return np.asarray(np.maximum(least, ordered[min(1, len(values) - 1)]))
 
 
 def collude() -> dict[str, object]:

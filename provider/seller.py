@@ -13,7 +13,7 @@ import numpy as np
 from core.codec import encode
 from core.crypto import signing
 from core.errors import AuthError, CryptoError, DeadlineError, LimitError, MalformedError, MarketError, NotFoundError
-from core.ids import AccountId, Amount, Digest, Height, Milliseconds, short
+from core.ids import AccountId, Digest, Height, Milliseconds, short
 from core.market import contract, delivery, marks, rows
 from core.market.contract import IntegerRule, Offer, SignedOffer, TradeTerms
 from core.ports import Clock, Rng
@@ -174,9 +174,7 @@ class Seller:
         return accepted
 
     def _rule_at(self, market: MarketView) -> IntegerRule:
-        """The configured rule with the chain's highs, or with its own before the first settled trade."""
-        if (market.markup_high, market.bid_high) == (Amount(0), Amount(0)):
-            return self._rule
+        """The configured rule with the chain's highs (0 before the first settled trade), its own being floors."""
         return contract.with_highs(self._rule, market.markup_high, market.bid_high)
 
     async def _now(self) -> Milliseconds:

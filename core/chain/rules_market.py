@@ -40,7 +40,7 @@ paid to be one. She signs each of hers, so nobody else can use them up."""
 
 def highs(state: State, provider: AccountId) -> tuple[Amount, Amount] | None:
     """``(D_bar, m_bar)`` of a provider: second highest of her recent settled trades, one a pool; the highest of one trade;
-    None if nothing was settled yet, when her offers name their own. In the bounds of a rule (contract.with_highs): after
+    None if nothing was settled yet. Her offers may name higher ones, no lower. In the bounds of a rule (contract.with_highs): after
     trades without a markup an offer could not name them otherwise."""
     known = state.providers.get(provider)
     if known is None or not known.highs:
@@ -85,7 +85,7 @@ def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Mil
     provider = state.providers.get(offer.provider)
     if provider is None:
         raise TransactionError(f"{short(offer.provider)} is no registered provider", Refusal.UNKNOWN_PROVIDER)
-    stated = (offer.rule.D_bar, offer.rule.m_bar)
+    stated, least = (offer.rule.D_bar, offer.rule.m_bar), highs(parent, offer.provider) or (0, 0)
     for ok, reason, problem in (
         (offer.chain_id == state.chain_id, Refusal.WRONG_CHAIN, f"it is for chain {short(offer.chain_id)}"),
         (offer.pool == tx.sender, Refusal.BAD_OFFER, f"it is for pool {short(offer.pool)}, not {short(tx.sender)}"),
@@ -101,9 +101,9 @@ def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Mil
             f"it says reputation {offer.reputation_ppm} ppm, the chain {parent.reputation(tx.sender)}: ask for a new one",
         ),
         (
-            (highs(parent, offer.provider) or stated) == stated,
+            stated[0] >= least[0] and stated[1] >= least[1],
             Refusal.BAD_OFFER,
-            f"it says D_bar, m_bar = {stated}, the chain {highs(parent, offer.provider)}: ask for a new one",
+            f"it says D_bar, m_bar = {stated}, the chain {least}, and none may be below: ask for a new one",
         ),
     ):
         if not ok:

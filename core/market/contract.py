@@ -65,9 +65,9 @@ class IntegerRule:
     beta_micro: Annotated[int, U64]
     """Expected loss per unit of value, millionths."""
     D_bar: Annotated[Amount, I64]
-    """Recent high of the markup; the chain's figure for this provider."""
+    """Recent high of the markup; the chain's figure for this provider, or a floor of hers above it."""
     m_bar: Annotated[Amount, I64]
-    """Recent high of the bid; the chain's figure for this provider."""
+    """Recent high of the bid; the same."""
     m_min: Annotated[Amount, I64]
     """Reserve: no bid below it. 0 is the paper's game (docs/adr/0030-market-defaults.md)."""
 
@@ -272,15 +272,16 @@ def trade_id(trade: TradeTerms) -> Digest:
 
 
 def with_highs(rule: IntegerRule, D_bar: Amount, m_bar: Amount) -> IntegerRule:
-    """The rule with the chain's recent highs, each raised to at least 1, the least that eq. (2) can divide by."""
+    """The rule with the chain's recent highs where they are above its own: those are a floor, or one sure purchase in an empty
+    market lowers them for good (docs/adr/0140)."""
     return IntegerRule(
         rule.e1_ppm,
         rule.e2_ppm,
         rule.eta_micro,
         rule.alpha,
         rule.beta_micro,
-        Amount(max(1, min(D_bar, MAX_RULE_AMOUNT))),
-        Amount(max(1, min(m_bar, MAX_RULE_AMOUNT))),
+        Amount(max(rule.D_bar, min(D_bar, MAX_RULE_AMOUNT))),
+        Amount(max(rule.m_bar, min(m_bar, MAX_RULE_AMOUNT))),
         rule.m_min,
     )
 

@@ -364,7 +364,7 @@ def _figures(signed: SignedOffer, market: MarketView) -> str:
     if offer.reputation_ppm != market.pool_reputation_ppm:
         return f"the offer says reputation {offer.reputation_ppm} ppm, the chain {market.pool_reputation_ppm}"
     highs = (market.markup_high, market.bid_high)
-    if highs != (0, 0) and (offer.rule.D_bar, offer.rule.m_bar) != highs:
+    if offer.rule.D_bar < highs[0] or offer.rule.m_bar < highs[1]:
         return f"the offer says D_bar, m_bar = {offer.rule.D_bar}, {offer.rule.m_bar}, the chain {highs[0]}, {highs[1]}"
     return ""
 

@@ -262,8 +262,11 @@ def test_offers_must_name_the_chains_highs_once_there_are_some() -> None:
     for miner in MINERS:
         chain.block(*(chain.tx("provider", receipt(chain, trade_id, miner, c)) for c in range(10)))
     offer = make_offer(chain, "pool1")
-    dear = replace(offer, rule=replace(offer.rule, m_bar=Amount(offer.rule.m_bar + 1)))
-    assert chain.refused(chain.tx("pool1", make_bid(dear))) == Refusal.BAD_OFFER
+    high = rules_market.highs(chain.state, account("provider"))
+    assert high is not None
+    for name, value in (("D_bar", high[0]), ("m_bar", high[1])):
+        low = replace(offer, rule=replace(offer.rule, **{name: Amount(value - 1)}))  # type: ignore[arg-type]
+        assert chain.refused(chain.tx("pool1", make_bid(low))) == Refusal.BAD_OFFER
     chain.block(chain.tx("pool1", make_bid(offer)))
 
 

@@ -159,9 +159,9 @@ def test_shares_of_a_price_sum_to_it() -> None:
         contract.range_amount(price, rows, 5, 102)
 
 
-def test_highs_are_at_least_one() -> None:
+def test_highs_are_at_least_the_rules_own() -> None:
     rule = contract.with_highs(DEFAULT_RULE, Amount(0), Amount(10**16))
-    assert (rule.D_bar, rule.m_bar) == (1, 10**15)
+    assert (rule.D_bar, rule.m_bar) == (DEFAULT_RULE.D_bar, 10**15)
     contract.check_rule(rule)
 
 

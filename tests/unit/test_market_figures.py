@@ -118,9 +118,11 @@ def test_a_map_is_a_picture_and_a_table(tmp_path: Path, monkeypatch: pytest.Monk
 def test_deviations_are_measured() -> None:
     """One round's misreports gain nothing; the rest does gain, and docs/market.md says so."""
     assert market_deviations.misreport(5_000)["gain_coins"] == 0
-    for gaining in (market_deviations.misstate(), market_deviations.repeat(1), market_deviations.collude()):
+    for gaining in (market_deviations.misstate(), market_deviations.buy_surely(floors=False), market_deviations.collude()):
         assert float(str(gaining["gain_coins"])) > 100
-    assert float(str(market_deviations.repeat(4, rounds=10)["gain_coins"])) == pytest.approx(0, abs=1)
+    for pools in (1, 2, 4):
+        assert float(str(market_deviations.repeat(pools, rounds=10)["gain_coins"])) == pytest.approx(0, abs=1)
+    assert float(str(market_deviations.buy_surely()["gain_coins"])) < 0
 
 
 def pofl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
