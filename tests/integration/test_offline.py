@@ -130,6 +130,9 @@ def test_a_file_grows(run: Run, data_dir: Path, tmp_path: Path) -> None:
     code, _, err = run("export", file, "--append", "--data-dir", data_dir)
     assert code == 2
     assert "was cut off in its head" in err
+    assert "--append" not in err
+    code, _, err = run("export", tmp_path, "--data-dir", data_dir)
+    assert (code, err) == (2, f"error: {tmp_path} is a folder: give a file in it\n")
 
 
 def test_another_chains_file_is_refused(run: Run, data_dir: Path, tmp_path: Path) -> None:
