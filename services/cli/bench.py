@@ -123,7 +123,7 @@ async def lies(
 async def consensus(
     blocks: Annotated[int, typer.Option(help="Length of the chain that a new node fetches.", min=64)] = 1_000,
     transactions: Annotated[int, typer.Option(help="Handed in at once, to all nodes.", min=1)] = 2_000,
-    heights: Annotated[int, typer.Option(help="Blocks decided one after another while memory is watched.", min=8)] = 1_000,
+    heights: Annotated[int, typer.Option(help="Blocks decided one after another while memory is watched.", min=8)] = 5_000,
     rounds: Annotated[int, typer.Option("--runs", help="Transactions whose way to a final block is timed.", min=1)] = 25,
     validators: Annotated[int, typer.Option(help="Nodes that vote.", min=1, max=16)] = 4,
     as_json: JsonOption = False,
