@@ -18,6 +18,7 @@ from core.ids import AccountId, Digest, TaskId, short
 from core.market.contributions import (
     MAX_LINES,
     MAX_REASON,
+    MAX_SHARES,
     NO_HEAD,
     Answer,
     Closing,
@@ -80,6 +81,8 @@ class PoolBook:
         self._places: dict[Digest, int] = {}
         self._named: set[AccountId] = set()
         """Who has a line in some round."""
+        self._paid: set[AccountId] = set()
+        """Who is counted in some round: a closing has room for MAX_SHARES of them."""
 
     def load(self, entries: Iterable[Entry]) -> None:
         """What this pool kept before it was started again. Raises CryptoError or CheatingError if it is not its own."""
@@ -114,12 +117,17 @@ class PoolBook:
     def add_round(self, facts: RoundFacts, claims: Mapping[AccountId, int], refused: Mapping[AccountId, str]) -> RoundSheet:
         """``claims``: examples by the updates of those accepted. ``refused``: why others are not counted.
 
+        Of accounts that were never counted before, only as many are as the closing still has room for, in their order.
+
         Raises SequenceError after the closing, LimitError for more members than a sheet has lines.
         """
         if self.closing is not None:
             raise SequenceError(f"task {short(self._task_id)} is closed: no round can follow")
         if len({*claims, *refused}) > MAX_LINES:
             raise LimitError(f"{len({*claims, *refused})} members in one round, a sheet has {MAX_LINES} lines")
+        new = sorted(set(claims) - self._paid)[max(0, MAX_SHARES - len(self._paid)) :]
+        refused = {**refused, **dict.fromkeys(new, f"this task counts {MAX_SHARES} accounts already, the most it can pay")}
+        claims = {miner: claim for miner, claim in claims.items() if miner not in set(new)}
         accepted = sorted(claims.items())
         amounts = counted([claim for _, claim in accepted], self.weight_factor)
         lines = [Line(miner, claim, amount, "") for (miner, claim), amount in zip(accepted, amounts, strict=True)]
@@ -187,6 +195,7 @@ class PoolBook:
     def _keep(self, sheet: RoundSheet) -> None:
         self.sheets.append(sheet)
         self._named.update(line.miner for line in sheet.lines)
+        self._paid.update(line.miner for line in sheet.lines if line.counted)
         self._places[head_digest(sheet.signed.head)] = sheet.signed.head.number
 
     def _close(self, closing: SignedClosing) -> None:

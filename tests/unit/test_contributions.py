@@ -13,6 +13,7 @@ from core.chain.block import Payout
 from core.codec import decode_as, encode_as
 from core.errors import AuthError, CheatingError, CryptoError, LimitError, MalformedError, NotFoundError, SequenceError
 from core.ids import AccountId, Amount, Digest, TaskId
+from core.market import contribution_books
 from core.market import contributions as c
 from core.market.contribution_books import MinerBook, PoolBook, RoundFacts, audit
 from tests.pool_kit import CHAIN, TASK, keys
@@ -70,6 +71,21 @@ def test_rounds_closing_answers_and_payouts_agree() -> None:
     assert found.objections == {}
     payouts = c.share_out(Amount(850_000), pool.shares, POOL)
     c.check_payouts(closing.closing, payouts)
+
+
+def test_more_accounts_than_a_closing_holds_do_not_end_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining under ever new accounts would else keep everybody's pay from being signed."""
+    monkeypatch.setattr(contribution_books, "MAX_SHARES", 3)
+    pool = pool_book()
+    names = [AccountId(bytes([i]) * 32) for i in range(1, 6)]
+    pool.add_round(facts(1), dict.fromkeys(names[:2], 5), {})
+    sheet = pool.add_round(facts(2), dict.fromkeys(names, 5), {})
+    assert [line.counted for line in sheet.lines] == [5, 5, 5, 0, 0]
+    assert "the most it can pay" in sheet.lines[4].reason
+    again = pool_book()
+    again.load([*pool.sheets])
+    assert again.add_round(facts(3), {names[4]: 5, names[0]: 7}, {}).signed.head.counted == 7
+    assert [share.miner for share in again.close().closing.shares] == names[:3]
 
 
 def test_a_book_is_rebuilt_from_its_entries_and_goes_on() -> None:
