@@ -11,7 +11,7 @@ from typing import IO, Final
 
 from core.errors import LimitError, MalformedError, NotFoundError
 
-__all__ = ["MAX_BYTES", "MAX_CELL", "MAX_LINE", "MAX_ROWS", "Lines", "check_size", "opened", "read_exactly"]
+__all__ = ["MAX_BYTES", "MAX_CELL", "MAX_KEY", "MAX_LINE", "MAX_ROWS", "Lines", "check_size", "opened", "read_exactly"]
 
 MAX_BYTES: Final = 4 << 30
 """Of one data set, unpacked; and of its features in memory."""
@@ -20,6 +20,8 @@ MAX_LINE: Final = 1 << 20
 """Bytes of a line of text, and characters of a row in quotes over many lines."""
 MAX_CELL: Final = 1 << 17
 """Characters of a cell of a table."""
+MAX_KEY: Final = 256
+"""Characters of a row's natural key."""
 STEP: Final = 1 << 20
 
 

@@ -20,7 +20,7 @@ from services.data.arrays import read_npz, whole_labels
 from services.data.cifar import read_cifar10
 from services.data.descriptor import Descriptor, find_descriptor, load_projection, read_descriptor
 from services.data.idx import read_idx
-from services.data.limits import check_size
+from services.data.limits import MAX_KEY, check_size
 from services.data.rows import Rows
 from services.data.stored import read_made_rows
 from services.data.tables import label_of, read_tables, read_texts, rows_at_a_time
@@ -95,10 +95,13 @@ def rows_of(d: Descriptor) -> Rows:
         transform = Transform(d.recipe, projection)
     except ConfigError as error:
         raise ConfigError(f"{d.path}: {error.message}") from None
-    parts, total = _Parts(), 0
+    parts, total, longest = _Parts(), 0, 0
     for chunk in raw_chunks(d):
         total += len(chunk.labels)
-        check_size(d.files[0], total, 4 * d.recipe.features)
+        if chunk.keys is not None:
+            # All keys have the room of the longest.
+            longest = max(longest, chunk.keys.dtype.itemsize)
+        check_size(d.files[0], total, 4 * d.recipe.features + longest)
         parts.x.append(transform.features(chunk.raw))
         parts.y.append(chunk.labels)
         if chunk.keys is not None:
@@ -181,4 +184,7 @@ def _labels(path: Path, d: Descriptor, y: NDArray[np.generic]) -> Labels:
 def _keys(path: Path, d: Descriptor, stored: NDArray[np.generic]) -> NDArray[np.str_]:
     if stored.dtype.kind not in "Uiu" or stored.ndim != 1:
         raise MalformedError(f"{path}: {d.key} must be texts or whole numbers, one a row; it is {stored.dtype} {stored.shape}")
-    return stored.astype(np.str_)
+    keys = stored.astype(np.str_)
+    if keys.dtype.itemsize > 4 * MAX_KEY:
+        raise MalformedError(f"{path}: {d.key} holds keys of {keys.dtype.itemsize // 4} characters, at most {MAX_KEY}")
+    return keys

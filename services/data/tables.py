@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from core.errors import LimitError, MalformedError
 from services.data.descriptor import Descriptor
-from services.data.limits import MAX_CELL, MAX_LINE, MAX_ROWS, Lines, opened
+from services.data.limits import MAX_CELL, MAX_KEY, MAX_LINE, MAX_ROWS, Lines, opened
 from services.data.recipe import Column, Recipe
 
 __all__ = ["CHUNK", "TableCells", "TableChunk", "label_of", "read_tables", "read_texts", "rows_at_a_time"]
@@ -155,7 +155,7 @@ class _TableRows:
     def __init__(self, d: Descriptor, cells: TableCells) -> None:
         self._missing = frozenset({"", *d.recipe.missing})
         self._target = cells.column(d.target, "target")
-        self._key = cells.column(d.key, "key") if d.key else -1
+        self._key, self._key_name = cells.column(d.key, "key") if d.key else -1, d.key or ""
         self._columns = [(cells.column(c.name, "recipe"), c, {v: i for i, v in enumerate(c.values)}) for c in d.recipe.columns]
         self._recipe = d.recipe
         taken = {d.target, d.key} & {c.name for c in d.recipe.columns}
@@ -174,7 +174,7 @@ class _TableRows:
         except MalformedError as error:
             raise _CellError("", error.message) from None
         if self._key >= 0:
-            chunk.keys.append(row[self._key].strip())
+            chunk.keys.append(_key_of(row[self._key], self._key_name))
 
     def _cell(self, text: str, column: Column, places: dict[str, int]) -> tuple[float, ...]:
         if column.values:
@@ -196,7 +196,7 @@ class _TableRows:
 class _TextRows:
     def __init__(self, d: Descriptor, cells: TableCells) -> None:
         self._target, self._text = cells.column(d.target, "target"), cells.column(d.text, "text")
-        self._key = cells.column(d.key, "key") if d.key else -1
+        self._key, self._key_name = cells.column(d.key, "key") if d.key else -1, d.key or ""
         self._recipe = d.recipe
 
     def add(self, row: list[str], chunk: TableChunk) -> None:
@@ -206,7 +206,15 @@ class _TextRows:
             raise _CellError("", error.message) from None
         chunk.texts.append(row[self._text])
         if self._key >= 0:
-            chunk.keys.append(row[self._key].strip())
+            chunk.keys.append(_key_of(row[self._key], self._key_name))
+
+
+def _key_of(cell: str, column: str) -> str:
+    key = cell.strip()
+    if len(key) > MAX_KEY:
+        # An array of texts has the room of its longest for each of them.
+        raise _CellError(column, f"a key of {len(key)} characters, at most {MAX_KEY}")
+    return key
 
 
 class _CellError(Exception):

@@ -256,6 +256,17 @@ def test_npz_bombs_and_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         load(tmp_path, NPZ)
 
 
+def test_one_long_key_does_not_make_room_for_itself_in_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = TABLE.splitlines(keepends=True)
+    long = lines[0] + lines[1].replace("w1", "w" * 257) + "".join(lines[2:])
+    assert long.count("w" * 257) == 1
+    with pytest.raises(MalformedError, match=r"t\.csv.*line 2.*a key of 257 characters, at most 256"):
+        load(tmp_path, CSV, t__csv=long.encode())
+    monkeypatch.setattr(limits, "MAX_BYTES", 3 * 4 * 4 + 3 * 4 * 200)
+    with pytest.raises(LimitError):
+        load(tmp_path, CSV, t__csv=long.replace("w" * 257, "w" * 256).encode())
+
+
 def test_csv_numbers_categories_missing_and_key(tmp_path: Path) -> None:
     rows = load(tmp_path, CSV, t__csv=TABLE.encode())
     assert rows.x.tolist() == [[1, 1.5, 1, 0], [-1, 2, 0, 1], [0.5, 2, 0, 0]]
