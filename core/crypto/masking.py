@@ -151,11 +151,10 @@ def mask(key: bytes, count: int) -> Residues:
 # Fixed point
 
 
-def to_fixed_point(values: NDArray[np.float64], weight: int) -> Residues:
+def to_fixed_point(values: NDArray[np.float64], weight: int, rng: Rng) -> Residues:
     """``2^24 clip(v) weight`` and a dither of at most weight / 2, modulo 2^64.
 
-    The dither is drawn with a key that only who knows the whole vector has: the same vector is the same integers again, and no
-    second masking of it says more than the first.
+    The dither is fresh each time: nobody who guesses the vector can check the guess by it.
 
     Raises LimitError (weight) or MalformedError (a value is not finite).
     """
@@ -163,7 +162,7 @@ def to_fixed_point(values: NDArray[np.float64], weight: int) -> Residues:
         raise LimitError(f"a weight of {weight}, must be 1 to {MAX_WEIGHT}", weight=weight)
     if not np.isfinite(values).all():
         raise MalformedError(f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite: training diverged")
-    key = hashlib.sha256(DITHER_LABEL + weight.to_bytes(8, "big") + values.astype("<f8").tobytes()).digest()
+    key = hashlib.sha256(DITHER_LABEL + rng.bytes(32)).digest()
     # Modulo a weight of at most 2^26, 64 bits are uniform but for 2^-38.
     dither = (mask(key, values.size) % np.uint64(weight)).view(np.int64) - np.int64(weight // 2)
     integers = np.rint(np.clip(values, -CLIP, CLIP) * float(weight << FRACTION_BITS)).astype(np.int64) + dither

@@ -162,7 +162,7 @@ class Participant:
         self._shared = frozenset({self._index, *(peer for peer, sealed in enumerate(inbox) if sealed)})
         if len(self._shared) < threshold(len(self._roster)):
             raise LimitError(f"{len(self._shared)} of {len(self._roster)} are left, {threshold(len(self._roster))} are needed")
-        masked = to_fixed_point(vector, self._weigh([advert.examples for advert in self._roster])[self._index])
+        masked = to_fixed_point(vector, self._weigh([advert.examples for advert in self._roster])[self._index], self._rng)
         masked += mask(self_key(self._seed, digest), masked.size)
         for peer in sorted(self._shared - {self._index}):
             try:

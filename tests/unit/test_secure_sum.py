@@ -146,7 +146,7 @@ def test_too_few_at_the_end_restore_nothing() -> None:
 def test_sums_of_fixed_point_are_exact(terms: list[tuple[float, int]]) -> None:
     total, integers = np.zeros(1, dtype=np.uint64), 0
     for value, weight in terms:
-        term = masking.to_fixed_point(np.array([value]), weight)
+        term = masking.to_fixed_point(np.array([value]), weight, SeededRng(1))
         total += term
         integers += int(term.view(np.int64)[0])
     assert int(total.view(np.int64)[0]) == integers
@@ -160,7 +160,8 @@ def test_a_sum_does_not_hold_a_short_step_modulo_the_others_weights(own: int, ot
     """With terms that are multiples of their weights, the sum modulo ``others`` is the one that differs, to the last bit."""
     rng = np.random.default_rng(3)
     steps = [rng.normal(0, 5e-6, 4_096).astype(np.float32).astype(np.float64) for _ in range(5)]
-    total = sum((masking.to_fixed_point(s, others) for s in steps[1:]), masking.to_fixed_point(steps[0], own))
+    terms = [masking.to_fixed_point(s, others if i else own, SeededRng(i)) for i, s in enumerate(steps)]
+    total = sum(terms[1:], terms[0])
     rest = total.view(np.int64) % others
     wanted = (np.rint(steps[0] * 2**24).astype(np.int64) * own) % others
     distance = np.minimum((rest - wanted) % others, (wanted - rest) % others)
@@ -171,7 +172,7 @@ def test_a_sum_does_not_hold_a_short_step_modulo_the_others_weights(own: int, ot
 
 
 def test_the_largest_sum_does_not_wrap() -> None:
-    one = masking.to_fixed_point(np.array([CLIP, -CLIP]), MAX_WEIGHT)
+    one = masking.to_fixed_point(np.array([CLIP, -CLIP]), MAX_WEIGHT, SeededRng(1))
     total = np.zeros(2, dtype=np.uint64)
     for _ in range(masking.MAX_PARTICIPANTS):
         total += one
@@ -186,7 +187,7 @@ def test_what_cannot_be_summed_is_said() -> None:
         (1.0, MAX_WEIGHT + 1, "weight"),
     ):
         with pytest.raises(InputError, match=words):
-            masking.to_fixed_point(np.array([bad]), weight)
+            masking.to_fixed_point(np.array([bad]), weight, SeededRng(1))
 
 
 def test_weights_follow_from_the_adverts_by_the_rule() -> None:
@@ -227,8 +228,15 @@ def test_without_the_self_mask_pairs_of_masks_hide_it_and_without_them_the_self_
     # Taking the restored self mask off one vector leaves what is still uniform modulo 2^64, not the vector.
     digest = secure_messages.roster_digest(SESSION, world.collector.roster)
     alone = world.collector._masked[world.at(0)] - mask(secure_messages.self_key(me._seed, digest), SIZE)
-    plain = masking.to_fixed_point(vector(0), 10)
-    assert not np.any(alone == plain)
+    plain = masking.to_fixed_point(vector(0), 10, SeededRng(1))
+    # But for the dither, of at most half a weight in either.
+    assert not np.any(np.abs((alone - plain).view(np.int64)) <= 10)
+
+
+def test_a_guess_of_the_vector_cannot_be_checked_by_its_dither() -> None:
+    guess = np.zeros(64)
+    one, other = (masking.to_fixed_point(guess, 1 << 20, SeededRng(seed)) for seed in (1, 2))
+    assert np.any(one != other)
 
 
 def test_masks_are_of_one_session_and_one_roster() -> None:
