@@ -29,6 +29,10 @@ HOLD_S = 0.25
 TTL_MARGIN_S = 10.0
 TRANSFER_SHARE = 0.15
 """Part of a round kept back from the miners' training budget, for sending."""
+JUDGING_SHARE = 0.25
+"""How much longer than its timeout a round may take, to find out whose updates ruin the model."""
+MOST_BLAMED_APART = 32
+"""Up to so many updates, each is judged by what the step is without it: as many aggregations as updates, for each refused."""
 MIN_ROUND_S = 0.05
 MAX_EXAMPLES = 1 << 31
 
@@ -56,8 +60,8 @@ class Fleet(Protocol):
 class Rules:
     """How a round is run. ``straggler_factor``: after the quorum, wait until this many medians of its answer times.
     ``weight_factor``: no miner counts for more than this many times the median of the others' examples. ``practice_floor``: a
-    step after which less than this part of the best practice score is left is not taken (0: every step is); the updates that
-    score worst alone are left out until the rest is fit.
+    step after which less than this part of the best practice score is left is not taken (0: every step is); the updates
+    without which the rest scores best are left out until it is fit.
     """
 
     template: Instruction
@@ -278,30 +282,47 @@ class RoundLoop:
     def _without_harm(self, current: OpenRound, kept: list[Accepted]) -> tuple[list[Accepted], NDArray[np.float64] | None]:
         """The updates of a step that does not ruin the model on the practice set, and the step; None if there is none.
 
-        The others are refused. An update is blamed only for a step that does harm, and the worst first: miners whose rows are
-        of few classes score badly alone, and the mean with theirs is good.
+        The others are refused. An update is blamed only for a step that does harm, and the worst first: the one without which
+        the step is best. What an update scores alone says less: miners whose rows are of few classes score badly, and the mean
+        with theirs is good; a good model with its hidden units in another order scores well, and ruins every mean.
         """
-        state, first = self.state, True
+        state = self.state
         if not self.rules.practice_floor:
             return kept, self._aggregate(current.number, kept)
         before = state.best_score or self._evaluate(state.weights)
-        alone: dict[bytes, Score] = {}
+        # A round that waited for its timeout has some time left, and no round goes on for ever.
+        until = min(self._deadline, max(current.ends, self._now() + JUDGING_SHARE * self.rules.round_timeout_s))
         while True:
             delta = self._aggregate(current.number, kept)
             after = self._score_after(delta)
             if not is_harm(before, after, self.rules.practice_floor):
                 return kept, self._better_of(current.number, kept, delta, after)
-            if first:
-                alone, first = {u.miner: self._score_after(u.vector) for u in kept}, False
-            worst = min(kept, key=lambda u: (alone[u.miner].correct, -alone[u.miner].loss))
+            worst, why = self._worst(current.number, kept, until)
             kept = cap_weights([u for u in kept if u is not worst], self.rules.weight_factor)
             current.refused[worst.miner] = (
                 f"harm: the round's step left {after.correct} of {after.total} practice rows right, {before.correct} were; "
-                f"this update alone leaves {alone[worst.miner].correct}"
+                f"{why}"
             )
-            if len(kept) < self.rules.quorum or self._now() >= self._deadline:
+            if len(kept) < self.rules.quorum or self._now() >= until:
                 current.refused |= {u.miner: "no step of this round was fit to be taken" for u in kept}
                 return [], None
+
+    def _worst(self, number: int, kept: list[Accepted], until: float) -> tuple[Accepted, str]:
+        """Whose update to leave out, and its score. After ``until`` the choice is among those judged by then."""
+        rest_counts = max(self.rules.quorum, 1) < len(kept) <= MOST_BLAMED_APART
+        judged: list[tuple[tuple[int, float], Accepted, Score]] = []
+        for update in kept:
+            if judged and self._now() >= until:
+                break
+            if rest_counts:
+                others = cap_weights([u for u in kept if u is not update], self.rules.weight_factor)
+                score = self._score_after(self._aggregate(number, others))
+                judged.append(((-score.correct, _or_infinite(score.loss)), update, score))
+            else:
+                score = self._score_after(update.vector)
+                judged.append(((score.correct, -_or_infinite(score.loss)), update, score))
+        _, worst, score = min(judged, key=lambda entry: entry[0])
+        return worst, f"{'without this update it' if rest_counts else 'this update alone'} leaves {score.correct}"
 
     def _better_of(self, number: int, kept: list[Accepted], delta: NDArray[np.float64], after: Score) -> NDArray[np.float64]:
         """The step, or the fallback's where the step does not bring the model forward and the fallback's does more."""
@@ -353,6 +374,10 @@ def is_harm(before: Score, after: Score, floor: float) -> bool:
         return True
     is_lost = after.correct < floor * before.correct and after.loss > before.loss
     return is_lost or (after.correct <= before.correct and after.loss > 2 * before.loss)
+
+
+def _or_infinite(loss: float) -> float:
+    return loss if np.isfinite(loss) else float("inf")
 
 
 def _is_better(score: Score, best: Score) -> bool:

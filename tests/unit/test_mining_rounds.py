@@ -268,6 +268,34 @@ def test_an_update_that_is_bad_alone_and_good_with_the_others_is_kept() -> None:
     assert [set(log.accepted) for log in logs] == [{key(1), key(2), key(3), key(9)}] * 2
 
 
+def test_an_update_that_is_good_alone_and_ruins_the_mean_is_the_one_to_blame() -> None:
+    """A good model with its hidden units in another order: it scores better alone than any honest step does."""
+
+    def judge(weights: Weights) -> Score:
+        value = total(weights)
+        right = 190 if value == 90 else 0 if value > 20 else 100 + value
+        return Score(right, 1000, 1.0 if right >= 100 else 5.0)
+
+    fleet = MemoryFleet({**honest(3), key(9): Behaviour(value=9.0)})
+    logs, _ = run(fleet, stop=StopWhen(rounds=1), scores=judge, floor=0.8)
+    assert set(logs[-1].accepted) == {key(1), key(2), key(3)}
+    assert "without this update it leaves" in logs[-1].refused[key(9)]
+
+
+def test_finding_who_does_harm_takes_a_part_of_the_timeout_at_most() -> None:
+    """Each judgement takes half a second here; a round has two."""
+    fleet = MemoryFleet({key(i): Behaviour(value=-9.0) for i in range(1, 31)})
+
+    def slow(weights: Weights) -> Score:
+        fleet.now += 0.5
+        return scored(weights)
+
+    logs, _ = run(fleet, deadline=60.0, scores=slow, floor=0.8)
+    assert logs
+    assert all(log.seconds <= 2.0 * 1.25 + 4 * 0.5 for log in logs)
+    assert all(log.accepted == {} for log in logs)
+
+
 def test_a_round_of_nothing_but_harm_changes_nothing_and_pays_nobody() -> None:
     fleet = MemoryFleet({key(i): Behaviour(value=-9.0) for i in (1, 2, 3)})
     logs, state = run(fleet, deadline=1.0, scores=scored, floor=0.8, quorum=2)
