@@ -160,6 +160,11 @@ async def network(
                 raise UnavailableError(f"{error.message}; a node that speaks TLS takes no call without --tls DIR") from None
             if layout is None or pid_file.running(layout) is not None:
                 raise
+            if not all(is_loopback(target) for target in targets):  # containers', or other hosts': not ours to start
+                how = f"from outside its containers name an address, as --node 127.0.0.1:7100 --tls {layout.folder}/user/tls"
+                raise UnavailableError(
+                    f"no node of {layout.folder} answers: see that it is up; {how} ({error.message})"
+                ) from None
             again = f"start it with `pofl testnet up --dir {layout.folder}`, or name another one with --net DIR"
             raise UnavailableError(f"no testnet runs from {layout.folder}: {again} ({error.message})") from None
 

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = f"pofl-test-{os.getpid()}"
 ENV = {**os.environ, "TESTNET_BIND": f"127.9.{os.getpid() // 256 % 256}.{os.getpid() % 256}", "COMPOSE_PROJECT_NAME": PROJECT}
+PS = ("docker", "ps", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format")
 IMAGES = (ENV.get("TESTNET_IMAGE", "pofl:0.1.0"), ENV.get("TESTNET_TRAIN_IMAGE", "pofl-train:0.1.0"))
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(480)]
@@ -74,10 +75,7 @@ def up() -> Iterator[float]:
 
 def states() -> dict[str, str]:
     """Health of each service that runs."""
-    listed = docker(
-        "docker", "ps", "--filter", f"label=com.docker.compose.project={PROJECT}",
-        "--format", '{{.Label "com.docker.compose.service"}} {{.Status}}',
-    )  # fmt: skip
+    listed = docker(*PS, '{{.Label "com.docker.compose.service"}} {{.Status}}')
     found = (line.partition(" ") for line in listed.splitlines())
     return {name: "healthy" if "(healthy)" in status else status for name, _, status in found}
 
@@ -121,6 +119,14 @@ def test_it_mines_and_goes_on_after_a_stop(up: float) -> None:
 
 def test_a_container_sees_no_key_of_another(up: float) -> None:
     docker(*COMPOSE, "start", "node0", timeout=60)
-    listed = docker("docker", "exec", f"{PROJECT}-node0-1", "find", "/pofl", "-name", "*.key").split()
-    assert sorted(listed) == ["/pofl/node0/account.key", "/pofl/node0/tls/tls.key"]
-    assert docker("docker", "exec", f"{PROJECT}-node0-1", "id", "-u").strip() == "10001"
+    inside = [*COMPOSE, "exec", "-T", "node0"]  # by service: compose v2 and docker-compose name containers differently
+    listed = docker(*inside, "find", "/pofl", "-name", "*.key").split()
+    assert sorted(listed) == [
+        "/pofl/node0/account.key",
+        "/pofl/node0/tls/tls.key",
+    ]
+    assert docker(*inside, "id", "-u").strip() == "10001"
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        docker(*inside, "touch", "/opt/pofl/changed")
+    ports = [line.split()[1:] for line in docker(*PS, '{{.Label "com.docker.compose.service"}} {{.Ports}}').splitlines()]
+    assert all(port.startswith(f"{ENV['TESTNET_BIND']}:710") for found in ports for port in found), ports

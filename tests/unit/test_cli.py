@@ -148,6 +148,25 @@ def test_every_command_shows_an_example() -> None:
     assert [name for name, text in found.items() if f"Example: {name}" not in text] == []
 
 
+def test_from_outside_the_containers_it_says_which_address_to_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "bundles"
+    assert (
+        pofl(monkeypatch, "testnet", "init", "--compose", "--out", str(out), "--nodes", "1", "--pools", "1", "--miners", "1")
+        == 0
+    )
+    net = out / "user"
+    text = (net / "testnet.json").read_text()
+    assert "node0:7000" in text
+    (net / "testnet.json").write_text(text.replace("node0:7000", "node0.invalid:7000"))
+    assert pofl(monkeypatch, "chain", "tip", "--net", str(net)) == 3
+    told = capsys.readouterr().err
+    assert f"no node of {net} answers" in told
+    assert f"--node 127.0.0.1:7100 --tls {net}/user/tls" in told
+    assert "testnet up" not in told
+
+
 def test_down_does_not_signal_whoever_has_the_number_of_an_ended_testnet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
