@@ -36,6 +36,7 @@ from pool.flower.jobs import (
     MiningJob,
     MiningResult,
     RoundReport,
+    answer_limit,
     job_to_json,
     load_weights,
     score_from_json,
@@ -210,7 +211,7 @@ class MiningEngine:
         on_round: Callable[[RoundReport], None],
     ) -> str:
         """Run one manager to its end. Empty when it finished the job, else why not."""
-        run = await self._ask("start_run")
+        run = await self._ask("start_run", size_limit=answer_limit(job, self._aggregation))
         manager: Child | None = None
         try:
             members = self._members(miners)

@@ -44,6 +44,7 @@ class Collected:
 class _Partial:
     instruction_id: str
     missing: list[str]
+    until: float
     contents: dict[str, bytes] = field(default_factory=dict)
     size: int = 0
 
@@ -58,6 +59,8 @@ class PoolGrid(HttpGrid):
         self._retry_invoker.max_tries = 2
         self._size_limit = size_limit
         self._partials: dict[str, _Partial] = {}
+        self._until: dict[str, float] = {}
+        """Instruction -> when its answer must be here whole, on the monotonic clock."""
         self._hold = HoldInterceptor(0)
         # Process-global in Flower: the reason for one manager process a task.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, task_id
@@ -91,7 +94,10 @@ class PoolGrid(HttpGrid):
             ids = list(self.push_messages(messages))
         except httpx.HTTPError as error:
             raise _refusal("the guard does not take instructions", error) from None
-        return {message_id: node_id for message_id, node_id in zip(ids, node_ids, strict=False) if message_id}
+        sent = {message_id: node_id for message_id, node_id in zip(ids, node_ids, strict=False) if message_id}
+        now = time.monotonic()
+        self._until = {k: until for k, until in self._until.items() if until > now} | dict.fromkeys(sent, now + ttl_s)
+        return sent
 
     def collect(self, instruction_ids: set[str], hold_s: float) -> list[Collected]:
         """Answers that are complete now; waits at most ``hold_s`` for news. Never raises for one miner's fault."""
@@ -112,23 +118,25 @@ class PoolGrid(HttpGrid):
                         done.append(Collected(reply_to, error=_reason(message.error)))
                         continue
                     try:
-                        self._partials[message.metadata.message_id] = _Partial(reply_to, blobs.object_ids(tree))
+                        until = self._until.pop(reply_to, time.monotonic())
+                        self._partials[message.metadata.message_id] = _Partial(reply_to, blobs.object_ids(tree), until)
                     except PoflError as error:
+                        self._confirm(message.metadata.message_id)
                         done.append(Collected(reply_to, error=error.message))
             done += self._advance()
         except httpx.HTTPError as error:
             raise _refusal("the guard does not answer", error) from None
         return done
 
-    def forget(self, instruction_id: str) -> None:
-        """Drop what has arrived of an answer that nobody waits for any more."""
-        self._partials = {k: p for k, p in self._partials.items() if p.instruction_id != instruction_id}
-
     def _advance(self) -> list[Collected]:
         done: list[Collected] = []
         for message_id, partial in list(self._partials.items()):
             result = self._fetch(message_id, partial)
+            if result is None and time.monotonic() >= partial.until:
+                result = Collected(partial.instruction_id, error="the answer did not arrive whole in time")
             if result is not None:
+                # Also what is dropped: the guard would else keep it until the run ends.
+                self._confirm(message_id)
                 del self._partials[message_id]
                 done.append(result)
         return done
@@ -147,13 +155,16 @@ class PoolGrid(HttpGrid):
                 return Collected(partial.instruction_id, error=f"the answer is larger than {self._size_limit} bytes")
             partial.contents[object_id] = response.object_content
             partial.missing.pop()
-        self._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=node, run_id=self.run_id, message_object_id=message_id)
-        )
         try:
             return Collected(partial.instruction_id, blobs.unpack(blobs.inflate(message_id, partial.contents).content))
         except (PoflError, ValueError) as error:
             return Collected(partial.instruction_id, error=f"malformed answer: {error}")
+
+    def _confirm(self, message_id: str) -> None:
+        node = Node(node_id=SUPERLINK_NODE_ID)
+        self._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=self.run_id, message_object_id=message_id)
+        )
 
 
 def _refusal(what: str, error: httpx.HTTPError) -> PoflError:

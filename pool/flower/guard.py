@@ -37,32 +37,51 @@ APP_ID = "pofl/mining"
 HEARTBEAT_S = 10
 """The shortest that Flower allows: a dead node is noticed after twice this."""
 
+MAX_ENDED = 16_384
+"""Deregistered keys that are refused; the pool itself knows as many of its members' former keys."""
+
 
 class Registry:
     """The guard's few privileged operations on Flower's state."""
 
-    def __init__(self, state: Callable[[], LinkState]) -> None:
-        self._state = state
+    def __init__(self, superlink: SuperLink) -> None:
+        self._state: Callable[[], LinkState] = superlink.state
+        self._uploads = superlink.uploads
+        self._ended: dict[bytes, None] = {}
+        """Keys that were deregistered, oldest first."""
 
     def register(self, public: bytes) -> int:
         """Node id of a fresh key; of a known key its node id again."""
         state, pem = self._state(), node_public_pem(public)
+        if public in self._ended:
+            raise UnavailableError("this node key was deregistered; join again with a fresh one")
         known = state.get_node_id_by_public_key(pem)
         if known is not None:
             return known
-        try:
-            return state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, pem, HEARTBEAT_S)
-        except ValueError:
-            raise UnavailableError("this node key was deregistered; join again with a fresh one") from None
+        return state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, pem, HEARTBEAT_S)
 
     def unregister(self, public: bytes) -> None:
-        state = self._state()
-        node_id = state.get_node_id_by_public_key(node_public_pem(public))
-        if node_id is not None:
-            state.delete_node(NOOP_FLWR_AID, node_id)
+        """Flower keeps a node that it was told to delete for ever. Here only its key is remembered, and the newest of those:
+        members who come and go would else fill the memory."""
+        memory: Any = self._state()
+        pem = node_public_pem(public)
+        node_id = memory.get_node_id_by_public_key(pem)
+        if node_id is None:
+            return
+        memory.delete_node(NOOP_FLWR_AID, node_id)
+        with memory.lock:
+            memory.nodes.pop(node_id, None)
+            memory.node_public_key_to_node_id.pop(pem, None)
+            memory.owner_to_node_ids.get(NOOP_FLWR_AID, set()).discard(node_id)
+        self._ended[public] = None
+        while len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
 
-    def start_run(self) -> tuple[int, str]:
-        """(run id, task token) of a run that is already claimed and running. There is no app code in it."""
+    def start_run(self, size_limit: int) -> tuple[int, str]:
+        """(run id, task token) of a run that is already claimed and running. There is no app code in it.
+
+        ``size_limit``: bytes of one member's answer to one instruction.
+        """
         state = self._state()
         run_id = state.create_run(APP_ID, "1.0.0", None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
         runs = state.get_run_info(run_ids=[run_id]) if run_id else []
@@ -70,9 +89,11 @@ class Registry:
         token = state.claim_task(task_id) if task_id is not None else None
         if task_id is None or token is None or not state.activate_task(task_id):
             raise UnavailableError(f"Flower did not start a run (run {run_id}, task {task_id})")
+        self._uploads.open_run(run_id, size_limit)
         return run_id, token
 
     def stop_run(self, run_id: int) -> None:
+        self._uploads.close_run(run_id)
         self._state().stop_run(run_id)
 
 
@@ -120,7 +141,7 @@ def _obey(registry: Registry, request: Mapping[str, Any]) -> dict[str, object]:
         registry.unregister(bytes.fromhex(request["key"]))
         return {}
     if name == "start_run":
-        run_id, token = registry.start_run()
+        run_id, token = registry.start_run(int(request["size_limit"]))
         return {"run_id": run_id, "token": token}
     if name == "stop_run":
         registry.stop_run(int(request["run_id"]))
@@ -164,7 +185,7 @@ async def _run(settings: Mapping[str, Any]) -> None:
     # uvicorn has a flag, no event
     while not (public.started and inner.started) and not serving.done():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    registry = Registry(app.state)
+    registry = Registry(app)
     members = {key: registry.register(bytes.fromhex(key)) for key in settings["members"]}
     if not serving.done():
         pipe = threading.Thread(

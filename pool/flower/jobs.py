@@ -24,7 +24,7 @@ from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = [
     "ALGORITHMS", "JoinTicket", "MiningJob", "MiningResult", "RoundReport", "UPDATES",
-    "job_from_json", "job_to_json", "load_weights", "save_weights",
+    "answer_limit", "job_from_json", "job_to_json", "load_weights", "save_weights",
 ]  # fmt: skip
 
 ALGORITHMS = ("fedavg", "fedsgd", "median", "trimmed_mean", "krum", "multikrum", "bulyan")
@@ -113,6 +113,11 @@ class MiningJob:
     @property
     def spec(self) -> ModelSpec:
         return ModelSpec(self.features, self.classes, tuple(self.hidden), self.activation, self.kind)
+
+
+def answer_limit(job: MiningJob, aggregation: Aggregation) -> int:
+    """Bytes of one member's answer to one instruction: its numbers, eight bytes each when masked, and what holds them."""
+    return (8 if aggregation is Aggregation.SECURE else 4) * job.spec.parameters + (1 << 20)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from pool.flower.grid import PoolGrid
 from pool.flower.jobs import (
     MiningJob,
     RoundReport,
+    answer_limit,
     job_from_json,
     load_weights,
     save_weights,
@@ -259,9 +260,7 @@ def _mine(settings: Mapping[str, Any]) -> None:
     state.round += count_start(path.with_name("starts"))
     threading.Thread(target=_watch_pipe, args=(roster,), name="pipe", daemon=True).start()
     aggregation = Aggregation(settings["aggregation"])
-    # Masked updates have eight bytes a number.
-    size_limit = (8 if aggregation is Aggregation.SECURE else 4) * job.spec.parameters + (1 << 20)
-    grid = PoolGrid(settings["address"], settings["token"], settings["run_id"], size_limit=size_limit)
+    grid = PoolGrid(settings["address"], settings["token"], settings["run_id"], size_limit=answer_limit(job, aggregation))
     beat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     beat.start()
     left = job.deadline_ms / 1000 - time.time() - settings["margin_s"]

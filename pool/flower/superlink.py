@@ -18,9 +18,10 @@ from flwr.proto.fleet_pb2 import (
     DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
+    PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest, PushObjectResponse
 from flwr.proto.runtime_pb2 import (
     GetNodesRequest,
     PullAppMessagesRequest,
@@ -41,7 +42,9 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from google.protobuf.message import DecodeError, Message
 
+from core.errors import PoflError
 from pool.flower.listeners import FLEET_PATHS, RUNTIME_PATHS, Receive, Scope, Send
+from pool.flower.uploads import Uploads
 
 __all__ = ["SuperLink"]
 
@@ -82,6 +85,7 @@ class SuperLink:
     """ASGI app. State is in memory: the engine registers its members again with a guard started anew."""
 
     def __init__(self) -> None:
+        self.uploads = Uploads()
         _, self._factory = get_objectstore_linkstate_factories(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager())
         # What Flower's authentication reaches through a request.
         self._app = SimpleNamespace(state=SimpleNamespace(linkstate_factory=self._factory))
@@ -110,9 +114,13 @@ class SuperLink:
                 authenticate_node(http)
             else:
                 task = authenticate_task(http, http.headers.get(TASK_TOKEN_HEADER), state)
+            if path in FLEET_PATHS:
+                return 200, PROTOBUF_MEDIA_TYPE, self._bounded(request, state, handler).SerializeToString()
             return 200, PROTOBUF_MEDIA_TYPE, handler(request, state, task).SerializeToString()
         except DecodeError:
             return _error(400, "not the protobuf message of this path")
+        except PoflError as error:
+            return _error(409, error.message)
         except HTTPException as error:
             return _error(error.status_code, str(error.detail))
         except FlowerError as error:
@@ -123,6 +131,23 @@ class SuperLink:
         except Exception as error:  # noqa: BLE001
             _log.warning("%s: %s: %s", path, type(error).__name__, error)
             return _error(500, "internal error")
+
+    def _bounded(self, request: Message, state: LinkState, handler: Handler) -> Message:
+        """A member's request within what it may leave here. Raises PoflError before Flower's state has changed."""
+        if isinstance(request, PushMessagesRequest):
+            self.uploads.admit(request, state)
+            response = handler(request, state, None)
+            assert isinstance(response, PushMessagesResponse)
+            self.uploads.note(request, response, state)
+            return response
+        if isinstance(request, PushObjectRequest):
+            upload = self.uploads.charge(request, state)
+            stored = handler(request, state, None)
+            assert isinstance(stored, PushObjectResponse)
+            if stored.stored:
+                self.uploads.spent(upload, len(request.object_content))
+            return stored
+        return handler(request, state, None)
 
 
 def _error(status: int, detail: str) -> tuple[int, str, bytes]:

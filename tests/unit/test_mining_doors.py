@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import httpx
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.app.message import make_message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, PullMessagesRequest
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest, PushObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 
-from core.errors import LimitError, MalformedError
+from core.errors import LimitError, MalformedError, UnavailableError
 from pool.flower import blobs, keys
 from pool.flower.guard import Registry
 from pool.flower.listeners import FLEET_PATHS, LARGE_BODY, RUNTIME_PATHS, SMALL_BODY, Bell, Door, Receive, Scope, Send
@@ -29,7 +37,7 @@ PROTOBUF = {"content-type": "application/protobuf"}
 class Guard:
     def __init__(self) -> None:
         self.superlink = SuperLink()
-        self.registry = Registry(self.superlink.state)
+        self.registry = Registry(self.superlink)
         self.to_fleet, self.to_manager = Bell(), Bell()
         public = Door(self.superlink, FLEET_PATHS, listens=self.to_fleet, rings=self.to_manager)
         inner = Door(self.superlink, RUNTIME_PATHS, listens=self.to_manager, rings=self.to_fleet)
@@ -85,9 +93,23 @@ async def test_each_door_serves_its_own_paths_only(guard: Guard) -> None:
 async def test_a_made_up_token_opens_nothing(guard: Guard) -> None:
     headers = {**PROTOBUF, "flwr-task-token": "0" * 256}
     assert (await guard.inner.post("/v1/runtime/get-nodes", headers=headers)).status_code in (401, 403)
-    _, token = guard.registry.start_run()
+    _, token = guard.registry.start_run(1 << 20)
     headers["flwr-task-token"] = token
     assert (await guard.inner.post("/v1/runtime/get-nodes", headers=headers)).status_code == 200
+
+
+async def test_members_that_left_take_no_memory(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pool.flower.guard.MAX_ENDED", 8)
+    state = guard.superlink.state()
+    for _ in range(40):
+        _, public = keys.new_node_key()
+        guard.registry.register(public)
+        guard.registry.unregister(public)
+        with pytest.raises(UnavailableError, match="deregistered"):
+            guard.registry.register(public)
+    assert not state.nodes  # type: ignore[attr-defined]
+    assert not state.node_public_key_to_node_id  # type: ignore[attr-defined]
+    assert len(guard.registry._ended) == 8
 
 
 async def test_only_registered_keys_come_in_and_only_as_themselves(guard: Guard) -> None:
@@ -120,6 +142,118 @@ async def test_bodies_are_cut_off_before_they_are_read(guard: Guard) -> None:
     path = "/v1/fleet/push-object"
     assert (await guard.public.post(path, content=bytes(LARGE_BODY + 1), headers=PROTOBUF)).status_code == 413
     assert (await guard.public.post(path, content=b"\xff\xff\xff", headers=PROTOBUF)).status_code == 400
+
+
+ANSWER_LIMIT = 16 << 10
+
+
+class Member:
+    """A member that speaks to the public door itself: it may send what no miner of ours sends."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard, (self.private, public) = guard, keys.new_node_key()
+        self.node_id = guard.registry.register(public)
+        guard.superlink.state().activate_node(self.node_id, 10)
+        self.run_id, _ = guard.registry.start_run(ANSWER_LIMIT)
+
+    def instructed(self) -> str:
+        state = self.guard.superlink.state()
+        content = blobs.pack(b"train")
+        about = Metadata(self.run_id, "", 1, self.node_id, "", "1", time.time(), 100.0, MessageType.TRAIN)
+        message = make_message(content=content, metadata=about)
+        message.metadata.__dict__["_message_id"] = message.object_id
+        assert state.store_message_ins(message) is not None
+        return message.object_id
+
+    def reply(self, instruction: str, blob: bytes = b"answer") -> Message:
+        about = Metadata(self.run_id, "", self.node_id, 1, instruction, "1", time.time(), 50.0, MessageType.TRAIN)
+        reply = make_message(content=blobs.pack(blob), metadata=about)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        return reply
+
+    async def push(self, reply: Message, *trees: ObjectTree) -> tuple[int, PushMessagesResponse]:
+        request = PushMessagesRequest(
+            node=Node(node_id=self.node_id),
+            messages_list=[message_to_proto(remove_content_from_message(reply))],
+            message_object_trees=list(trees),
+            clientapp_runtime_list=[0.0],
+        )
+        answer = await self.post("push-messages", request.SerializeToString())
+        is_taken = answer.status_code == 200
+        return answer.status_code, PushMessagesResponse.FromString(answer.content if is_taken else b"")
+
+    async def store(self, session: str, content: bytes) -> bool:
+        request = PushObjectRequest(
+            node=Node(node_id=self.node_id), run_id=self.run_id, object_id=get_object_id(content),
+            object_content=content, session_id=session,
+        )  # fmt: skip
+        answer = await self.post("push-object", request.SerializeToString())
+        return answer.status_code == 200 and PushObjectResponse.FromString(answer.content).stored
+
+    async def post(self, name: str, body: bytes) -> httpx.Response:
+        return await self.guard.public.post(f"/v1/fleet/{name}", content=body, headers=signed(self.private))
+
+    def held(self) -> int:
+        """Bytes that the guard holds."""
+        return sum(len(entry.content) for entry in self.guard.superlink.state().object_store.store.values())  # type: ignore[attr-defined]
+
+
+def chunk(number: int, size: int) -> bytes:
+    return b"ArrayChunk  %d\x00" % size + number.to_bytes(4, "big") * (size // 4)
+
+
+def tree_of(root: str, contents: list[bytes]) -> ObjectTree:
+    return ObjectTree(object_id=root, children=[ObjectTree(object_id=get_object_id(content)) for content in contents])
+
+
+async def test_one_instruction_does_not_fill_the_guard(guard: Guard) -> None:
+    member = Member(guard)
+    reply = member.reply(member.instructed())
+    for number in range(8):
+        contents = [chunk(100 * number + i, 4096) for i in range(10)]
+        _, response = await member.push(reply, tree_of(reply.object_id, contents))
+        for content in contents:
+            await member.store(response.session_id, content)
+    assert member.held() <= ANSWER_LIMIT
+
+
+async def test_unfetched_answers_do_not_add_up(guard: Guard) -> None:
+    member = Member(guard)
+    for number in range(8):
+        reply = member.reply(member.instructed(), b"%d" % number * 10_000)
+        status, response = await member.push(reply, get_object_tree(reply))
+        assert status == 200
+        for object_id, item in get_all_nested_objects(reply).items():
+            assert object_id not in response.objects_to_push or await member.store(response.session_id, item.deflate())
+    assert 10_000 < member.held() <= ANSWER_LIMIT
+
+
+async def test_pushes_that_are_no_single_answer_are_refused(guard: Guard) -> None:
+    member = Member(guard)
+    instruction = member.instructed()
+    reply = member.reply(instruction)
+    tree, other = get_object_tree(reply), ObjectTree(object_id="ab" * 32)
+    many = tree_of(reply.object_id, [chunk(i, 4) for i in range(blobs.MAX_OBJECTS)])
+    twice = ObjectTree(
+        object_id=reply.object_id, children=[other, ObjectTree(object_id="ab" * 32, children=[ObjectTree(object_id="cd" * 32)])]
+    )
+    for trees in ((), (tree, tree), (other,), (many,), (twice,)):
+        assert (await member.push(reply, *trees))[0] == 409
+    stranger = member.reply("ef" * 32)
+    assert (await member.push(stranger, get_object_tree(stranger)))[0] == 409
+    state = guard.superlink.state()
+    assert len(state.object_store) == 0  # type: ignore[arg-type]
+    assert not state._object_push_sessions  # type: ignore[attr-defined]
+    # An honest miner that did not hear the answer asks once more; another tree under the same message is another thing.
+    for _ in range(2):
+        assert (await member.push(reply, tree))[0] == 200
+    assert (await member.push(reply, ObjectTree(object_id=reply.object_id)))[0] == 409
+    second = member.reply(instruction, b"another")
+    assert (await member.push(second, get_object_tree(second)))[0] == 409
+    # With its message among another's parts, that message would never be deleted.
+    third = member.reply(member.instructed())
+    swallowing = ObjectTree(object_id=third.object_id, children=[ObjectTree(object_id=reply.object_id, children=tree.children)])
+    assert (await member.push(third, swallowing))[0] == 409
 
 
 async def test_an_empty_pull_is_held_until_the_bell(guard: Guard) -> None:

@@ -61,7 +61,7 @@ class Fleet:
 
     def __init__(self) -> None:
         superlink = SuperLink()
-        self.registry = Registry(superlink.state)
+        self.registry = Registry(superlink)
         door = Door(superlink, FLEET_PATHS, listens=Bell(), rings=Bell())
         self.public = httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://guard")
 
