@@ -47,6 +47,9 @@ MAX_WAITING: Final = 64
 """Assignments that wait for one member."""
 MOST_IDLE_MS: Final = 180_000
 """A member that joined loads its libraries, then attends. One that has not by then may lose its place."""
+MOST_JOINS: Final = 20
+JOINS_MS: Final = 60_000
+"""So many fresh keys of one account in this time: a miner that finds its pool started anew needs one, or a few."""
 MAX_KEYS: Final = 16_384
 """Flower keys whose owner is remembered, oldest first."""
 
@@ -96,6 +99,8 @@ class Members:
         self._members: dict[AccountId, _Member] = {}
         self._owners: dict[bytes, AccountId] = dict(owners or {})
         self._remember = remember
+        self._joins: dict[AccountId, list[int]] = {}
+        """When an account joined under fresh keys, in the last JOINS_MS."""
         self.greeting: Callable[[AccountId], Sequence[Assignment]] = lambda _: ()
         """What a member is told first when it attends."""
         self._fetches: dict[AccountId, list[FetchRows]] = {}
@@ -122,6 +127,8 @@ class Members:
             self._admission.note(caller, error)
             raise
         join = signed.join
+        if join.node_public_key not in self._owners:
+            self._note_join(join.miner)
         ticket = await self._enrolment.register(join.node_public_key)
         if self._owners.setdefault(join.node_public_key, join.miner) != join.miner:
             raise AuthError(f"the Flower key of {short(join.miner)} became another member's meanwhile: join with a fresh one")
@@ -163,6 +170,16 @@ class Members:
             self._end_idle()
             if len(self._members) >= MAX_MEMBERS:
                 raise LimitError(f"this pool has {MAX_MEMBERS} members, the most it takes", members=MAX_MEMBERS)
+
+    def _note_join(self, miner: AccountId) -> None:
+        """Raises LimitError for too many fresh keys: each costs the guard a node and this pool a record on the disk."""
+        since = self._clock.now_ms() - JOINS_MS
+        if len(self._joins) > MAX_MEMBERS:
+            self._joins = {known: times for known, times in self._joins.items() if times[-1] > since}
+        recent = [at for at in self._joins.get(miner, []) if at > since]
+        if len(recent) >= MOST_JOINS:
+            raise LimitError(f"{short(miner)} joined {MOST_JOINS} times within {JOINS_MS // 1000} s: wait a minute")
+        self._joins[miner] = [*recent, self._clock.now_ms()]
 
     def _end_idle(self) -> None:
         """Places are for who attends: a membership that nobody came to attend ends when its place is wanted."""

@@ -282,3 +282,13 @@ def test_owners_of_flower_keys_outlive_a_kill(tmp_path: Path, monkeypatch: pytes
     assert len(read_journal(path)) < 7
     path.write_bytes(b"damaged, as a whole")
     assert KeyOwners(path).owners == {}
+
+
+def test_the_list_of_key_owners_is_shortened_while_the_pool_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pool.manager.key_owners.MAX_KEYS", 4)
+    path = tmp_path / "owners.log"
+    known = KeyOwners(path)
+    for number in range(100):
+        known.remember(bytes([number]) * 33, BOB)
+        assert len(read_journal(path)) <= 16
+    assert list(KeyOwners(path).owners) == [bytes([number]) * 33 for number in range(96, 100)]

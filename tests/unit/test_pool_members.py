@@ -11,7 +11,7 @@ import pytest
 
 from core.crypto import signing
 from core.crypto.signing import KeyPair
-from core.errors import AuthError, CryptoError, MalformedError, NotFoundError
+from core.errors import AuthError, CryptoError, LimitError, MalformedError, NotFoundError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
 from pool.flower.jobs import JoinTicket
 from pool.manager.config import AdmissionConfig
@@ -163,6 +163,18 @@ async def test_a_key_that_is_not_admitted_is_not_remembered(monkeypatch: pytest.
     with pytest.raises(MalformedError):
         await group.join(sign_join(ANN, join(ANN)))
     assert not group._owners
+
+
+async def test_joins_of_one_account_are_limited() -> None:
+    """Each costs the guard a node, and the pool a record on its disk, for ever."""
+    group, enrolment = members()
+    for number in range(1, 21):
+        await group.join(sign_join(ANN, join(ANN, number)))
+    with pytest.raises(LimitError, match="wait a minute"):
+        await group.join(sign_join(ANN, join(ANN, 21)))
+    await group.join(sign_join(ANN, join(ANN, 20)))
+    await group.join(sign_join(BOB, join(BOB, 22)))
+    assert len(set(enrolment.registered)) == 21
 
 
 async def test_admission_by_token_and_by_list() -> None:
