@@ -426,3 +426,13 @@ def test_one_member_does_not_fill_the_book_with_its_words() -> None:
     with pytest.raises(LimitError):
         again.add_answer(words[15])
     assert again.add_answer(ann.receive_closing(again.close())), "the next statement has its own word"
+
+
+@pytest.mark.parametrize(
+    ("honest", "others", "claim", "kept"),
+    [(1, 2, 1, 67), (1, 4, 1, 50), (1, 16, 1, 20), (3, 16, 1, 43), (17, 16, 1, 81), (10, 2, 1 << 31, 56), (1, 2, 1 << 31, 11)],
+)
+def test_what_honest_miners_keep_beside_dwarfs_and_liars(honest: int, others: int, claim: int, kept: int) -> None:
+    """The table of docs/adr/0138: why the median is of accounts and not of rows."""
+    amounts = c.counted([10_000] * honest + [claim] * others, 4)
+    assert round(100 * sum(amounts[:honest]) / sum(amounts)) == kept
