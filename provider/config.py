@@ -48,8 +48,8 @@ class RuleConfig:
         "alpha, expected loss of selling to a pool of reputation 0, coins.", default=-1, low=-1, high=MAX_RULE_AMOUNT
     )
     beta_micro: int = config.option("beta, expected loss per unit of V, millionths.", default=-1, low=-1)
-    markup_high: int = config.option("D_bar, at least: settled trades raise it, coins.", default=-1, low=-1, high=MAX_RULE_AMOUNT)
-    bid_high: int = config.option("m_bar, at least: settled trades raise it, coins.", default=-1, low=-1, high=MAX_RULE_AMOUNT)
+    markup_high: int = config.option("D_bar, at least: trades raise it, coins.", default=-1, low=-1, high=MAX_RULE_AMOUNT)
+    bid_high: int = config.option("m_bar, at least: trades raise it, coins.", default=-1, low=-1, high=MAX_RULE_AMOUNT)
     bid_least: int = config.option("m_min, the reserve: no bid below it, coins.", default=-1, low=-1, high=MAX_RULE_AMOUNT)
 
     def rule(self) -> IntegerRule:

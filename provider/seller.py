@@ -83,7 +83,7 @@ class Seller:
 
     @property
     def rule(self) -> IntegerRule:
-        """As configured: with the highs before the first settled trade."""
+        """As configured, with the floors of the highs."""
         return self._rule
 
     async def offer(self, pool: AccountId, data_root: Digest) -> SignedOffer:

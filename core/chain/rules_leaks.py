@@ -25,6 +25,8 @@ MAX_ACCUSED: Final = 64
 """Reports of one provider that wait for an answer: every block looks at them."""
 MAX_OPENINGS: Final = 8
 """In one block: each is half a tenth of a second of every node's processor."""
+LONGEST_QUEUE: Final = 4
+"""Times ``answer_ms``: for how long blocks full of other openings put off the end of a silence."""
 _DELIVERED: Final = (TradePhase.DELIVERY, TradePhase.SETTLED, TradePhase.REFUNDED)
 
 

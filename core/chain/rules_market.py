@@ -40,8 +40,8 @@ paid to be one. She signs each of hers, so nobody else can use them up."""
 
 def highs(state: State, provider: AccountId) -> tuple[Amount, Amount] | None:
     """``(D_bar, m_bar)`` of a provider: second highest of her recent settled trades, one a pool; the highest of one trade;
-    None if nothing was settled yet. Her offers may name higher ones, no lower. In the bounds of a rule (contract.with_highs): after
-    trades without a markup an offer could not name them otherwise."""
+    None if nothing was settled yet. Her offers may name higher ones, no lower. In the bounds of a rule (contract.with_highs):
+    after trades without a markup an offer could not name them otherwise."""
     known = state.providers.get(provider)
     if known is None or not known.highs:
         return None
@@ -141,7 +141,8 @@ def bid(state: State, parent: State, tx: Transaction, payload: Bid, time_ms: Mil
 
 
 def chunk_receipt(state: State, payload: ChunkReceipt, time_ms: Milliseconds) -> State:
-    """ChunkReceipt: a miner's word releases its chunk's part of the price, 1 % of which burns. Raises TransactionError."""
+    """ChunkReceipt: a miner's word releases its chunk's part of the price, of which a share burns; that of its first chunk was
+    released by the draw. Raises TransactionError."""
     trade = state.trades.get(payload.trade_id)
     if trade is None:
         raise TransactionError(f"trade {short(payload.trade_id)} is not on this chain", Refusal.UNKNOWN_TRADE)
@@ -165,16 +166,19 @@ def chunk_receipt(state: State, payload: ChunkReceipt, time_ms: Milliseconds) ->
     bit = miner * contract.CHUNKS + payload.chunk
     if trade.delivered[bit // 8] >> (bit % 8) & 1:
         raise TransactionError(f"chunk {payload.chunk} of {short(payload.miner)} is released", Refusal.DUPLICATE)
-    start, stop = rows.chunk_range(trade.rows, len(trade.miners), miner, payload.chunk)
-    amount = contract.range_amount(trade.price, trade.rows, start, stop)
-    burned = part(amount, state.params.market_burn_ppm)
+    amount = rows.chunk_amount(trade.price, trade.rows, len(trade.miners), miner, payload.chunk) if payload.chunk else Amount(0)
     delivered = bytearray(trade.delivered)
     delivered[bit // 8] |= 1 << (bit % 8)
-    trade = replace(trade, delivered=bytes(delivered), held=Amount(trade.held - amount))
-    state = burn(credit(state, trade.provider, amount - burned), burned)
+    state, trade = _pay(state, replace(trade, delivered=bytes(delivered)), amount)
     if delivered_count(trade) == len(trade.miners) * contract.CHUNKS:
         state, trade = _settle(state, trade, time_ms)
     return _put(state, payload.trade_id, trade)
+
+
+def _pay(state: State, trade: Trade, amount: Amount) -> tuple[State, Trade]:
+    burned = part(amount, state.params.market_burn_ppm)
+    state = burn(credit(state, trade.provider, amount - burned), burned)
+    return state, replace(trade, held=Amount(trade.held - amount))
 
 
 def delivered_count(trade: Trade) -> int:
@@ -204,7 +208,9 @@ def run_trades(
     """
     is_heard = kind is parent.tip.kind is BlockKind.TRANSACTION
     heard_ms = parent.tip.timestamp_ms if is_heard else Milliseconds(0)
-    silent_ms = Milliseconds(0) if rules_leaks.is_full(parent, state) else heard_ms
+    # Openings can be made to order: they put off a silence for a while only (docs/adr/0141).
+    queue_ms = rules_leaks.LONGEST_QUEUE * state.params.answer_ms if rules_leaks.is_full(parent, state) else 0
+    silent_ms = Milliseconds(max(0, heard_ms - queue_ms))
     for trade_id in state.trading:
         state = rules_leaks.end_silence(state, trade_id, silent_ms)
         trade = state.trades[trade_id]
@@ -227,6 +233,8 @@ def run_trades(
 def _draw(state: State, trade_id: Digest, trade: Trade, height: Height, block_hash: BlockHash, time_ms: Milliseconds) -> State:
     if draw.is_deal(block_hash, trade_id, trade.p_ppm):
         deadline = Milliseconds(time_ms + state.params.delivery_ms)
+        # A seller sends the first chunk of each share before she has any receipt: not for nothing (docs/adr/0142).
+        state, trade = _pay(state, trade, rows.advance(trade.price, trade.rows, len(trade.miners)))
         return _put(state, trade_id, replace(trade, phase=TradePhase.DELIVERY, draw_height=height, deadline_ms=deadline))
     state = credit(state, trade.pool, trade.held)
     return _put(state, trade_id, replace(trade, phase=TradePhase.NO_DEAL, draw_height=height, held=Amount(0)))

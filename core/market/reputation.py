@@ -32,6 +32,8 @@ class ReputationRule:
     """w: a trade is clean when this much block time has passed since its settlement without a leak proven."""
 
 
+WHOLE: Final = PartsPerMillion(MILLION)
+
 DEFAULT_REPUTATION: Final = ReputationRule(
     start_ppm=PartsPerMillion(100_000),
     penalty_ppm=PartsPerMillion(600_000),
@@ -67,9 +69,7 @@ def after_leak(rule: ReputationRule, r: PartsPerMillion) -> PartsPerMillion:
     return PartsPerMillion(r - r * rule.penalty_ppm // MILLION)
 
 
-def after_clean_trade(
-    rule: ReputationRule, r: PartsPerMillion, share: PartsPerMillion = PartsPerMillion(MILLION)
-) -> PartsPerMillion:
+def after_clean_trade(rule: ReputationRule, r: PartsPerMillion, share: PartsPerMillion = WHOLE) -> PartsPerMillion:
     """``r' = r + floor((10^6 - r) g share / 10^12)``; ``share`` is what of a whole clean trade this one counts for.
 
     Raises MarketError if ``r`` or ``share`` is out of range.

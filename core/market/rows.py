@@ -19,14 +19,14 @@ from core.chain.merkle import leaf_hash, node_hash
 from core.codec import DIGEST, U32, Seq, Var
 from core.crypto.hashing import expand
 from core.errors import MarketError
-from core.ids import AccountId, Digest
-from core.market.contract import CHUNKS, MAX_BUYERS, MAX_CLASSES, MAX_FEATURES, MAX_ROWS
+from core.ids import AccountId, Amount, Digest
+from core.market.contract import CHUNKS, MAX_BUYERS, MAX_CLASSES, MAX_FEATURES, MAX_ROWS, range_amount
 from core.market.marks import encrypt_row, group_of, mark_count
 from core.market.variants import DEFAULT_STRENGTH, make_variants
 
 __all__ = [
-    "Chunk", "DataSet", "Features", "Held", "Labels", "Sold", "chunk_range", "open_chunk", "plan", "row_size",
-    "share_marks", "share_range",
+    "Chunk", "DataSet", "Features", "Held", "Labels", "Sold", "advance", "chunk_amount", "chunk_range", "open_chunk", "plan",
+    "row_size", "share_marks", "share_range",
     "DOMAIN_SALT", "DOMAIN_TRACE", "DOMAIN_TRANSFER", "MAX_CHUNK_BYTES", "SALT_SIZE",
 ]  # fmt: skip
 
@@ -196,15 +196,18 @@ def open_chunk(
             f"rows {start}..{stop - 1} lead to the root {found.hex()}, the offer says {root.hex()}; sign no receipt",
             start=start, stop=stop,
         )  # fmt: skip
-    plain = bytearray()
+    plain, spoiled = bytearray(), list[int]()
+    # All rows before any complaint: when it comes must not tell which row, and so which choice, was spoiled.
     for place in range(count):
         row = start + place
         group = group_of(row - held.first, len(held.keys))
         offset = size * (2 * place + held.choices[group])
         data = encrypt_row(held.keys[group], row, chunk.sealed[offset : offset + size])
         if leaf_hash(data) not in leaves[2 * place : 2 * place + 2]:
-            raise MarketError(f"row {row} is none of its two variants under the root; sign no receipt", row=row)
+            spoiled.append(row)
         plain += data
+    if spoiled:
+        raise MarketError(f"row {spoiled[0]} is none of its two variants under the root; sign no receipt", row=spoiled[0])
     table = np.frombuffer(bytes(plain), np.uint8).reshape(count, size)
     labels = table[:, SALT_SIZE].copy()
     values = table[:, SALT_SIZE + 1 :].copy().view(np.int8)
@@ -242,6 +245,16 @@ def chunk_range(rows: int, miners: int, miner: int, chunk: int, chunks: int = CH
 def share_range(rows: int, miners: int, miner: int) -> tuple[int, int]:
     """``(start, stop)`` of all chunks of one miner together. Raises MarketError as ``chunk_range``."""
     return chunk_range(rows, miners, miner, 0)[0], chunk_range(rows, miners, miner, CHUNKS - 1)[1]
+
+
+def chunk_amount(price: Amount, rows: int, miners: int, miner: int, chunk: int) -> Amount:
+    """The part of a trade's price that a chunk is worth; all chunks sum to the price. Raises MarketError as ``chunk_range``."""
+    return range_amount(price, rows, *chunk_range(rows, miners, miner, chunk))
+
+
+def advance(price: Amount, rows: int, miners: int) -> Amount:
+    """What the draw of a deal pays: the first chunk of each share, which goes out before any receipt (docs/adr/0142)."""
+    return Amount(sum(chunk_amount(price, rows, miners, miner, 0) for miner in range(miners)))
 
 
 def share_marks(rows: int, miners: int, miner: int) -> int:

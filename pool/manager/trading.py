@@ -18,7 +18,7 @@ from core.market.reverse_game import PoolPrivate
 from pool.manager.context import Pool
 from services.rpc.convert_mining import FetchRows
 from services.rpc.market_client import Buyer, Deal, Declined, MarketClient, NoDeal, TradeOutcome, Undecided
-from services.rpc.views import ProviderView, TaskView
+from services.rpc.views import ProviderView, TaskView, TradePhase
 from services.runtime.logging import logger
 from services.runtime.metrics import counter
 
@@ -35,6 +35,10 @@ AT_ONCE: Final = 16
 """Providers negotiated with at a time: one that never answers must not keep the pool from the others."""
 LONGEST_DELIVERY_MS: Final = 60_000
 """Used where the chain does not say when delivery ends."""
+
+
+WARY_MS: Final = 3_600_000
+"""No trade for so long with a provider whose last one brought nothing: the draw pays her the first chunks."""
 
 
 async def most_rows(pool: Pool, miners: int) -> int:
@@ -85,6 +89,9 @@ async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: Task
     if not buyers:
         log.info("no rows bought: too few on sale", provider=provider.provider, rows=provider.rows)
         return
+    if await _brought_nothing(pool, provider):
+        log.warning("no trade: her last one brought no receipt at all", provider=provider.provider)
+        return
     channel = pool.open(provider.endpoint, "provider")
     try:
         seller = MarketClient(channel, provider.endpoint)
@@ -97,6 +104,14 @@ async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: Task
     finally:
         await channel.close(None)
     _hand_out(pool, provider, outcome)
+
+
+async def _brought_nothing(pool: Pool, provider: ProviderView) -> bool:
+    """Whether the last trade with her ended within WARY_MS, without a chunk that a miner signed for."""
+    last = await pool.chain.trades(provider.provider, pool.account, limit=1)
+    if not last or last[0].phase is not TradePhase.REFUNDED or last[0].chunks_delivered:
+        return False
+    return pool.clock.now_ms() < (last[0].delivery_deadline_ms or 0) + WARY_MS
 
 
 def _hand_out(pool: Pool, provider: ProviderView, outcome: TradeOutcome) -> None:

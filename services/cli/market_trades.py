@@ -177,9 +177,10 @@ async def _delivered(connection: Connection, view: TradeView) -> list[Event]:
     """Receipts block by block, and how the delivery ended."""
     if view.draw_height is None or view.phase is TradePhase.NO_DEAL:
         return []
-    events: list[Event] = []
-    left, released, price = view.chunks_delivered, 0, Amount(view.bid + view.markup)
+    left, price = view.chunks_delivered, Amount(view.bid + view.markup)
+    released = int(rows.advance(price, view.rows, len(view.miners)))
     last = int(view.draw_height)
+    events: list[Event] = [(last, "advance", f"the first chunk of each of {len(view.miners)} shares is paid: {released}")]
     tip = (await connection.chain.tip()).height
     for height in range(view.draw_height, min(tip, view.draw_height + SCAN) + 1):
         if not left:
@@ -189,9 +190,7 @@ async def _delivered(connection: Connection, view: TradeView) -> list[Event]:
         receipts = [p for p in payloads if isinstance(p, ChunkReceipt) and p.trade_id == view.trade_id]
         if receipts:
             sums = [
-                contract.range_amount(
-                    price, view.rows, *rows.chunk_range(view.rows, len(view.miners), view.miners.index(p.miner), p.chunk)
-                )
+                rows.chunk_amount(price, view.rows, len(view.miners), view.miners.index(p.miner), p.chunk) if p.chunk else 0
                 for p in receipts
             ]
             count = Counter(p.miner for p in receipts)

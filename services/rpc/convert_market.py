@@ -53,7 +53,7 @@ class DataSetView:
     feature_scale_micro: int
     """int8 feature = round(float * this / 10^6), clamped to [-127, 127]."""
     rule: IntegerRule | None = None
-    """What offers are made by, with the highs before the first settled trade; None where the provider does not say."""
+    """What offers are made by, with the least that the highs may be; None where the provider does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,19 @@ async def test_nobody_is_silent_behind_a_block_full_of_openings(sold: Sold, monk
     assert sold.outcome(1).outcome is ReportOutcome.CLEARED
 
 
+async def test_openings_made_to_order_do_not_put_off_a_silence_for_ever(sold: Sold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leaker with a provider of its own fills every block with openings of reports on itself, for the price of their fees."""
+    monkeypatch.setattr(rules_leaks, "is_full", lambda parent, state: True)
+    sold.send("provider", sold.report(agreeing=COUNT // 2))
+    wait = sold.state.params.answer_ms
+    sold.send("pool0", after_ms=wait)
+    sold.send("pool0", after_ms=rules_leaks.LONGEST_QUEUE * wait - 4000)
+    assert sold.outcome().outcome is ReportOutcome.OPEN
+    sold.send("pool0", after_ms=5000)
+    sold.send("pool0")
+    assert sold.outcome().outcome is ReportOutcome.SILENT
+
+
 async def test_marks_open_once_and_a_report_is_made_once(sold: Sold) -> None:
     sold.send("provider", sold.report(agreeing=COUNT // 2))
     assert sold.refused("provider", sold.report()) == Refusal.DUPLICATE

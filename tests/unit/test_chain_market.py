@@ -21,7 +21,7 @@ from core.codec import encode
 from core.crypto.signing import sign
 from core.errors import ConfigError
 from core.ids import AccountId, Amount, Digest, Height, Milliseconds, PartsPerMillion
-from core.market import contract, draw
+from core.market import contract, draw, rows
 from tests.chainkit import FUNDS, Chain, account, key, make_claim, make_genesis, some
 
 ROWS, MINERS = 100, ("m0", "m1", "m2")
@@ -101,7 +101,8 @@ def test_the_price_is_locked_until_the_draw_and_comes_back_without_a_deal() -> N
 def test_receipts_release_the_price_and_a_clean_trade_earns_reputation() -> None:
     chain, trade_id = drawn(TradePhase.DELIVERY)
     price = chain.state.trades[trade_id].price
-    before, burned = chain.state.account(account("provider")).balance, chain.state.burned
+    # What the draw paid, and burned, is in both.
+    before, burned = FUNDS - 1 - chain.state.params.provider_fee, chain.state.params.provider_fee
     for miner in MINERS:
         chain.block(*(chain.tx("provider", receipt(chain, trade_id, miner, c)) for c in range(10)))
     trade = chain.state.trades[trade_id]
@@ -141,6 +142,22 @@ def test_a_name_is_not_mended_by_trades_with_ones_own_providers() -> None:
         chain.block()
     assert sum(t.phase is TradePhase.SETTLED for _, t in chain.state.trades.items()) >= 4
     assert chain.state.reputation(account("pool0")) == chain.state.params.initial_reputation_ppm
+
+
+def test_nobody_gets_the_first_chunks_for_nothing() -> None:
+    """A pool that only takes what goes out before any receipt, and signs none, has paid for it; the rest it gets back."""
+    chain, trade_id = drawn(TradePhase.DELIVERY)
+    trade = chain.state.trades[trade_id]
+    advance = rows.advance(trade.price, trade.rows, len(MINERS))
+    assert trade.price * 9 // 100 - 3 <= advance <= trade.price // 10, "of a share of 33 rows, 3"
+    assert trade.held == trade.price - advance
+    earned = chain.state.account(account("provider")).balance - (FUNDS - 1 - chain.state.params.provider_fee)
+    assert earned == advance - advance // 20
+    chain.block(chain.tx("provider", receipt(chain, trade_id, "m0", 0)))
+    assert chain.state.trades[trade_id].held == trade.held, "it is not paid twice"
+    chain.until(chain.clock + chain.state.params.delivery_ms)
+    chain.block()
+    assert chain.state.account(account("pool0")).balance == FUNDS - 1 - advance
 
 
 def test_what_is_not_delivered_in_time_goes_back_and_earns_nothing() -> None:
@@ -265,7 +282,7 @@ def test_offers_must_name_the_chains_highs_once_there_are_some() -> None:
     high = rules_market.highs(chain.state, account("provider"))
     assert high is not None
     for name, value in (("D_bar", high[0]), ("m_bar", high[1])):
-        low = replace(offer, rule=replace(offer.rule, **{name: Amount(value - 1)}))  # type: ignore[arg-type]
+        low = replace(offer, rule=replace(offer.rule, **{name: Amount(value - 1)}))
         assert chain.refused(chain.tx("pool1", make_bid(low))) == Refusal.BAD_OFFER
     chain.block(chain.tx("pool1", make_bid(offer)))
 

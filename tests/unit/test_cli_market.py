@@ -198,13 +198,14 @@ def test_a_trades_life(pofl: Pofl, use: Any) -> None:
     assert pofl.json("history", "--pool", "pool1") == []
     told = pofl.json("trade", trade_id.hex()[:8])
     events = {event["event"]: event for event in told["events"]}
-    assert list(events) == ["offer", "bid", "draw", "receipts", "delivery"]
+    assert list(events) == ["offer", "bid", "draw", "advance", "receipts", "delivery"]
     assert "a deal" in events["draw"]["what"]
     chunks = [event for event in told["events"] if event["event"] == "receipts"]
     assert len(chunks) == CHUNKS
     assert "10 of 30 chunks are delivered" in events["delivery"]["what"]
     released = sum(int(event["what"].rsplit(" ", 1)[1]) for event in chunks)
-    assert released == pytest.approx(told["price"] / len(MINERS), abs=1)
+    assert released == pytest.approx(0.9 * told["price"] / len(MINERS), abs=1)
+    assert int(events["advance"]["what"].rsplit(" ", 1)[1]) == pytest.approx(0.1 * told["price"], abs=len(MINERS))
     code, out, _ = pofl("trade", trade_id.hex())
     assert code == 0
     assert "pool0 buys 90 rows from provider" in out

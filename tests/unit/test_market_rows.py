@@ -70,6 +70,27 @@ def test_salts_hide_equal_rows() -> None:
     assert same.root == DataSet(np.zeros((4, 2), np.int8), np.zeros(4, np.uint8), 2, SECRET, 0).root
 
 
+def test_a_spoiled_row_is_told_after_as_much_work_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the moment of the complaint would say which row, and so which choice, was spoiled."""
+    data = a_data_set(13)
+    chunk, size = data.chunk(3, 9, SOLD), rows.row_size(FEATURES)
+    work: list[int] = []
+    for row in (3, 8):
+        tried: list[int] = []
+        bad = bytearray(chunk.sealed)
+        bad[(row - 3) * 2 * size : (row - 2) * 2 * size] = bytes(2 * size)
+
+        def counted(key: bytes, number: int, plain: bytes, tried: list[int] = tried) -> bytes:
+            tried.append(number)
+            return encrypt_row(key, number, plain)
+
+        monkeypatch.setattr(rows, "encrypt_row", counted)
+        with pytest.raises(MarketError, match=f"row {row} is none"):
+            opened(dataclasses.replace(chunk, sealed=bytes(bad)), data, 3, 9)
+        work.append(len(tried))
+    assert work == [6, 6]
+
+
 def test_any_flipped_byte_is_found_but_of_what_was_not_chosen() -> None:
     data = a_data_set(13)
     chunk = data.chunk(3, 6, SOLD)

@@ -86,7 +86,7 @@ async def sold() -> Sold:
 
 async def test_every_miner_gets_its_share_and_the_provider_her_price(sold: Sold) -> None:
     trade = await sold.kit.trade(sold.trade_id)
-    before, price = sold.kit.balance("provider"), trade.bid + trade.markup
+    before, price = sold.kit.balance("provider"), 0.9 * (trade.bid + trade.markup)  # the first chunks were paid by the draw
     table: list[tuple[int, np.ndarray[tuple[int, ...], np.dtype[np.int8]]]] = []
     for index in range(3):
         signed = sold.ask(f"miner{index}")
@@ -105,7 +105,7 @@ async def test_every_miner_gets_its_share_and_the_provider_her_price(sold: Sold)
     trade = await sold.kit.trade(sold.trade_id)
     assert (trade.phase, trade.chunks_delivered, trade.chunks_total) == (TradePhase.SETTLED, 30, 30)
     fees = 30
-    assert before + 0.98 * price - fees < sold.kit.balance("provider") <= before + 0.99 * price + 30 - fees
+    assert before + 0.94 * price - fees < sold.kit.balance("provider") <= before + 0.95 * price + 30 - fees
 
 
 @pytest.mark.parametrize("stranger", ["miner7", "provider"])
@@ -272,7 +272,7 @@ async def test_a_provider_registers_once(sold: Sold) -> None:
 
 
 async def test_trades_without_a_markup_do_not_close_the_market(sold: Sold) -> None:
-    """Highs of 0 could stand in no offer, so the chain gives the least that can."""
+    """Highs of 0 could stand in no offer, and lower ones than her own would make every later trade a sure one."""
     kit, shop = KitChain(), Shop(KitChain())
     shop.kit = kit
     shop.seller = shop.restarted()
@@ -290,7 +290,7 @@ async def test_trades_without_a_markup_do_not_close_the_market(sold: Sold) -> No
     assert (await kit.trade(accepted.trade_id)).phase is TradePhase.SETTLED
     kit.chain.until(kit.chain.clock + kit.chain.genesis.params.draw_window_ms)
     offer = await shop.offer()
-    assert (offer.rule.D_bar, offer.rule.m_bar) == (1, least)
+    assert (offer.rule.D_bar, offer.rule.m_bar) == (shop.seller.rule.D_bar, shop.seller.rule.m_bar) > (1, least)
     second = await shop.seller.accept(bidding(terms_for(offer)))
     await kit.wallet("pool0").send_and_wait(on_chain(second.trade, key("provider"), second.signature), 1)
 
