@@ -33,7 +33,8 @@ __all__ = ["DIGITS", "SEED", "OwnData", "Split", "Subject", "split_digits", "spl
 SEED: Final = 20200224
 TEST_ROWS: Final = 400
 PRACTICE_ROWS: Final = 200
-PROVIDER_ROWS: Final = 300
+PROVIDER_ROWS: Final = 520
+"""For a pool of three: 173 each, of which half can be traced and proven (docs/adr/0136)."""
 WEIGHT_BITS: Final = 10
 MOST_ENCRYPTED: Final = 512
 """Features and classes of a task together (core.verification.task)."""

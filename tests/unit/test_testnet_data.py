@@ -9,13 +9,26 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError
+from core.market import marks, tracing
 from services.testnet.data import split_digits
+
+
+def test_half_of_a_share_of_the_default_testnet_can_be_traced() -> None:
+    rng = np.random.default_rng(7)
+    rows = len(split_digits(3).provider) // 3
+    for _ in range(50):
+        trace = rng.integers(0, 2, rows).astype(np.uint8)
+        choices = rng.integers(0, 2, marks.mark_count(rows))
+        variants = choices[np.arange(rows) % len(choices)] ^ trace
+        lean = np.where(variants == 0, 1.0, -1.0)
+        lean[rng.permutation(rows)[: rows // 2]] = 0
+        assert tracing.look(tracing.Copy(lean, rows, rows), tracing.Share(0, trace)).is_ours
 
 
 def test_the_parts_are_disjoint_and_together_all_rows() -> None:
     split = split_digits(6)
     parts = [split.test, split.practice, split.provider, *split.miners]
-    assert [len(part) for part in parts[:3]] == [400, 200, 300]
+    assert [len(part) for part in parts[:3]] == [400, 200, 520]
     assert sum(len(part) for part in parts) == 1797
     sizes = [len(part) for part in split.miners]
     assert max(sizes) - min(sizes) <= 1
@@ -30,7 +43,7 @@ def test_the_test_set_is_the_same_whatever_the_number_of_miners() -> None:
 
 
 def test_too_many_miners_are_refused_with_the_largest_number() -> None:
-    with pytest.raises(ConfigError, match="897 rows are left for 100 miners: at most 89"):
+    with pytest.raises(ConfigError, match="677 rows are left for 100 miners: at most 67"):
         split_digits(100)
 
 
