@@ -13,11 +13,13 @@ import numpy as np
 
 from bench.market_maps import DEFAULT_POOL
 from core.errors import InternalError
+from core.ids import MILLION
 from core.market.bridge import to_float
 from core.market.contract import DEFAULT_RULE
+from core.market.reputation import DEFAULT_REPUTATION
 from core.market.reverse_game import Array, Bid, PoolPrivate, best_response, least_bid, markup, pool_utility, provider_utility
 
-__all__ = ["buy_surely", "collude", "measure", "misreport", "misstate", "repeat", "shill"]
+__all__ = ["buy_surely", "collude", "measure", "misreport", "misstate", "repeat", "retry", "shill"]
 
 RULE: Final = to_float(DEFAULT_RULE)
 R: Final = 0.5
@@ -28,7 +30,7 @@ BURN: Final = 0.05
 
 def measure() -> list[dict[str, object]]:
     """All of them: name, what was gained, in coins and per cent, and a sentence."""
-    return [misreport(), misstate(), *(repeat(pools) for pools in (1, 2, 4)), buy_surely(), collude(), shill()]
+    return [misreport(), misstate(), *(repeat(pools) for pools in (1, 2, 4)), buy_surely(), retry(), collude(), shill()]
 
 
 def misreport(draws: int = 100_000) -> dict[str, object]:
@@ -120,7 +122,7 @@ def buy_surely(rounds: int = 40, floors: bool = True) -> dict[str, object]:
     sure = bids[(np.asarray(markup(RULE, bids, R)) <= 0) & (bids >= float(np.asarray(least_bid(RULE, R))))]
     honest, found = play(None), play(float(sure[0]))
     gain = found - honest
-    told = f"a first bid of {sure[0]:.0f} without a markup, and best bids after it, bring {found:.0f} a round instead of {honest:.0f}"
+    told = f"a first bid of {sure[0]:.0f} without a markup, best bids after it: {found:.0f} a round instead of {honest:.0f}"
     return _row("one pool alone buys surely once", gain, gain / honest, told)
 
 
@@ -128,6 +130,21 @@ def _high(values: list[Array], least: Array | float) -> Array:
     """As core.chain.rules_market.highs and contract.with_highs."""
     ordered = np.sort(np.stack(values), axis=0)[::-1]
     return np.asarray(np.maximum(least, ordered[min(1, len(values) - 1)]))
+
+
+def retry(tries: int = 3) -> dict[str, object]:
+    """A pool that the draw refuses bids again at once under other names of the start's reputation, and stops at a deal."""
+    start = DEFAULT_REPUTATION.start_ppm / MILLION
+    first, again = (_first(best_response(RULE, DEFAULT_POOL, r)) for r in (R, start))
+    missed, total = 1 - float(first.p), float(first.U_pool)
+    for _ in range(tries - 1):
+        total += missed * float(again.U_pool)
+        missed *= 1 - float(again.p)
+    gain = total - float(first.U_pool)
+    return _row(
+        f"{tries} tries under {tries} names", gain, gain / float(first.U_pool),
+        f"it has the rows with {1 - missed:.2f} instead of {float(first.p):.2f}: what the draw refuses once is only late",
+    )  # fmt: skip
 
 
 def collude() -> dict[str, object]:

@@ -14,7 +14,8 @@ def lot(block_hash_after_bid: BlockHash, bid_id: Digest) -> int:
     """``floor(int(SHA-256(hash of the block after the bid || bid id)) * 10^6 / 2^256)``: uniform on ``0..10^6-1``.
 
     Both inputs are domain-separated hashes of fixed length, so their concatenation has one reading. Neither trader
-    knows the block hash when she signs the bid; the block's proposer does, and could withhold a block to redraw.
+    knows the block hash when she signs the bid. The block's proposer does, before it is out: a validator that trades can try
+    other orders and choices of transactions in the blocks that it proposes until the lot is to its liking (docs/market.md).
 
     Raises:
         MarketError: an input is not 32 bytes.

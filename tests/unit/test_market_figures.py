@@ -118,7 +118,8 @@ def test_a_map_is_a_picture_and_a_table(tmp_path: Path, monkeypatch: pytest.Monk
 def test_deviations_are_measured() -> None:
     """One round's misreports gain nothing; the rest does gain, and docs/market.md says so."""
     assert market_deviations.misreport(5_000)["gain_coins"] == 0
-    for gaining in (market_deviations.misstate(), market_deviations.buy_surely(floors=False), market_deviations.collude()):
+    sure = market_deviations.buy_surely(floors=False)
+    for gaining in (market_deviations.misstate(), sure, market_deviations.retry(), market_deviations.collude()):
         assert float(str(gaining["gain_coins"])) > 100
     for pools in (1, 2, 4):
         assert float(str(market_deviations.repeat(pools, rounds=10)["gain_coins"])) == pytest.approx(0, abs=1)
