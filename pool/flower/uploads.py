@@ -14,7 +14,7 @@ from typing import Any
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.server.superlink.linkstate import LinkState
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import is_valid_sha256_hash, iterate_object_tree
 
 from core.errors import LimitError, MalformedError, NotFoundError
 from pool.flower import blobs
@@ -122,6 +122,9 @@ def _check_tree(tree: ObjectTree, state: LinkState) -> None:
     entries: Any = getattr(state.object_store, "store")  # noqa: B009
     seen: dict[str, list[str]] = {}
     for node in iterate_object_tree(tree):
+        if not is_valid_sha256_hash(node.object_id):
+            # Flower would find out when it had the message and a part of the tree.
+            raise MalformedError("an object id that is no SHA-256")
         children = _ids(node.children)
         entry = entries.get(node.object_id)
         if entry is not None and node.object_id != tree.object_id and entry.ref_count == 0:

@@ -234,10 +234,11 @@ async def test_pushes_that_are_no_single_answer_are_refused(guard: Guard) -> Non
     reply = member.reply(instruction)
     tree, other = get_object_tree(reply), ObjectTree(object_id="ab" * 32)
     many = tree_of(reply.object_id, [chunk(i, 4) for i in range(blobs.MAX_OBJECTS)])
+    unnamed = ObjectTree(object_id=reply.object_id, children=[other, ObjectTree(object_id="no hash")])
     twice = ObjectTree(
         object_id=reply.object_id, children=[other, ObjectTree(object_id="ab" * 32, children=[ObjectTree(object_id="cd" * 32)])]
     )
-    for trees in ((), (tree, tree), (other,), (many,), (twice,)):
+    for trees in ((), (tree, tree), (other,), (many,), (twice,), (unnamed,)):
         assert (await member.push(reply, *trees))[0] == 409
     stranger = member.reply("ef" * 32)
     assert (await member.push(stranger, get_object_tree(stranger)))[0] == 409
