@@ -214,11 +214,10 @@ async def test_a_stalled_reader_finds_the_reason_when_it_reads_again(world: Worl
     chain = world.chain
     chain.block(*(chain.tx(f"pool{i % 6}", Transfer(account("x"), Amount(i + 1))) for i in range(300)))
     world.follow()
-    view = world.servicer._api.block(Height(1))
 
-    async def endless(first: Height) -> AsyncIterator[Any]:
+    async def endless(first: Height) -> AsyncIterator[Height]:
         while True:
-            yield view
+            yield Height(1)
 
     monkeypatch.setattr(world.servicer._api, "watch_blocks", endless)
     async with world.served() as (_, channel):
