@@ -42,8 +42,8 @@ class Sold:
         """Of ``found`` marks, the first ``agreeing`` are what the miner chose."""
         there = np.arange(COUNT) < found
         seen = np.where(np.arange(COUNT) < agreeing, self.choices(miner), 1 - self.choices(miner)) * there
-        found, shown = (marks.bitmap(bits.astype(np.uint8)) for bits in (there, seen))
-        return ReportLeak(self.trade_id, MINERS[miner], found, shown, some("copy"))
+        listed, shown = (marks.bitmap(bits.astype(np.uint8)) for bits in (there, seen))
+        return ReportLeak(self.trade_id, MINERS[miner], listed, shown, some("copy"))
 
     def opening(self, miner: int = 0, seed: bytes | None = None) -> OpenMarks:
         points = marks.points_digest(self.marking(miner).points)
