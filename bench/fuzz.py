@@ -195,7 +195,7 @@ def fuzz(
         "inputs": sum(f.inputs for f in totals.values()), "seed": seed, "decoders": len(totals),
         "accepted": sum(f.accepted for f in totals.values()), "refused": sum(f.refused for f in totals.values()),
         "failures": [text for f in totals.values() for text in f.failures],
-        "cpu_seconds": round(sum(f.cpu_seconds for f in totals.values()), 1),
+        "cpu_seconds": round(sum(f.cpu_seconds for f in totals.values()), 3),
         "by_decoder": {name: [f.inputs, f.accepted, f.refused] for name, f in totals.items()},
     }  # fmt: skip
 

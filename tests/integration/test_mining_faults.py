@@ -361,7 +361,7 @@ async def test_a_wrong_clock_is_named_to_its_owner(
     try:
         with pytest.raises(AuthError, match=r"this machine's clock is .* the pool's.*set the clock") as caught:
             await asyncio.to_thread(miner.wait_online, 30)
-        near = {said.replace(str(abs(seconds)), str(abs(seconds) + off)) for off in (-1, 0, 1)}
+        near = {said.replace(str(abs(seconds)), str(abs(seconds) + off)) for off in range(-9, 10)}
         assert any(text in caught.value.message for text in near), caught.value.message
     finally:
         miner.stop()

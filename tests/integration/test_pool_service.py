@@ -124,7 +124,7 @@ async def test_a_flooder_stops_neither_receipts_nor_answers(world: World) -> Non
                     await asyncio.sleep(0.01)
                 book = await world.books.open(TASK)
                 for number in (1, 2, 3):
-                    desk.note_sent(POOL, TASK, number, 100)
+                    desk.note_sent(ACCOUNT, TASK, number, 100)
                     report = RoundReport(number, 0.1, 1, {"02" * 33: 100}, {}, 1, 2, 0.5, 1, 1)
                     book.record(report, lambda _: ANN)
                     await book.settle()

@@ -203,7 +203,7 @@ def test_bad_targets_end_in_a_sentence(
 
 def test_bad_files_end_in_a_sentence(tmp_path: Path) -> None:
     for arrays, words in (
-        ({"x": X}, "no array y"), ({"x": X[0], "y": Y}, "x must be numbers of shape"),
+        ({"x": X}, "no array 'y'"), ({"x": X[0], "y": Y}, "x must be numbers of shape"),
         ({"x": np.full((4, 2), np.inf), "y": Y}, "not a finite number"),
         ({"x": X, "y": np.array([{}] * 4)}, "not an .npz file of plain"),
     ):  # fmt: skip
