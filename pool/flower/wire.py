@@ -34,6 +34,10 @@ ANSWER_LABEL = b"pofl/mining/answer/v1"
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 HALF_EXPONENT = 15
 """Half floats hold magnitudes below 2^16: the largest value of an update is brought below 2^15."""
+TOP_EXPONENT = 128 - HALF_EXPONENT
+"""Of an update whose largest value is 2^127 or more."""
+LARGEST_SCALED = 2.0**HALF_EXPONENT - 2.0 ** (HALF_EXPONENT - 11)
+"""The greatest half float below 2^15."""
 MAX_EXPONENT = 170
 """The smallest float32 is 2^-149, the largest below 2^128: no honest power of two is further from 0."""
 
@@ -187,7 +191,11 @@ def delta_to_bytes(delta: NDArray[np.floating[Any]], precision: Precision) -> by
     if not largest <= MAX_FLOAT32:
         raise MalformedError(f"the largest value of the update is {largest}: training diverged")
     exponent = max(-MAX_EXPONENT, math.frexp(largest)[1] - HALF_EXPONENT) if largest else 0
-    halves: NDArray[np.float16] = np.ldexp(delta, -exponent).astype("<f2")
+    scaled = np.ldexp(delta, -exponent)
+    if exponent == TOP_EXPONENT:
+        # Rounded up these would be 2^128, which no float32 holds.
+        scaled = np.clip(scaled, -LARGEST_SCALED, LARGEST_SCALED)
+    halves: NDArray[np.float16] = scaled.astype("<f2")
     return exponent.to_bytes(2, "big", signed=True) + halves.tobytes()
 
 

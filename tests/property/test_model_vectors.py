@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import MalformedError
@@ -47,6 +47,7 @@ def test_another_length_is_no_model(spec: ModelSpec, off: int) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=50), st.sampled_from(Precision))
+@example([3.401992901712019e38, -3.4028234663852886e38], Precision.FLOAT16)  # rounds up to 2^128
 def test_any_step_of_finite_floats_travels(values: list[float], precision: Precision) -> None:
     delta = np.array(values, dtype=np.float64)
     update = Update(1, 0.0, 1, 1, precision, delta_to_bytes(delta, precision))
