@@ -100,7 +100,7 @@ async def served(world: World) -> AsyncIterator[Served]:
     server = RpcServer(
         "127.0.0.1:0", world.files("node", "node-0", identity.key.public_key), "127.0.0.1:0",
         role_rules={BLOBS: ["miner"], f"{BLOBS}/Write": ["requester"]}, identity=identity,
-        limits=CallerLimits(rate=50, burst=20, concurrent=3),
+        limits=CallerLimits(rate=0.5, burst=20, concurrent=3),
     )  # fmt: skip
     servicer = Scripted()
     server.add(blob_pb2_grpc.add_BlobServiceServicer_to_server, servicer, BLOBS)
@@ -256,7 +256,7 @@ async def test_a_caller_above_its_rate_is_refused_and_another_is_not(world: Worl
             for _ in range(40):
                 await stat(on)
 
-        with pytest.raises(LimitError, match="more than 50 times a second"):
+        with pytest.raises(LimitError, match="more than 0.5 times a second"):
             await hurry()
     async with served.channel(world.files("miner", "modest")) as on:
         await stat(on)
