@@ -33,6 +33,12 @@ JUDGING_SHARE = 0.25
 """How much longer than its timeout a round may take, to find out whose updates ruin the model."""
 MOST_BLAMED_APART = 32
 """Up to so many updates, each is judged by what the step is without it: as many aggregations as updates, for each refused."""
+SHORTENED = tuple(0.5**power for power in range(1, 6))
+"""Parts of a step that are tried where no whole one is fit: a half to a thirty-second."""
+MOST_SHORTENED = 8
+"""Of so many sets of updates shortened steps are tried."""
+BLAME_SHARE = 0.6
+"""Part of the time for judging in which the guilty are looked for; the rest is for shortened steps."""
 MIN_ROUND_S = 0.05
 MAX_EXAMPLES = 1 << 31
 
@@ -292,20 +298,50 @@ class RoundLoop:
         before = state.best_score or self._evaluate(state.weights)
         # A round that waited for its timeout has some time left, and no round goes on for ever.
         until = min(self._deadline, max(current.ends, self._now() + JUDGING_SHARE * self.rules.round_timeout_s))
-        while True:
+        blaming = self._now() + BLAME_SHARE * (until - self._now())
+        blamed: dict[bytes, str] = {}
+        sets: list[list[Accepted]] = []
+        while len(kept) >= max(1, self.rules.quorum) and (not sets or self._now() < blaming):
             delta = self._aggregate(current.number, kept)
             after = self._score_after(delta)
             if not is_harm(before, after, self.rules.practice_floor):
-                return kept, self._better_of(current.number, kept, delta, after)
-            worst, why = self._worst(current.number, kept, until)
+                current.refused |= blamed
+                return kept, self._better_of(current.number, kept, delta, after, until)
+            sets.append(kept)
+            worst, why = self._worst(current.number, kept, blaming)
             kept = cap_weights([u for u in kept if u is not worst], self.rules.weight_factor)
-            current.refused[worst.miner] = (
+            blamed[worst.miner] = (
                 f"harm: the round's step left {after.correct} of {after.total} practice rows right, {before.correct} were; "
                 f"{why}"
             )
-            if len(kept) < self.rules.quorum or self._now() >= until:
-                current.refused |= {u.miner: "no step of this round was fit to be taken" for u in kept}
-                return [], None
+        found, shorter = self._shortened(current.number, sets, until)
+        if shorter is None:
+            current.refused |= {u.miner: "no step of this round was fit to be taken" for u in kept} | blamed
+        else:
+            counted = {u.miner for u in found}
+            current.refused |= {miner: why for miner, why in blamed.items() if miner not in counted}
+        return found, shorter
+
+    def _shortened(
+        self, number: int, sets: list[list[Accepted]], until: float
+    ) -> tuple[list[Accepted], NDArray[np.float64] | None]:
+        """A part of the step of one of these sets, and the set: the best that brings the model forward; None if none does.
+
+        A whole step may do harm although its direction is right: gradients are for short steps. Without this a model from which
+        every whole step does harm would stay as it is for ever, for the next round begins at the same weights.
+        """
+        present = self._score_now()
+        best, found, step = present, list[Accepted](), None
+        for kept in _spread(sets, MOST_SHORTENED):
+            robust = self._fallback if len(kept) >= 3 else None
+            whole = (robust or self._aggregate)(number, kept)
+            for part in SHORTENED:
+                if self._now() >= until:
+                    return found, step
+                score = self._score_after(part * whole)
+                if _is_better(score, best):
+                    best, found, step = score, kept, part * whole
+        return found, step
 
     def _worst(self, number: int, kept: list[Accepted], until: float) -> tuple[Accepted, str]:
         """Whose update to leave out, and its score. After ``until`` the choice is among those judged by then."""
@@ -324,16 +360,24 @@ class RoundLoop:
         _, worst, score = min(judged, key=lambda entry: entry[0])
         return worst, f"{'without this update it' if rest_counts else 'this update alone'} leaves {score.correct}"
 
-    def _better_of(self, number: int, kept: list[Accepted], delta: NDArray[np.float64], after: Score) -> NDArray[np.float64]:
-        """The step, or the fallback's where the step does not bring the model forward and the fallback's does more."""
-        if self._fallback is None or len(kept) < 3:
-            return delta
-        if self._present is None:
-            self._present = self._evaluate(self.state.weights)
-        if _is_better(after, self._present):
+    def _better_of(
+        self, number: int, kept: list[Accepted], delta: NDArray[np.float64], after: Score, until: float
+    ) -> NDArray[np.float64]:
+        """The step; where it does not bring the model forward, the fallback's or a part of that, if it does more."""
+        if self._fallback is None or len(kept) < 3 or _is_better(after, self._score_now()):
             return delta
         other = self._fallback(number, kept)
-        return other if _is_better(self._score_after(other), after) else delta
+        if _is_better(score := self._score_after(other), after):
+            delta, after = other, score
+        if not _is_better(after, self._score_now()):
+            _, shorter = self._shortened(number, [kept], until)
+            delta = delta if shorter is None else shorter
+        return delta
+
+    def _score_now(self) -> Score:
+        if self._present is None:
+            self._present = self._evaluate(self.state.weights)
+        return self._present
 
     def _score_after(self, delta: Floats) -> Score:
         # A step may be too long for the forward pass: what overflows scores nothing, and that is all that counts.
@@ -363,6 +407,13 @@ class RoundLoop:
             current.number, self._now() - current.started, current.participants, accepted, current.refused, score, loss,
             current.bytes_up, current.bytes_down, claimed,
         )  # fmt: skip
+
+
+def _spread(sets: list[list[Accepted]], most: int) -> list[list[Accepted]]:
+    """At most so many of them, evenly, with the first and the last."""
+    if len(sets) <= most:
+        return sets
+    return [sets[round(index * (len(sets) - 1) / (most - 1))] for index in range(most)]
 
 
 def is_harm(before: Score, after: Score, floor: float) -> bool:

@@ -21,6 +21,7 @@ from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, tab
 from services.testnet.bundles import is_made, make_bundles
 from services.testnet.compose import TASKS, compose_file
 from services.testnet.data import OwnData
+from services.testnet.invite import ROLES, default_name
 from services.testnet.invite import invite as make_invitation
 from services.testnet.layout import Layout, Shape, load_layout, make_layout
 from services.testnet.places import containers, on_hosts, read_hosts
@@ -193,32 +194,36 @@ async def invite(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; must be missing or empty.")],
     name: Annotated[
         str | None,
-        typer.Option(
-            help="Name of the newcomer: lower-case letters, digits, hyphens; default: guest0, for a node node-guest0."
-        ),
+        typer.Option(help="Name of the newcomer: lower-case letters, digits, hyphens; default: guest0, or ROLE-guest0."),
     ] = None,
-    role: Annotated[str, typer.Option(help="miner or node.")] = "miner",
+    role: Annotated[str, typer.Option(help=f"One of {', '.join(ROLES)}.")] = "miner",
     listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Where a node will be reached; default: a free port of this machine."),
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where the newcomer, if no miner, will be reached; it takes four ports from there on. Default: free ports of "
+            "this machine.",
+        ),
     ] = None,
     net: NetOption = None,
 ) -> None:
-    """Write what a new miner or node needs to join a testnet: certificate, private key, account, genesis document.
+    """Write what a newcomer needs to join a network that runs: certificate, private key, account, genesis document.
 
     Give the folder to whoever runs it; it holds secrets. Only who has the network's authority (the folder `ca`) can invite.
-    A node follows the chain at once; docs/validators.md says how it comes to vote.
+    For all but a miner it is a bundle: `pofl join DIR` runs it, `pofl doctor DIR` looks what is in its way. Its account is
+    empty: `pofl transfer` pays a pool its bonds, a requester her bonds and rewards. A node follows the chain at once;
+    docs/validators.md says how it comes to vote.
 
     Example: pofl testnet invite miner && pofl run miner --home miner --pool 127.0.0.1:20016 --data share.npz
 
-    Example: pofl testnet invite late --role node --name late && pofl run node --config late/config.toml
+    Example: pofl testnet invite late --role pool --listen 192.0.2.9:7000 --net net/operator && pofl join late
     """
     layout = load_layout(net or newest_testnet())
-    chosen = name or ("guest0" if role == "miner" else "node-guest0")
+    chosen = name or default_name(role)
     key = make_invitation(layout, out, chosen, role, listen)
     console.print(f"{out}: an invitation for {chosen}, account {key.public_key.hex()}", highlight=False)
-    if role == "node":
-        console.print(f"start it: pofl run node --config {out / 'config.toml'}", highlight=False)
+    if role != "miner":
+        console.print(f"start it: pofl join {out}", highlight=False)
         return
     for pool in layout.of("pool"):
         console.print(f"join {pool.name}: pofl run miner --home {out} --pool {pool.listen} --data DATA", highlight=False)

@@ -1,23 +1,24 @@
 """What happens around every call that is served.
 
-In this order, cheap checks first: who calls, may they, is there a deadline, are they within their limits; then the
-request is decoded and the method runs. Whatever it raises leaves as a status: an error of the tree by the table of
-services/rpc/errors.py, anything else as INTERNAL with an identifier that is also in the log.
+In this order, cheap checks first: who calls, may they, is there a deadline, are they within their limits; only then the
+request is read, for a limited time, and decoded, and the method runs. Whatever it raises leaves as a status: an error of
+the tree by the table of services/rpc/errors.py, anything else as INTERNAL with an identifier that is also in the log.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import StatusCode, aio
 
-from core.errors import MalformedError, PoflError
+from core.errors import DeadlineError, MalformedError, PoflError
 from services.rpc.auth import RoleRules, caller
 from services.rpc.errors import to_status
 from services.rpc.limits import Limiter
@@ -37,6 +38,9 @@ WITHOUT_DEADLINE = frozenset(
     {"/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}
 )
 
+REQUEST_SECONDS: Final = 30.0
+"""For a single request to arrive whole, 4 MiB at most. Who sends it byte by byte would keep a place for ever."""
+
 # gRPC's classes are generic for the type checker only.
 if TYPE_CHECKING:
     _Base = aio.ServerInterceptor[Any, Any]
@@ -48,9 +52,12 @@ else:
 class Interceptor(_Base):
     """Wraps every method of a server. Without ``rules`` every caller may call everything (the operator's port)."""
 
-    def __init__(self, rules: RoleRules | None, limiter: Limiter | None) -> None:
+    def __init__(
+        self, rules: RoleRules | None, limiter: Limiter | None, request_seconds: float = REQUEST_SECONDS
+    ) -> None:
         self._rules = rules
         self._limiter = limiter
+        self._request_seconds = request_seconds
 
     async def intercept_service(
         self,
@@ -64,13 +71,14 @@ class Interceptor(_Base):
     def _wrap(self, method: str, handler: Any) -> Any:
         decode: Callable[[bytes], Any] = handler.request_deserializer or bytes
 
-        async def one_to_one(data: bytes, context: Context) -> Any:
+        async def one_to_one(requests: AsyncIterator[bytes], context: Context) -> Any:
             async with self._guard(method, context):
-                return await handler.unary_unary(_decoded(decode, data), context)
+                return await handler.unary_unary(decode(await self._single(method, requests)), context)
 
-        async def one_to_many(data: bytes, context: Context) -> AsyncIterator[Any]:
+        async def one_to_many(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
             async with self._guard(method, context):
-                async for message in _messages(handler.unary_stream(_decoded(decode, data), context)):
+                request = decode(await self._single(method, requests))
+                async for message in _messages(handler.unary_stream(request, context)):
                     yield message
 
         async def many_to_one(requests: AsyncIterator[Any], context: Context) -> Any:
@@ -82,20 +90,27 @@ class Interceptor(_Base):
                 async for message in _messages(handler.stream_stream(requests, context)):
                     yield message
 
-        # A single request is decoded by us, after the checks. A stream's requests are decoded by gRPC as they are
+        # Every method is served as one whose requests are a stream: what travels is the same, and gRPC hands us the call when
+        # its head is there, where for a single request it would first wait, for ever, until that is whole. A single
+        # request is decoded by us, after the checks. A stream's requests are decoded by gRPC as they are
         # read, so that a method may also read them one by one from its context.
-        make: Any
-        streams = (handler.request_streaming, handler.response_streaming)
-        if streams == (False, False):
-            return grpc.unary_unary_rpc_method_handler(one_to_one, None, handler.response_serializer)
-        if streams == (False, True):
-            make, behaviour = grpc.unary_stream_rpc_method_handler, one_to_many
-            return make(behaviour, None, handler.response_serializer)
-        if streams == (True, False):
-            make = grpc.stream_unary_rpc_method_handler
-            return make(many_to_one, handler.request_deserializer, handler.response_serializer)
-        make = grpc.stream_stream_rpc_method_handler
-        return make(many_to_many, handler.request_deserializer, handler.response_serializer)
+        make: Any = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+        if handler.request_streaming:
+            behaviour: Any = many_to_many if handler.response_streaming else many_to_one
+            return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return make(one_to_many if handler.response_streaming else one_to_one, None, handler.response_serializer)
+
+    async def _single(self, method: str, requests: AsyncIterator[bytes]) -> bytes:
+        """The one request of a call. Raises DeadlineError, MalformedError."""
+        try:
+            async with asyncio.timeout(self._request_seconds):
+                return await anext(aiter(requests))
+        except TimeoutError:
+            raise DeadlineError(
+                f"the request of {method} did not arrive whole within {self._request_seconds:g} s", method=method
+            ) from None
+        except StopAsyncIteration:
+            raise MalformedError(f"{method} was called without a request, or with one that is too large") from None
 
     @asynccontextmanager
     async def _guard(self, method: str, context: Context) -> AsyncIterator[None]:
@@ -157,10 +172,6 @@ async def _abort(
     """End the call with a status, unless its caller has gone away."""
     if not (context.cancelled() or context.done()):
         await context.abort(status, details, trailers)
-
-
-def _decoded(decode: Callable[[bytes], Any], data: bytes) -> Any:
-    return decode(data)
 
 
 async def _messages(replies: Any) -> AsyncIterator[Any]:

@@ -9,7 +9,7 @@
     <out>/user/     genesis.json  testnet.json  user/       asks the network questions: `pofl ... --net <out>/user`
 
 The generator sees every key once, as one who sets up a network of his own may; what it made outside the bundles is removed.
-Whoever joins later makes keys himself (`pofl testnet invite`, docs/validators.md).
+Who joins later gets a bundle of one process from `services.testnet.invite`; its configuration lies at the top.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,9 +28,10 @@ from services.testnet.data import OwnData
 from services.testnet.layout import MODULES, Layout, Member, Places, Shape, make_layout
 from services.testnet.supervisor import ProcessSpec
 
-__all__ = ["BUNDLE", "Bundle", "is_made", "make_bundles", "read_bundle"]
+__all__ = ["BUNDLE", "Bundle", "is_made", "make_bundles", "read_bundle", "write_start"]
 
 BUNDLE: Final = "bundle.json"
+CONFIG: Final = "config.toml"
 OPERATOR: Final = "operator"
 USER: Final = "user"
 ROWS: Final = {"requester": ("test", "practice"), "provider": ("provider",)}
@@ -50,7 +51,7 @@ Wants=network-online.target
 User=pofl
 Group=pofl
 WorkingDirectory=/var/lib/pofl
-ExecStart=/opt/pofl/bin/pofl run {role} --config /var/lib/pofl/{name}/config.toml
+ExecStart=/opt/pofl/bin/pofl run {role} --config /var/lib/pofl/{config}
 Environment=OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 Restart=on-failure
 RestartSec=5
@@ -81,12 +82,17 @@ class Bundle:
     folder: Path
     processes: tuple[tuple[str, str], ...]
     """(name, role), in order of start."""
+    is_flat: bool = False
+    """An invitation: one process, with its files at the top of the folder instead of in one of its name."""
 
     def specs(self) -> list[ProcessSpec]:
         return [
-            ProcessSpec(name, role, MODULES[role], self.folder / name / "config.toml", self.folder / "logs" / f"{name}.log")
+            ProcessSpec(
+                name, role, MODULES[role], (self.folder if self.is_flat else self.folder / name) / CONFIG,
+                self.folder / "logs" / f"{name}.log",
+            )
             for name, role in self.processes
-        ]
+        ]  # fmt: skip
 
 
 def make_bundles(out: Path, shape: Shape, places: Places, data: OwnData | None = None, owner: int | None = None) -> Layout:
@@ -128,8 +134,9 @@ def read_bundle(folder: Path) -> Bundle:
     """A host's bundle. Raises ConfigError."""
     path = folder / BUNDLE
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["processes"]
-        processes = tuple((str(item["name"]), str(item["role"])) for item in listed)
+        read = json.loads(path.read_text(encoding="utf-8"))
+        processes = tuple((str(item["name"]), str(item["role"])) for item in read["processes"])
+        is_flat = read.get("flat", False) is True
     except OSError:
         raise ConfigError(f"{folder} is no bundle of a host: `pofl testnet init --hosts FILE` makes one for each") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -139,7 +146,22 @@ def read_bundle(folder: Path) -> Bundle:
             raise ConfigError(f"{path}: {role!r} is no role")
         if "/" in name or name.startswith("."):
             raise ConfigError(f"{path}: {name!r} is no name")
-    return Bundle(folder, processes)
+    if is_flat and len(processes) != 1:
+        raise ConfigError(f"{path} is damaged ({len(processes)} processes in an invitation for one): fetch the bundle again")
+    return Bundle(folder, processes, is_flat)
+
+
+def write_start(folder: Path, chain_id: bytes, processes: Sequence[tuple[str, str]], *, is_flat: bool = False) -> None:
+    """What makes a folder a bundle: its list of (name, role), the start script, and a unit of systemd for each. Raises OSError."""
+    units = folder / "systemd"
+    units.mkdir(exist_ok=True)
+    for name, role in processes:
+        config = CONFIG if is_flat else f"{name}/{CONFIG}"
+        (units / f"pofl-{name}.service").write_text(UNIT.format(name=name, role=role, config=config), encoding="utf-8")
+    (folder / "start").write_text(START, encoding="utf-8")
+    (folder / "start").chmod(0o755)
+    listed: dict[str, object] = {"chain": chain_id.hex(), "processes": [{"name": n, "role": r} for n, r in processes]}
+    (folder / BUNDLE).write_text(json.dumps(listed | ({"flat": True} if is_flat else {}), indent=1) + "\n", encoding="utf-8")
 
 
 def _check_empty(out: Path) -> None:
@@ -157,16 +179,7 @@ def _write_host(layout: Layout, members: Sequence[Member], to: Path) -> None:
     rows = [name for m in members for name in ([m.name] if m.role == "miner" else ROWS.get(m.role, ()))]
     files = [f"data/{name}.npz" for name in dict.fromkeys(rows)]
     _write_folder(layout, to, ["genesis.json", *(m.name for m in members), *files])
-    units = to / "systemd"
-    units.mkdir(exist_ok=True)
-    for member in members:
-        (units / f"pofl-{member.name}.service").write_text(UNIT.format(name=member.name, role=member.role), encoding="utf-8")
-    (to / "start").write_text(START, encoding="utf-8")
-    (to / "start").chmod(0o755)
-    listed: Mapping[str, object] = {
-        "chain": layout.genesis.chain_id.hex(), "processes": [{"name": m.name, "role": m.role} for m in members],
-    }  # fmt: skip
-    (to / BUNDLE).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    write_start(to, layout.genesis.chain_id, [(m.name, m.role) for m in members])
 
 
 def _write_folder(layout: Layout, to: Path, parts: Sequence[str]) -> None:

@@ -25,7 +25,9 @@ from typing import Final
 from core.errors import ConfigError
 from services.testnet.layout import Place, Places
 
-__all__ = ["ADMIN_PORT", "METRICS_PORT", "PORT", "Host", "containers", "on_hosts", "read_hosts"]
+__all__ = [
+    "ADMIN_PORT", "LAST_PORT", "METRICS_PORT", "PORT", "PORTS_EACH", "Host", "containers", "on_hosts", "place", "read_hosts",
+]  # fmt: skip
 
 PORT: Final = 7000
 """Of every process in a container of its own; then the operator's, the metrics', and Flower's."""
@@ -34,6 +36,7 @@ METRICS_PORT: Final = PORT + 2
 LOOPBACK: Final = "127.0.0.1"
 ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - listened on, never advertised
 PORTS_EACH: Final = 4
+LAST_PORT: Final = 65_535
 MOST_HOSTS: Final = 256
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -64,7 +67,7 @@ class Host:
             ipaddress.ip_address(self.listen.strip("[]"))
         except ValueError:
             raise ConfigError(f"host {self.name}: listen is {self.listen!r}, it must be an address of the host") from None
-        if not 1 <= self.first_port <= 65_535:
+        if not 1 <= self.first_port <= LAST_PORT:
             raise ConfigError(f"host {self.name}: first_port is {self.first_port}, it must be from 1 to 65535")
 
 
@@ -72,6 +75,20 @@ def containers(names: Sequence[tuple[str, str]]) -> list[Place]:
     """Each process in a container whose name in the network is the process's own."""
     # Prometheus is a container beside them. Nothing of this port is published, and no secret is in it.
     return [replace(_place(name, name, ANYWHERE, PORT), metrics=f"{ANYWHERE}:{METRICS_PORT}") for name, _ in names]
+
+
+def place(address: str, port: int) -> Place:
+    """Of one process, reached at ``address`` from outside: it listens there if that is an address, everywhere if it is a name.
+
+    Raises ConfigError for what nobody can dial.
+    """
+    if not _is_dialled(address):
+        raise ConfigError(f"{address!r} cannot be dialled: give the name or address that others use")
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return _place("", address, ANYWHERE, port)
+    return replace(_place("", address, address, port), bind="", fleet_bind="")
 
 
 def read_hosts(path: Path) -> tuple[Host, ...]:
@@ -105,7 +122,7 @@ def on_hosts(hosts: Sequence[Host]) -> Places:
         for name, _ in names:
             host = home[name]
             port = host.first_port + PORTS_EACH * next(numbers[host.name])
-            if port + PORTS_EACH - 1 > 65_535:
+            if port + PORTS_EACH - 1 > LAST_PORT:
                 raise ConfigError(f"host {host.name}: no port is left for {name}: lower first_port")
             made.append(_place(host.name, host.address, host.listen, port))
         return made

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from core.ids import AccountId, Amount, Correct, Height
 from core.verification.audit_node import AuditedClaim, PoolFault, Valid
 from core.verification.evaluation_pool import EvaluationResult
 from core.verification.messages import Envelope
+from requester import app
 from requester.data import load_rows, scored_test_set
 from services.rpc.convert_verify import envelope_from_proto, envelope_to_proto
 from services.rpc.errors import translate
@@ -274,15 +275,19 @@ async def test_a_dead_caller_frees_its_place(world: World) -> None:
         call = verify_pb2_grpc.VerifyServiceStub(world.channel("node", name)).CheckStored(requests(), timeout=60)
         await call.read()
         silent.append(call)
-    started = time.monotonic()
-    await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1"), 10.0)
-    assert time.monotonic() - started < 5  # the slow ones lose their places after session_ms
+    # The slow ones lose their places after session_ms, long before they would leave.
+    await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1"), 50.0)
     with pytest.raises(UnavailableError, match="others wait"), translate("requester"):
         await silent[0].read()
     silent[1].cancel()
 
 
-async def test_a_caller_who_vanishes_frees_its_place_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_caller_who_vanishes_frees_its_place_at_once(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = app.session_limits
+    # A place that is kept is kept for longer than anything here takes.
+    monkeypatch.setattr(app, "session_limits", lambda role: replace(limits(role), slot_s=60.0))
     await world.start()
     task = await world.chain.published()
     loaded = await world.load(task, "node", "node1")
@@ -297,9 +302,7 @@ async def test_a_caller_who_vanishes_frees_its_place_at_once(world: World, caplo
             call = verify_pb2_grpc.VerifyServiceStub(world.channel("node", name)).CheckStored(requests(), timeout=60)
             await call.read()
             call.cancel()
-    started = time.monotonic()
-    await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1"), 10.0)
-    assert time.monotonic() - started < 1.9  # before anybody's session_ms is over
+    await check_stored(world.channel("node", "node1"), stored_machine(loaded, "node1"), 50.0)
     assert "failed unexpectedly" not in caplog.text
 
 

@@ -185,7 +185,7 @@ async def test_silence_ends_at_the_deadline(line: Line) -> None:
     assert "did not answer within 0.6 s" in finding.reason
     with pytest.raises(DeadlineError):
         await check_stored(line.channel, stored_machine(), 0.6)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 async def test_a_used_up_attempt_is_no_finding(line: Line) -> None:

@@ -153,10 +153,14 @@ def test_an_invited_node_has_a_configuration_that_is_complete(folder: Path) -> N
     assert ip_address("10.0.0.9") in names.get_values_for_type(x509.IPAddress)
     with pytest.raises(ConfigError, match=r"--listen is '10\.0\.0\.9': it must be HOST:PORT"):
         invite(layout, folder / "other", "other", "node", "10.0.0.9")
-    with pytest.raises(ConfigError, match="--role is 'pool': it must be miner or node"):
-        invite(layout, folder / "other", "other", "pool")
+    with pytest.raises(ConfigError, match="--role is 'provider': it must be one of miner, node, pool, requester, platform"):
+        invite(layout, folder / "other", "other", "provider")
     with pytest.raises(ConfigError, match="a miner listens nowhere"):
         invite(layout, folder / "other", "other", "miner", "10.0.0.9:1")
+    with pytest.raises(ConfigError, match="takes four ports from there on, up to 65535"):
+        invite(layout, folder / "other", "other", "node", "10.0.0.9:65533")
+    with pytest.raises(ConfigError, match="cannot be dialled"):
+        invite(layout, folder / "other", "other", "node", "0.0.0.0:7000")
     assert not (folder / "other").exists()
 
 

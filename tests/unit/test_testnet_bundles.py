@@ -12,13 +12,17 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from core.errors import ConfigError
+from node.config import NodeConfig
+from pool.manager.config import PoolConfig
+from requester.config import RequesterConfig
 from services.cli.main import app
 from services.platform.config import PlatformConfig
 from services.rpc import tls
-from services.rpc.role import open_role
+from services.rpc.role import RoleConfig, open_role
 from services.runtime.config import advertised, load
 from services.testnet.bundles import is_made, make_bundles, read_bundle
-from services.testnet.layout import Layout, Shape, load_layout
+from services.testnet.invite import invite
+from services.testnet.layout import Layout, Shape, load_layout, make_layout
 from services.testnet.places import Host, containers, on_hosts, read_hosts
 
 SHAPE = Shape(nodes=2, pools=1, miners=2, tasks=5)
@@ -126,6 +130,55 @@ def test_users_and_operators_find_the_network(hosted: tuple[Path, Layout]) -> No
     assert (out / "guest" / "tls.key").is_file()
 
 
+@pytest.mark.parametrize(
+    ("role", "config"),
+    [("node", NodeConfig), ("pool", PoolConfig), ("requester", RequesterConfig), ("platform", PlatformConfig)],
+)
+def test_an_invitation_is_a_bundle_of_one_process(
+    hosted: tuple[Path, Layout], tmp_path: Path, role: str, config: type[RoleConfig]
+) -> None:
+    out, layout = hosted
+    key = invite(load_layout(out / "operator"), tmp_path / "late", "late", role, "192.0.2.9:7000")
+    bundle = read_bundle(tmp_path / "late")
+    (spec,) = bundle.specs()
+    assert (bundle.processes, spec.config) == ((("late", role),), tmp_path / "late" / "config.toml")
+    assert os.access(tmp_path / "late" / "start", os.X_OK)
+    unit = (tmp_path / "late" / "systemd" / "pofl-late.service").read_text()
+    assert f"pofl run {role} --config /var/lib/pofl/config.toml\n" in unit
+    opened = open_role(load(config, spec.config, {}))
+    assert (opened.genesis, opened.account) == (layout.genesis, key.public_key)
+    assert opened.cfg.peers.nodes == tuple(m.listen for m in layout.of("node"))
+    assert (opened.cfg.listen, opened.cfg.advertise) == ("192.0.2.9:7000", "")
+    assert (opened.cfg.admin_listen, opened.cfg.metrics_listen) == ("127.0.0.1:7001", "127.0.0.1:7002")
+    if isinstance(opened.cfg, PoolConfig):
+        assert (opened.cfg.fleet_listen, opened.cfg.fleet_advertise) == ("192.0.2.9:7003", "")
+        assert opened.cfg.training.seed not in range(1, layout.shape.pools + 1)
+    if isinstance(opened.cfg, RequesterConfig):
+        assert opened.cfg.peers.platforms == (layout.of("platform")[0].listen,)
+
+
+def test_an_invited_process_with_a_name_listens_everywhere_and_tells_the_name(
+    hosted: tuple[Path, Layout], tmp_path: Path
+) -> None:
+    invite(load_layout(hosted[0] / "operator"), tmp_path / "late", "late", "pool", "late.example.org:7000")
+    cfg = load(PoolConfig, tmp_path / "late" / "config.toml", {})
+    assert (cfg.listen, advertised(cfg, cfg.listen)) == ("0.0.0.0:7000", "late.example.org:7000")
+    assert (cfg.fleet_listen, cfg.fleet_advertise) == ("0.0.0.0:7003", "late.example.org:7003")
+    certificate = x509.load_pem_x509_certificate((tmp_path / "late" / "tls.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "late.example.org" in names.get_values_for_type(x509.DNSName)
+
+
+def test_invited_processes_of_this_machine_take_ports_of_nobody(tmp_path: Path) -> None:
+    layout = make_layout(tmp_path / "net", SHAPE)
+    taken = {a for m in layout.members for a in (m.listen, m.admin, m.metrics, m.fleet)}
+    invite(layout, tmp_path / "late", "late", "pool")
+    cfg = load(PoolConfig, tmp_path / "late" / "config.toml", {})
+    own = {cfg.listen, cfg.admin_listen, cfg.metrics_listen, cfg.fleet_listen}
+    assert len(own) == 4
+    assert not own & taken
+
+
 def test_init_makes_a_network_once(boxed: tuple[Path, Layout]) -> None:
     out, layout = boxed
     assert is_made(out)
@@ -209,4 +262,7 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
         read_bundle(tmp_path)
     (tmp_path / "bundle.json").write_text('{"processes": [{"name": "x", "role": "king"}]}')
     with pytest.raises(ConfigError, match="'king' is no role"):
+        read_bundle(tmp_path)
+    (tmp_path / "bundle.json").write_text('{"flat": true, "processes": []}')
+    with pytest.raises(ConfigError, match="0 processes in an invitation for one"):
         read_bundle(tmp_path)
