@@ -152,7 +152,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def write_start(folder: Path, chain_id: bytes, processes: Sequence[tuple[str, str]], *, is_flat: bool = False) -> None:
-    """What makes a folder a bundle: its list of (name, role), the start script, and a unit of systemd for each. Raises OSError."""
+    """What makes a folder a bundle: the list of (name, role), the start script, a systemd unit for each. Raises OSError."""
     units = folder / "systemd"
     units.mkdir(exist_ok=True)
     for name, role in processes:
