@@ -175,7 +175,7 @@ def test_a_script_sends_and_proves_and_goes_on_after_a_kill(served: Served) -> N
 
 
 async def test_many_scripts_share_one_loop(served: Served) -> None:
-    node = AsyncNode(served.address, served.tls)
+    node = AsyncNode(served.address, served.tls, timeout=60)
     try:
         # Not open yet: all of them open it at once.
         tips = await asyncio.gather(*(node.tip() for _ in range(20)))

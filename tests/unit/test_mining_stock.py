@@ -205,10 +205,10 @@ def test_who_stalls_stalls_alone(rows: Path) -> None:
         asked = fleet.instruct(b"\0" * 10, sorted(fleet.known()), 1, 30.0)
         got: set[str] = set()
         started = time.monotonic()
-        while len(got) < 2 and time.monotonic() < started + 5:
+        while len(got) < 2 and time.monotonic() < started + 20:
             got |= {reply.instruction_id for reply in fleet.collect(set(asked), 0.2)}
         assert len(got) == 2
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 25
     finally:
         grid.never.set()
         fleet.close()
