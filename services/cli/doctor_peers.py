@@ -164,22 +164,35 @@ async def clock(subject: Subject, seconds: float) -> list[Finding]:
             try:
                 channel = connect(address, subject.tls, expect_role=role, caller=_identity(subject).caller)
             except PoflError as error:
-                return [Finding("note", name, "clock", f"not compared: {error.message}")]
+                return [_unknown(name, error.message)]
             stack.push_async_callback(channel.close, None)
             clients.append((address, channel))
-        chain = ChainClient(clients)
-        try:
-            async with asyncio.timeout(seconds):
-                tip = await chain.tip()
-                async for view in chain.watch_blocks(Height(tip.height + 1)):
-                    off = time.time_ns() // 1_000_000 - view.header.timestamp_ms
-                    return [_judged(name, off)]
-        except TimeoutError:
-            text = f"not compared: no new block within {seconds:g} s"
-            return [Finding("note", name, "clock", text, "if the chain stands still, look at the nodes (docs/operations.md)")]
-        except PoflError as error:
-            return [Finding("note", name, "clock", f"not compared: {error.message}")]
-    return [Finding("note", name, "clock", "not compared: no node is known")]
+        return [await _compared(name, ChainClient(clients), seconds)] if clients else [_unknown(name, "no node is known")]
+
+
+async def _compared(name: str, chain: ChainClient, seconds: float) -> Finding:
+    """By the block that came fastest after its time: on a busy host, or over a slow line, one alone can be late."""
+    best: int | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            tip = await chain.tip()
+            async for view in chain.watch_blocks(Height(tip.height + 1)):
+                off = time.time_ns() // 1_000_000 - view.header.timestamp_ms
+                best = off if best is None else min(best, off)
+                if best <= CLOCK_OFF_MS:
+                    return _judged(name, best)
+    except TimeoutError:
+        if best is None:
+            advice = "if the chain stands still, look at the nodes (docs/operations.md)"
+            return Finding("note", name, "clock", f"not compared: no new block within {seconds:g} s", advice)
+    except PoflError as error:
+        if best is None:
+            return _unknown(name, error.message)
+    return _unknown(name, "the nodes end their streams of blocks") if best is None else _judged(name, best)
+
+
+def _unknown(name: str, why: str) -> Finding:
+    return Finding("note", name, "clock", f"not compared: {why}")
 
 
 def _judged(name: str, off_ms: int) -> Finding:

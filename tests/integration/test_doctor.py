@@ -279,6 +279,29 @@ async def test_a_clock_that_is_off_is_named(
     assert (side or "") in finding.text
 
 
+async def test_one_late_block_is_no_clock_that_is_off(net: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a busy host or a slow line adds is only ever too much: the fastest block tells, and a clock behind tells at once."""
+    late = [30_000, 9_000, 400]
+
+    class Chain:
+        def __init__(self, nodes: object) -> None: ...
+
+        async def tip(self) -> Any:
+            return SimpleNamespace(height=7)
+
+        async def watch_blocks(self, height: int) -> AsyncIterator[Any]:
+            for off in late:
+                yield SimpleNamespace(header=SimpleNamespace(timestamp_ms=time.time_ns() // 1_000_000 - off))
+
+    monkeypatch.setattr(doctor_peers, "ChainClient", Chain)
+    (finding,) = await doctor_peers.clock(subject(net), 60.0)
+    assert finding.level == "ok", finding
+    late.pop()
+    (finding,) = await doctor_peers.clock(subject(net), 60.0)
+    assert finding.level == "bad"
+    assert "9.0 s ahead of" in finding.text
+
+
 async def test_without_a_block_the_clock_is_not_judged(net: Layout) -> None:
     (finding,) = await doctor_peers.clock(subject(net), 0.2)
     assert finding.level == "note"
