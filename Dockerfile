@@ -41,6 +41,9 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheel . \
  && pip --python /opt/pofl/bin/python install --no-deps --no-index --prefix /opt/program /wheel/*.whl
 
 FROM ${PYTHON_IMAGE} AS base
+# Some Python images come without compiled modules. Nothing can be compiled later: the root is read-only.
+RUN python3 -m compileall -q "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
+        -x '/test/|/tests/|lib2to3|idlelib|site-packages|dist-packages'
 # A number, so that a volume's owner is the same on every host; no home, no shell, no password.
 RUN groupadd --gid 10001 pofl && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /pofl --shell /usr/sbin/nologin pofl \
  && mkdir --mode 0700 /pofl && chown pofl:pofl /pofl
@@ -50,8 +53,8 @@ WORKDIR /pofl
 VOLUME /pofl
 USER pofl
 STOPSIGNAL SIGTERM
-# Asks the process's own port on loopback; see services/runtime/probe.py.
-HEALTHCHECK --interval=10s --timeout=30s --start-period=120s --retries=3 CMD ["python", "-I", "-m", "services.runtime.probe", "127.0.0.1:7001"]
+# Asks the process's own port on loopback, and rests between two questions; see services/runtime/probe.py.
+HEALTHCHECK --interval=1s --timeout=30s --start-period=120s --retries=3 CMD ["python", "-I", "-m", "services.runtime.probe", "--patient", "127.0.0.1:7001"]
 ENTRYPOINT ["pofl"]
 CMD ["--help"]
 

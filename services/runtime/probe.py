@@ -1,22 +1,37 @@
-"""Asks a process for its health, for a container's health check: ``python -m services.runtime.probe [HOST:PORT]``.
+"""Asks a process for its health, for a container's health check: ``python -m services.runtime.probe [HOST:PORT] [--patient]``.
 
 One call of ``grpc.health.v1.Health/Check`` in plaintext, to the operator's port on loopback; exit code 0 if it says SERVING, 1
 if not. A check runs every few seconds in every container, and importing gRPC alone takes a second of a core: so this speaks the
 few frames of HTTP/2 (RFC 9113) that the one call needs, with the standard library only.
+
+``--patient`` is for engines that know one interval only, for a container's start and for the rest of it. Until the process
+has been ready once, a check waits for that and ends in that moment: nothing that starts after it waits longer than it must.
+From then on a check rests before it asks, so that many containers cost little (docs/adr/0150).
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import sys
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["DEFAULT", "HealthUnknownError", "main", "serving"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["DEFAULT", "MARK", "PATIENT", "HealthUnknownError", "main", "patient", "serving"]
 
 DEFAULT: Final = "127.0.0.1:7001"
 TIMEOUT: Final = 3.0
+PATIENT: Final = "--patient"
+MARK: Final = "/tmp/pofl-was-ready"  # noqa: S108 - in a container, where it is a file system of this start alone
+"""Is there once a check found the process ready."""
+WAIT: Final = 20.0
+"""Seconds that a check waits for the first readiness. With `TIMEOUT` less than the check's own timeout, 30 s."""
+POLL: Final = 0.5
+REST: Final = 15.0
 MOST: Final = 65_536
 """Bytes of an answer, all frames together: what is longer is no health check's."""
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -46,13 +61,38 @@ def serving(address: str, timeout: float = TIMEOUT) -> bool:
         raise HealthUnknownError(f"{address}: {error.strerror or error}") from None
 
 
+def patient(
+    address: str, mark: str = MARK, sleep: Callable[[float], None] = time.sleep, now: Callable[[], float] = time.monotonic
+) -> bool:
+    """`serving`, after a rest if ``mark`` is there; else as soon as it is so, within `WAIT`. Raises HealthUnknownError."""
+    if os.path.exists(mark):
+        sleep(REST)
+        return serving(address)
+    end = now() + WAIT
+    while True:
+        try:
+            if serving(address):
+                os.close(os.open(mark, os.O_CREAT | os.O_WRONLY, 0o600))
+                return True
+        except HealthUnknownError:
+            if now() >= end:
+                raise
+        if now() >= end:
+            return False
+        sleep(POLL)
+
+
 def main(arguments: list[str]) -> int:
     """The exit code."""
-    address = arguments[0] if arguments else DEFAULT
+    addresses = [word for word in arguments if word != PATIENT]
+    address = addresses[0] if addresses else DEFAULT
     try:
-        ready = serving(address)
+        ready = patient(address) if PATIENT in arguments else serving(address)
     except HealthUnknownError as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{error.strerror or error}: {error.filename}\n")
         return 1
     sys.stdout.write("SERVING\n" if ready else "NOT_SERVING\n")
     return 0 if ready else 1

@@ -7,16 +7,28 @@ from typing import Final
 from services.testnet.layout import Shape, process_names
 from services.testnet.places import ADMIN_PORT, PORT
 
-__all__ = ["MONITORING", "TASKS", "compose_file"]
+__all__ = [
+    "CPUS", "HEALTH", "INIT", "MEMORY", "MONITORING", "PIDS", "PUBLISHED", "TASKS", "TRAINS", "before", "compose_file",
+    "init_command",
+]  # fmt: skip
 
 TASKS: Final = 900
 """The requester can pay for so many, at the default reward; at half a minute each, seven hours."""
 USER: Final = 10001
 """Of the image."""
-MEMORY: Final = {"node": "768m", "pool": "1g", "miner": "1500m", "provider": "512m", "platform": "384m", "requester": "1g"}
+INIT: Final = "init"
+MEMORY: Final = {
+    INIT: "1g", "node": "768m", "pool": "1g", "miner": "1500m", "provider": "512m", "platform": "384m", "requester": "1g",
+}  # fmt: skip
+CPUS: Final = 1.0
+PIDS: Final = {"": 256, INIT: 64}
+"""Most processes and threads, of a process's container and of `init`."""
 TRAINS: Final = ("pool", "miner")
 PUBLISHED: Final = {"node0": 7100, "platform0": 7101, "requester0": 7102}
 """Ports on the host of the processes that users talk to."""
+
+HEALTH: Final = {"interval": 1, "timeout": 30, "retries": 3, "start_period": 120}
+"""Seconds, and how many failures in a row make a process unhealthy."""
 
 HEAD: Final = """\
 # A whole network on one machine: {shape}.
@@ -42,12 +54,13 @@ x-process: &process
   stop_grace_period: 20s
   pids_limit: 256
   healthcheck: &health
-    # grpc.health.v1 at the process's own port on loopback
-    test: [CMD, python, -I, -m, services.runtime.probe, "127.0.0.1:{admin}"]
-    interval: 10s
-    timeout: 30s
-    retries: 3
-    start_period: 120s
+    # grpc.health.v1 at the process's own port on loopback. A check waits until the process is ready for the first time; later
+    # ones rest before they ask: the interval is not what it seems (docs/adr/0150).
+    test: [CMD, python, -I, -m, services.runtime.probe, --patient, "127.0.0.1:{admin}"]
+    interval: {interval}s
+    timeout: {timeout}s
+    retries: {retries}
+    start_period: {start_period}s
   logging:
     driver: json-file
     options: {{max-size: 10m, max-file: "3"}}
@@ -164,21 +177,27 @@ def compose_file(shape: Shape) -> str:
     shape.check()
     names = process_names(shape)
     volumes = ["operator", "user", *(name for name, _, _ in names)]
+    head = HEAD.format(
+        shape=f"{shape.nodes} nodes, {shape.pools} pools of {shape.miners} miners, a provider, a platform, a requester",
+        admin=ADMIN_PORT,
+        **HEALTH,
+        command="\n".join(f'      - "{word}"' for word in init_command(shape)),
+        mounts="\n".join(f"      - {name}:/bundles/{name}" for name in volumes),
+    )
+    services = [_service(name, role, shape) for name, role, _ in names]
+    return head + "\n" + "\n".join(services) + "\nvolumes:\n" + "".join(f"  {name}:\n" for name in (*volumes, *MONITORING))
+
+
+def init_command(shape: Shape) -> list[str]:
+    """Words of the command that fills the volumes."""
     flags = {"nodes": shape.nodes, "pools": shape.pools, "miners": shape.miners, "tasks": shape.tasks or TASKS}
     command = ["testnet", "init", "--compose", "--once", "--out", "/bundles", "--owner", str(USER)]
     for flag, value in (*flags.items(), ("reward", shape.reward)):
         command += [f"--{flag}", str(value)]
-    head = HEAD.format(
-        shape=f"{shape.nodes} nodes, {shape.pools} pools of {shape.miners} miners, a provider, a platform, a requester",
-        admin=ADMIN_PORT,
-        command="\n".join(f'      - "{word}"' for word in command),
-        mounts="\n".join(f"      - {name}:/bundles/{name}" for name in volumes),
-    )
-    services = [_service(name, role, pool, shape) for name, role, pool in names]
-    return head + "\n" + "\n".join(services) + "\nvolumes:\n" + "".join(f"  {name}:\n" for name in (*volumes, *MONITORING))
+    return command
 
 
-def _service(name: str, role: str, pool: str, shape: Shape) -> str:
+def _service(name: str, role: str, shape: Shape) -> str:
     lines = [
         f"  {name}:",
         f"    <<: *{'train' if role in TRAINS else 'roles'}",
@@ -192,19 +211,19 @@ def _service(name: str, role: str, pool: str, shape: Shape) -> str:
     if name in PUBLISHED:
         lines.append(f'    ports: ["${{TESTNET_BIND:-127.0.0.1}}:{PUBLISHED[name]}:{PORT}"]')
     lines.append("    depends_on:")
-    lines += [f"      {other}: {{condition: {condition}}}" for other, condition in _before(role, pool, shape)]
+    lines += [f"      {other}: {{condition: {condition}}}" for other, condition in before(role, shape)]
     return "\n".join(lines) + "\n"
 
 
-def _before(role: str, pool: str, shape: Shape) -> list[tuple[str, str]]:
-    """What has to be there first. The requester publishes at once: a task that nobody can enter yet would be void."""
-    nodes = [f"node{i}" for i in range(shape.nodes)]
-    needed = ["init"]
-    if role == "miner":
-        needed.append(pool)
-    elif role == "requester":
-        names = process_names(shape)
-        needed += [name for name, other, _ in names if other in ("miner", "provider", "platform")]
+def before(role: str, shape: Shape) -> list[tuple[str, str]]:
+    """What has to be there first, and in which state. Nodes make blocks; then comes who trains, sells or selects.
+
+    The requester publishes at once: a task that nobody can enter yet would be void.
+    """
+    needed = {INIT: "service_completed_successfully"}
+    others = [(name, other) for name, other, _ in process_names(shape) if other != role]
+    if role == "requester":
+        needed |= {name: "service_healthy" for name, other in others if other != "node"}
     elif role != "node":
-        needed += nodes
-    return [(n, "service_completed_successfully" if n == "init" else "service_healthy") for n in needed]
+        needed |= {name: "service_healthy" for name, other in others if other == "node"}
+    return list(needed.items())

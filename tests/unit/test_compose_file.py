@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from core.errors import ConfigError
+from services.runtime.probe import PATIENT, POLL, REST, TIMEOUT, WAIT
 from services.testnet.compose import TASKS, compose_file
 from services.testnet.layout import BALANCE, Shape
 from tools.requirements import requirements
@@ -66,7 +67,11 @@ def test_every_service_has_limits_and_every_process_a_health_check(compose: dict
         assert 0 < service["cpus"] <= 1, name
         assert service["pids_limit"] <= 256, name
     for name, service in processes(compose).items():
-        assert service["healthcheck"]["test"][:5] == ["CMD", "python", "-I", "-m", "services.runtime.probe"], name
+        check = service["healthcheck"]
+        assert check["test"][:6] == ["CMD", "python", "-I", "-m", "services.runtime.probe", PATIENT], name
+        # Without --patient such an interval would cost a core; with it a longer one would delay every start.
+        assert check["interval"] == "1s", name
+        assert int(check["timeout"].removesuffix("s")) > max(WAIT + POLL, REST) + TIMEOUT, name
         assert service["restart"] == "unless-stopped", name
         assert service["logging"]["options"]["max-size"], name
     assert all(compose["services"][name]["restart"] == "no" for name in ONE_SHOT)
@@ -108,8 +113,11 @@ def test_processes_start_when_what_they_need_is_healthy(compose: dict[str, Any])
         assert needs["init"] == {"condition": "service_completed_successfully"}, name
         assert all(need == {"condition": "service_healthy"} for other, need in needs.items() if other != "init"), name
         assert set(needs) <= set(compose["services"]), name
-    assert set(compose["services"]["pool0-miner1"]["depends_on"]) == {"init", "pool0"}
-    assert {f"pool{p}-miner{m}" for p in range(2) for m in range(3)} < set(compose["services"]["requester0"]["depends_on"])
+    # Three steps and no more: each costs as long as its slowest start.
+    nodes = {f"node{i}" for i in range(4)}
+    others = set(processes(compose)) - nodes - {"requester0"}
+    needs = {name: set(service["depends_on"]) - {"init"} for name, service in processes(compose).items()}
+    assert needs == {**dict.fromkeys(nodes, set()), **dict.fromkeys(others, nodes), "requester0": others}
 
 
 def test_each_image_is_built_by_one_service(compose: dict[str, Any]) -> None:
@@ -131,7 +139,9 @@ def test_other_shapes() -> None:
 def test_the_image_runs_as_nobody_in_particular_and_holds_no_compiler() -> None:
     base = DOCKERFILE[DOCKERFILE.index(" AS base") :]
     assert re.search(r"^USER pofl$", base, re.M)
-    assert "HEALTHCHECK" in base
+    (check,) = re.findall(r"^HEALTHCHECK (.*)$", base, re.M)
+    assert check.startswith("--interval=1s --timeout=30s ")
+    assert PATIENT in check
     for word in ("apt-get", "gcc", "build-essential", "pip ", "sudo", "ADD "):
         assert word not in base, word
     assert re.findall(r"^FROM base AS (\w+)$", DOCKERFILE, re.M) == ["roles", "train"]

@@ -13,7 +13,7 @@ import pytest
 
 from services.rpc.server import RpcServer
 from services.runtime import probe
-from services.runtime.probe import HealthUnknownError, main, serving
+from services.runtime.probe import POLL, REST, TIMEOUT, WAIT, HealthUnknownError, main, patient, serving
 
 
 async def test_a_process_is_healthy_from_ready_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +33,45 @@ async def test_a_process_is_healthy_from_ready_on(capsys: pytest.CaptureFixture[
     said = capsys.readouterr()
     assert said.out == "NOT_SERVING\nSERVING\n"
     assert "Connection refused" in said.err
+
+
+async def test_a_patient_check_ends_in_the_moment_of_readiness_and_rests_from_then_on(tmp_path: Path) -> None:
+    server = RpcServer("127.0.0.1:0", None, "127.0.0.1:0", role_rules={})
+    await server.start()
+    loop, mark = asyncio.get_running_loop(), str(tmp_path / "ready")
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        """At the third look it is ready."""
+        slept.append(seconds)
+        if len(slept) == 3:
+            asyncio.run_coroutine_threadsafe(server.ready(), loop).result(60)
+
+    try:
+        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep) is True
+        assert slept == [POLL] * 3
+        assert (tmp_path / "ready").exists()
+        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep) is True
+        assert slept[3:] == [REST]
+        await server.not_ready()
+        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep) is False
+    finally:
+        await server.stop(0)
+    with pytest.raises(HealthUnknownError, match="Connection refused"):
+        await asyncio.to_thread(patient, server.admin_address, mark, sleep)
+
+
+def test_a_patient_check_ends_before_the_engine_ends_it(tmp_path: Path) -> None:
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    with pytest.raises(HealthUnknownError, match="Connection refused"):
+        patient("127.0.0.1:1", str(tmp_path / "ready"), sleep, lambda: clock[0])
+    assert WAIT <= clock[0] <= WAIT + POLL
+    assert max(WAIT + POLL, REST) + TIMEOUT < 30
+    assert not (tmp_path / "ready").exists()
 
 
 @pytest.mark.parametrize("address", ["", "7001", "localhost:", "localhost:x", "localhost:0", "localhost:65536"])
@@ -79,7 +118,7 @@ def test_it_loads_neither_grpc_nor_anything_else() -> None:
     """A check runs every few seconds in every container."""
     source = Path(probe.__file__).read_text(encoding="utf-8")
     imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))}
-    assert imports == {"__future__", "socket", "struct", "sys", "time", "typing"}
+    assert imports == {"__future__", "os", "socket", "struct", "sys", "time", "typing"}
 
 
 class _Listener:
