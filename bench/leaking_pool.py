@@ -41,7 +41,7 @@ from services.testnet.runner import Report, WorkBlock, run_testnet
 from services.testnet.supervisor import ProcessSpec, Supervisor
 from services.testnet.watch import Clients
 
-__all__ = ["RULE", "Setting", "compare", "measure", "problems", "tables"]
+__all__ = ["RULE", "Setting", "compare", "hand_in", "measure", "problems", "rule_table", "tables"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 Figures = dict[str, Any]
@@ -162,20 +162,7 @@ class _Run:
         trade = await clients.chain.trade(Digest(bytes.fromhex(copy.stem)))
         if trade.phase is TradePhase.BID:
             return
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.cli.main", "market", "report-leak", str(copy),
-            "--config", str(self.config(self.roots[trade.data_root])), "--wait", str(WAIT_SECONDS), "--json",
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        try:
-            out, said = await asyncio.wait_for(process.communicate(), 3 * WAIT_SECONDS)
-        finally:
-            if process.returncode is None:
-                process.kill()
-        if process.returncode:
-            raise PoflError(f"report-leak ended with {process.returncode}: {said.decode(errors='replace')[-400:]}")
-        figures: Figures = json.loads(out)
+        figures = await hand_in(copy, self.config(self.roots[trade.data_root]), WAIT_SECONDS)
         self.reported[copy.stem] = {"task": self.roots[trade.data_root], **figures}
         self.say(f"leak of trade {copy.stem[:8]} reported: {figures['outcome']}, reputation {figures['pool_reputation_ppm']}")
 
@@ -199,6 +186,25 @@ class _Run:
 
     def task_of(self, block: WorkBlock) -> int:
         return max((n for n, height in self.began.items() if height < block.height), default=1)
+
+
+async def hand_in(copy: Path, config: Path, seconds: float) -> Figures:
+    """The provider's own command reports a copy; what it tells, once the nodes have judged. Raises PoflError."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli.main", "market", "report-leak", str(copy),
+        "--config", str(config), "--wait", str(seconds), "--json",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        out, said = await asyncio.wait_for(process.communicate(), 3 * seconds)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        raise PoflError(f"report-leak ended with {process.returncode}: {said.decode(errors='replace')[-400:]}")
+    figures: Figures = json.loads(out)
+    return figures
 
 
 def _trade(trade: TradeView, task: int, pool: str) -> Figures:
@@ -239,14 +245,15 @@ def write_data(layout: Layout, setting: Setting) -> None:
     for member in layout.of("miner"):
         save_rows(layout.data(member.name), shared)
     home = layout.folder / layout.of("provider")[0].name
-    config = (home / "config.toml").read_text(encoding="utf-8") + _rule_table(setting.rule)
+    config = (home / "config.toml").read_text(encoding="utf-8") + rule_table(setting.rule)
     # One for each task, and some for tasks that end without a block.
     for number in range(1, 2 * (setting.honest + setting.blocks) + 1):
         save_rows(layout.data(f"sale{number}"), rows(rng.choice(rest, SALE_ROWS, replace=False)))
         (home / f"config{number}.toml").write_text(config.replace("provider.npz", f"sale{number}.npz"), encoding="utf-8")
 
 
-def _rule_table(rule: IntegerRule) -> str:
+def rule_table(rule: IntegerRule) -> str:
+    """The lines of a provider's configuration."""
     values = {
         "e1_ppm": rule.e1_ppm, "e2_ppm": rule.e2_ppm, "eta_micro": rule.eta_micro, "alpha": rule.alpha,
         "beta_micro": rule.beta_micro, "markup_high": rule.D_bar, "bid_high": rule.m_bar, "bid_least": rule.m_min,

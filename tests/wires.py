@@ -52,7 +52,7 @@ class Wire:
 
     async def start(self) -> None:
         self.is_open.set()
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
+        self._server = await asyncio.start_server(self.accept, HOST, 0)
         self.address = f"{HOST}:{self._server.sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:
@@ -67,7 +67,8 @@ class Wire:
         for writer in list(self._writers):
             writer.transport.abort()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one connection to its end. For who listens by itself; who called `start` has it called."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)

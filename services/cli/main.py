@@ -15,6 +15,7 @@ with loading():
     from services.cli import (
         backup,
         bench,
+        bench_manifest,
         chain,
         data,
         debug,
@@ -61,6 +62,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(pools.app, name="pool")
 app.add_typer(keys.app, name="keys")
 app.add_typer(run.config_app, name="config")
+bench.app.command("manifest")(bench_manifest.manifest)
 app.add_typer(bench.app, name="bench")
 app.command("explain")(chain.explain)
 app.command("transfer")(payments.transfer)

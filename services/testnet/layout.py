@@ -29,7 +29,8 @@ from services.testnet.data import DIGITS, OwnData, Subject, split_digits, split_
 from services.testnet.supervisor import ProcessSpec
 
 __all__ = [
-    "Layout", "Member", "Place", "Places", "Shape", "free_ports", "load_layout", "make_layout", "process_names", "toml_table",
+    "Layout", "Member", "Place", "Places", "Shape", "fitted", "free_ports", "load_layout", "make_layout", "process_names",
+    "toml_table",
 ]  # fmt: skip
 
 HOST: Final = "127.0.0.1"
@@ -172,7 +173,7 @@ def _write_layout(
     # Before anything is written: data that cannot be used leave no folder behind.
     miners = shape.pools * shape.miners
     rows = split_own(data, miners) if data is not None else split_digits(miners)
-    params = _params(shape, params or _wider(PARAMS, rows.subject.features))
+    params = fitted(shape, params or _wider(PARAMS, rows.subject.features))
     names = process_names(shape)
     where = (places or _here)([(name, role) for name, role, _ in names])
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +244,7 @@ def _wider(params: ChainParams, features: int) -> ChainParams:
     )  # fmt: skip
 
 
-def _params(shape: Shape, params: ChainParams) -> ChainParams:
+def fitted(shape: Shape, params: ChainParams) -> ChainParams:
     """Windows and audits for this many validators, never shorter than what was asked for."""
     least = params.min_window_ms(shape.nodes)
     entry = max(params.entry_ms, least)

@@ -27,7 +27,7 @@ STOP_TIMEOUT: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One role's process: ``python -m module --config file``."""
+    """One role's process: ``python -m module arguments --config file``."""
 
     name: str
     role: str
@@ -35,6 +35,7 @@ class ProcessSpec:
     config: Path
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ class Supervisor:
         }  # fmt: skip
         try:
             process = await asyncio.create_subprocess_exec(
-                self._python, "-m", spec.module, "--config", str(spec.config),
+                self._python, "-m", spec.module, *spec.arguments, "--config", str(spec.config),
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -103,15 +104,28 @@ class Supervisor:
 
     async def end(self, name: str) -> None:
         """Stop one process, so that it can be started again; that it ends is no failure. Raises NotFoundError."""
-        child = self._children.pop(name, None)
-        if child is None:
-            raise NotFoundError(f"no process {name!r} was started")
+        child = self._take(name)
         _signal_group(child, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(child.process.wait(), STOP_TIMEOUT)
-        _signal_group(child, signal.SIGKILL)
-        await child.process.wait()
-        child.log.close()
+        await _kill(child)
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL to one process's group, as a power failure ends it; no failure either. Raises NotFoundError."""
+        await _kill(self._take(name))
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        """To one process's group. Raises NotFoundError."""
+        child = self._children.get(name)
+        if child is None:
+            raise NotFoundError(f"no process {name!r} was started")
+        _signal_group(child, number)
+
+    def _take(self, name: str) -> Child:
+        child = self._children.pop(name, None)
+        if child is None:
+            raise NotFoundError(f"no process {name!r} was started")
+        return child
 
     async def stop(self) -> None:
         """SIGTERM to every group in reverse order of start, SIGKILL to what is left after the timeout."""
@@ -149,6 +163,12 @@ class Supervisor:
         """Raises PoflError if a process has ended by itself."""
         if self.failed is not None and self.failed.done():
             raise PoflError(self.failed.result())
+
+
+async def _kill(child: Child) -> None:
+    _signal_group(child, signal.SIGKILL)
+    await child.process.wait()
+    child.log.close()
 
 
 def _signal_group(child: Child, number: signal.Signals) -> None:
