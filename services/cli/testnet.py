@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import signal
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from core.errors import ConfigError, DeadlineError, UnavailableError
-from services.cli import pid_file
+from core.errors import ConfigError
+from services.cli import pid_file, testnet_control
 from services.cli.connection import TESTNETS, NetOption, newest_testnet
 from services.cli.errors import runs
-from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json, table
+from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json
+from services.cli.testnet_docker import Wishes, up_in_containers
 from services.testnet.bundles import is_made, make_bundles
 from services.testnet.compose import TASKS, compose_file
 from services.testnet.data import OwnData
@@ -25,10 +23,10 @@ from services.testnet.invite import ROLES, default_name
 from services.testnet.invite import invite as make_invitation
 from services.testnet.layout import Layout, Shape, load_layout, make_layout
 from services.testnet.places import containers, on_hosts, read_hosts
+from services.testnet.plan import load_settings
 from services.testnet.runner import Report, run_testnet
 from services.testnet.targets import container_targets, layout_targets
 from services.testnet.view import LiveView, PlainView, report_table
-from services.testnet.watch import connected
 
 __all__ = ["app"]
 
@@ -149,6 +147,13 @@ async def up(
     ] = 0.0,
     data: DataOption = None, descriptor: DescriptorOption = None, by: SplitOption = "even", rows: RowsOption = 6000,
     hidden: HiddenOption = "16",
+    docker: Annotated[bool, typer.Option("--docker", help="In containers, which run on when this command has ended.")] = False,
+    bind: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="With --docker: where ports 7100 to 7102 are published; default 127.0.0.1."),
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="With --docker: image of the roles that do not train.")] = None,
+    train_image: Annotated[str | None, typer.Option(help="With --docker: image of pools and miners.")] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Run a testnet in the foreground, show what happens, and check it.
@@ -159,11 +164,24 @@ async def up(
     Without --data the tasks are about handwritten digits. With it a fifth of the rows is the requester's secret test set (at
     most 400), a tenth public practice, a tenth for sale, and the miners share the others.
 
+    With --docker it is the network of docker-compose.yml: this command ends when all containers are healthy and the work
+    blocks final, and they run on until `pofl testnet down`. The requester publishes tasks one after the other.
+
     Example: pofl testnet up --blocks 3
 
     Example: pofl testnet up --blocks 1 --data parkinsons.toml --split key
+
+    Example: pofl testnet up --docker --blocks 1
     """
     own = _own(data, descriptor, by, rows, hidden)
+    if docker:
+        if own is not None:
+            raise ConfigError("--data goes with processes: containers learn the digits")
+        wishes = Wishes(Shape(nodes, pools, miners, reward=reward), bind, image, train_image)
+        await up_in_containers(folder or _new(), wishes, blocks, timeout, BLOCK_SECONDS, as_json=as_json)
+        return
+    if used := [name for name, value in {"bind": bind, "image": image, "train-image": train_image}.items() if value]:
+        raise ConfigError(f"--{used[0]} goes with --docker")
     layout = _layout(folder, Shape(nodes, pools, miners, tasks=0, reward=reward), own)
     limit = timeout or START_SECONDS + BLOCK_SECONDS * blocks
     quiet = as_json
@@ -229,49 +247,7 @@ async def invite(
         console.print(f"join {pool.name}: pofl run miner --home {out} --pool {pool.listen} --data DATA", highlight=False)
 
 
-@app.command()
-@runs
-async def status(net: NetOption = None, as_json: JsonOption = False) -> None:
-    """Which nodes of a testnet answer, and how far they are. Exit code 3 if none does.
-
-    Example: pofl testnet status --json
-    """
-    layout = load_layout(net or newest_testnet())
-    rows: list[tuple[str, str, int, str, int]] = []
-    async with connected(layout) as clients:
-        for name, node in clients.nodes.items():
-            try:
-                tip = await node.tip()
-                rows.append((name, "up", tip.height, tip.block_hash.hex()[:8], tip.peers))
-            except (UnavailableError, DeadlineError):
-                rows.append((name, "down", 0, "-", 0))
-    if as_json:
-        emit_json([dict(zip(("name", "state", "height", "block", "peers"), row, strict=True)) for row in rows])
-    else:
-        console.print(table(str(layout.folder), ["node", "state", "height", "block", "peers"], rows, right=[2, 4]))
-    if all(row[1] == "down" for row in rows):
-        raise UnavailableError(f"no node of {layout.folder} answers: start it with `pofl testnet up --dir {layout.folder}`")
-
-
-@app.command()
-@runs
-async def down(net: NetOption = None) -> None:
-    """Stop a testnet that `pofl testnet up` runs in another terminal.
-
-    Example: pofl testnet down
-    """
-    layout = load_layout(net or newest_testnet())
-    pid = pid_file.running(layout)
-    if pid is None:
-        raise ConfigError(f"no testnet runs from {layout.folder}")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    end = time.monotonic() + 30
-    while pid_file.running(layout) == pid:
-        if time.monotonic() > end:
-            raise DeadlineError(f"process {pid} has not stopped the testnet within 30 s")
-        await asyncio.sleep(0.1)
-    console.print(f"{layout.folder}: stopped")
+testnet_control.register(app)
 
 
 class _Silent:
@@ -292,12 +268,18 @@ def _own(data: Path | None, descriptor: Path | None, by: str, rows: int, hidden:
     return OwnData(data, descriptor, by, rows, widths)
 
 
+def _new() -> Path:
+    return TESTNETS / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+
+
 def _layout(folder: Path | None, shape: Shape, own: OwnData | None) -> Layout:
+    if folder is not None and load_settings(folder) is not None:
+        raise ConfigError(f"{folder} is a testnet in containers: start it with --docker, or name another --dir")
     if folder is not None and (folder / "testnet.json").exists():
         if own is not None:
             raise ConfigError(f"{folder} is a testnet with data of its own: leave out --data, or name another --dir")
         return load_layout(folder)
-    return make_layout(folder or TESTNETS / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S"), shape, data=own)
+    return make_layout(folder or _new(), shape, data=own)
 
 
 def _tell(report: Report, layout: Layout, as_json: bool) -> None:

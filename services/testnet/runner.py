@@ -25,6 +25,7 @@ from core.verification.quantise import quantise_features
 from core.verification.regression import buckets, cuts_from_micro
 from core.verification.scored_model import ScoredModel
 from services.rpc.views import BlockView, TaskPhase
+from services.testnet.control import Control
 from services.testnet.layout import Layout, Member
 from services.testnet.supervisor import ProcessSpec, Supervisor
 from services.testnet.watch import POLL, Clients, Observer, connected, watch_node, watch_others, watch_pool, watch_requester
@@ -50,7 +51,7 @@ class WorkBlock:
     correct: int
     total: int
     model_correct: int | None
-    """Of the fetched model, on the testnet's test set; None for a task that somebody else published."""
+    """Of the fetched model, on the testnet's test set; None where the requester was away, or is somebody else."""
     audit_ms: float
     """Median over the nodes' own audits."""
     vm_bytes: int
@@ -96,7 +97,12 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
     """
     started = time.monotonic()
     report = Report(str(layout.folder))
-    async with Supervisor() as supervisor, connected(layout) as clients, _Watchers() as watchers:
+    async with (
+        Supervisor() as supervisor,
+        Control(supervisor).serving(layout.folder) as control,
+        connected(layout) as clients,
+        _Watchers() as watchers,
+    ):
         assert supervisor.failed is not None
         for member in layout.of("node"):
             watchers.add(watch_node(member, clients.nodes[member.name], observer))
@@ -104,7 +110,7 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
             watchers.add(watch_pool(name, pool, observer))
         watchers.add(watch_others(layout, clients, observer))
         watchers.add(watch_requester(layout.of("requester")[0].name, clients, layout, observer))
-        work = _mine(layout, blocks, supervisor, watchers, clients, observer, report, started, script)
+        work = _mine(layout, blocks, supervisor, watchers, clients, observer, report, started, script, control)
         try:
             async with asyncio.timeout(timeout if blocks else None):
                 await _first(work, supervisor.failed)
@@ -122,7 +128,7 @@ async def run_testnet(layout: Layout, blocks: int, observer: Observer, timeout: 
             ) from None
         if script is not None:
             await script.at_end(clients)
-        await _check(layout, clients, report)
+        await _check(layout, clients, report, control)
     report.seconds = time.monotonic() - started
     return report
 
@@ -137,6 +143,7 @@ async def _mine(
     report: Report,
     started: float,
     script: Script | None,
+    control: Control,
 ) -> None:
     """Start the processes, publish a task, then follow every block; ends with the last work block that was asked for."""
 
@@ -158,7 +165,7 @@ async def _mine(
     await start("pool", "miner", "requester", "provider", "platform")
     own: set[TaskId] = set()
     if not layout.shape.tasks:
-        publisher = watchers.add(_publish(layout, supervisor, clients, observer, own, script))
+        publisher = watchers.add(_publish(layout, supervisor, clients, observer, own, script, control))
         publisher.add_done_callback(lambda ended: _pass_on(ended, supervisor))
     async for view in clients.chain.watch_blocks(Height(before + 1)):
         report.height = view.header.height
@@ -166,7 +173,7 @@ async def _mine(
         if view.header.kind is not BlockKind.WORK:
             continue
         is_own = bool(layout.shape.tasks) or view.header.task_id in own
-        block = await _work_block(layout, clients, view, time.monotonic() - started, is_own)
+        block = await _work_block(layout, clients, view, time.monotonic() - started, is_own, control)
         if not report.blocks:
             report.first_block_seconds = block.seconds
         report.blocks.append(block)
@@ -174,14 +181,19 @@ async def _mine(
             return
 
 
-async def _work_block(layout: Layout, clients: Clients, view: BlockView, seconds: float, is_own: bool) -> WorkBlock:
+async def _work_block(
+    layout: Layout, clients: Clients, view: BlockView, seconds: float, is_own: bool, control: Control
+) -> WorkBlock:
     header = view.header
     assert header.task_id is not None
     assert header.accuracy is not None
-    model = await _fetch_model(clients, header.task_id) if is_own else None
+    is_asked = is_own and not control.is_away(layout.of("requester")[0].name)
+    model = await _fetch_model(clients, header.task_id) if is_asked else None
     audits: list[int] = []
     vm_bytes = 0
-    for node in clients.nodes.values():
+    for name, node in clients.nodes.items():
+        if control.is_away(name):
+            continue
         explanation = await _eventually(lambda node=node: node.explain(header.height), AGREE_TIMEOUT)  # type: ignore[misc]
         audits += [v.audit_ms for v in explanation.verdicts if v.audit_ms and v.pool == header.author_id]
         vm_bytes = max(vm_bytes, explanation.vm_bytes)
@@ -202,7 +214,7 @@ async def _work_block(layout: Layout, clients: Clients, view: BlockView, seconds
     )
 
 
-async def _check(layout: Layout, clients: Clients, report: Report) -> None:
+async def _check(layout: Layout, clients: Clients, report: Report, control: Control) -> None:
     """What makes the run good: the same blocks and states everywhere, and models that score what the headers say."""
     for block in report.blocks:
         if block.model_correct not in (None, block.correct):
@@ -210,6 +222,8 @@ async def _check(layout: Layout, clients: Clients, report: Report) -> None:
                 f"block {block.height} says {block.correct} of {block.total}, its model scores {block.model_correct}"
             )
         for name, node in clients.nodes.items():
+            if control.is_away(name):
+                continue
             try:
                 found = await _eventually(lambda node=node, height=block.height: node.block(Height(height)), AGREE_TIMEOUT)  # type: ignore[misc]
             except PoflError as error:
@@ -265,8 +279,9 @@ async def _when_ready(clients: Clients) -> None:
 
 
 async def _publish(
-    layout: Layout, supervisor: Supervisor, clients: Clients, observer: Observer, own: set[TaskId], script: Script | None
-) -> None:
+    layout: Layout, supervisor: Supervisor, clients: Clients, observer: Observer, own: set[TaskId], script: Script | None,
+    control: Control,
+) -> None:  # fmt: skip
     """One task after the other, as the requester's owner would; the first once every pool has a member.
 
     A task that nobody can enter yet would be void.
@@ -276,6 +291,7 @@ async def _publish(
     for number in itertools.count(1):
         if script is not None:
             await script.before_task(number, supervisor, clients)
+        await control.until_back(layout.of("requester")[0].name)
         name = f"{layout.subject.name}-{number}"
         published = await _eventually(
             lambda name=name: clients.requester.publish(  # type: ignore[misc]
