@@ -198,6 +198,8 @@ async def hand_in(copy: Path, config: Path, seconds: float) -> Figures:
     )  # fmt: skip
     try:
         out, said = await asyncio.wait_for(process.communicate(), 3 * seconds)
+    except TimeoutError:
+        raise DeadlineError(f"report-leak of {copy.name} did not end within {3 * seconds:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()

@@ -319,7 +319,7 @@ def _pass_on(ended: asyncio.Task[None], supervisor: Supervisor) -> None:
     """Publishing that fails ends the run: nothing would be mined any more."""
     failed = supervisor.failed
     if not ended.cancelled() and ended.exception() is not None and failed is not None and not failed.done():
-        failed.set_result(f"publishing a task failed: {ended.exception()}")
+        failed.set_result(f"publishing a task failed: {str(ended.exception()) or repr(ended.exception())}")
 
 
 async def _when_manned(clients: Clients, end: float) -> None:
