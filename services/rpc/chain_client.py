@@ -50,6 +50,7 @@ from services.rpc.views import (
     TxStatus,
     ValidatorView,
 )
+from services.runtime import tracing
 from services.runtime.logging import logger
 
 __all__ = ["ChainClient", "TaskUpdate", "Wallet"]
@@ -275,13 +276,14 @@ class ChainClient:
     async def submit(self, transaction: SignedTransaction) -> TxId:
         """Hand in a transaction. Raises TransactionError with its reason when it is refused. Idempotent."""
         request = pb.SubmitTransactionRequest(signed_transaction=encode(transaction))
-        await self._ask(lambda stub: stub.SubmitTransaction(request, timeout=CALL_TIMEOUT))
+        await self._ask(lambda stub: stub.SubmitTransaction(request, timeout=CALL_TIMEOUT, metadata=tracing.outgoing()))
         return transaction.tx_id
 
     async def submit_all(self, transactions: Sequence[SignedTransaction]) -> tuple[TransactionError | None, ...]:
         """Hand in 1 to MAX_SUBMITTED, in turn; of each why it was refused, or None. Idempotent. Raises MalformedError."""
         request = pb.SubmitTransactionsRequest(signed_transactions=[encode(each) for each in transactions])
-        answer = await self._ask(lambda stub: stub.SubmitTransactions(request, timeout=CALL_TIMEOUT))
+        above = tracing.outgoing()
+        answer = await self._ask(lambda stub: stub.SubmitTransactions(request, timeout=CALL_TIMEOUT, metadata=above))
         return results_from_proto(answer, [each.tx_id for each in transactions])
 
     async def wait_final(self, tx_id: TxId, timeout: float, again: SignedTransaction | None = None) -> Height:

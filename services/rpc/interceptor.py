@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -21,7 +21,8 @@ from grpc import StatusCode, aio
 from core.errors import DeadlineError, MalformedError, PoflError
 from services.rpc.auth import RoleRules, caller
 from services.rpc.errors import to_status
-from services.rpc.limits import Limiter
+from services.rpc.limits import ConnectionLimits, Limiter
+from services.runtime import tracing
 from services.runtime.logging import logger, scope
 from services.runtime.metrics import counter, gauge, histogram
 
@@ -38,8 +39,8 @@ WITHOUT_DEADLINE = frozenset(
     {"/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}
 )
 
-REQUEST_SECONDS: Final = 30.0
-"""For a single request to arrive whole, 4 MiB at most. Who sends it byte by byte would keep a place for ever."""
+DRAIN_SECONDS: Final = 2.0
+"""For the request of a call that is refused."""
 
 # gRPC's classes are generic for the type checker only.
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ class Interceptor(_Base):
     """Wraps every method of a server. Without ``rules`` every caller may call everything (the operator's port)."""
 
     def __init__(
-        self, rules: RoleRules | None, limiter: Limiter | None, request_seconds: float = REQUEST_SECONDS
+        self, rules: RoleRules | None, limiter: Limiter | None, request_ms: int = ConnectionLimits().request_ms,
     ) -> None:
         self._rules = rules
         self._limiter = limiter
-        self._request_seconds = request_seconds
+        self._request_seconds = request_ms / 1000
 
     async def intercept_service(
         self,
@@ -72,13 +73,14 @@ class Interceptor(_Base):
         decode: Callable[[bytes], Any] = handler.request_deserializer or bytes
 
         async def one_to_one(requests: AsyncIterator[bytes], context: Context) -> Any:
-            async with self._guard(method, context):
-                return await handler.unary_unary(decode(await self._single(method, requests)), context)
+            request = _Request(method, requests, self._request_seconds)
+            async with self._guard(method, context, request):
+                return await handler.unary_unary(decode(await request.read()), context)
 
         async def one_to_many(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-            async with self._guard(method, context):
-                request = decode(await self._single(method, requests))
-                async for message in _messages(handler.unary_stream(request, context)):
+            request = _Request(method, requests, self._request_seconds)
+            async with self._guard(method, context, request):
+                async for message in _messages(handler.unary_stream(decode(await request.read()), context)):
                     yield message
 
         async def many_to_one(requests: AsyncIterator[Any], context: Context) -> Any:
@@ -94,26 +96,15 @@ class Interceptor(_Base):
         # its head is there, where for a single request it would first wait, for ever, until that is whole. A single
         # request is decoded by us, after the checks. A stream's requests are decoded by gRPC as they are
         # read, so that a method may also read them one by one from its context.
-        make: Any = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+        many, one = grpc.stream_stream_rpc_method_handler, grpc.stream_unary_rpc_method_handler
+        make: Any = many if handler.response_streaming else one
         if handler.request_streaming:
             behaviour: Any = many_to_many if handler.response_streaming else many_to_one
             return make(behaviour, handler.request_deserializer, handler.response_serializer)
         return make(one_to_many if handler.response_streaming else one_to_one, None, handler.response_serializer)
 
-    async def _single(self, method: str, requests: AsyncIterator[bytes]) -> bytes:
-        """The one request of a call. Raises DeadlineError, MalformedError."""
-        try:
-            async with asyncio.timeout(self._request_seconds):
-                return await anext(aiter(requests))
-        except TimeoutError:
-            raise DeadlineError(
-                f"the request of {method} did not arrive whole within {self._request_seconds:g} s", method=method
-            ) from None
-        except StopAsyncIteration:
-            raise MalformedError(f"{method} was called without a request, or with one that is too large") from None
-
     @asynccontextmanager
-    async def _guard(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def _guard(self, method: str, context: Context, request: _Request | None = None) -> AsyncIterator[None]:
         started = time.monotonic()
         code = StatusCode.OK.name
         # Asked now: once the other side has gone away, gRPC's answer to this is a segmentation fault.
@@ -126,6 +117,8 @@ class Interceptor(_Base):
             status, details, trailers = to_status(error)
             code = status.name
             log.debug("call refused", method=method, peer=peer, code=code, error=error)
+            if request is not None:
+                await request.drain()
             await _abort(context, status, details, trailers)
         except DecodeError as error:
             status, details, trailers = to_status(MalformedError(f"a request of {method} does not decode: {error}"))
@@ -163,7 +156,42 @@ class Interceptor(_Base):
         if context.time_remaining() is None and method not in WITHOUT_DEADLINE:
             raise MalformedError(f"{method} was called without a deadline: set one on every call")
         with self._limiter.enter(str(who)), scope(caller=str(who)):
-            yield
+            if tracing.is_on():
+                with tracing.served(method, context.invocation_metadata(), str(who)):
+                    yield
+            else:
+                yield
+
+
+class _Request:
+    """The one request of a call, before it is read."""
+
+    def __init__(self, method: str, messages: AsyncIterator[bytes], seconds: float) -> None:
+        self._method = method
+        self._messages = aiter(messages)
+        self._seconds = seconds
+        self._is_read = False
+
+    async def read(self) -> bytes:
+        """Raises DeadlineError, MalformedError."""
+        self._is_read = True
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await anext(self._messages)
+        except TimeoutError:
+            raise DeadlineError(
+                f"the request of {self._method} did not arrive whole within {self._seconds:g} s", method=self._method
+            ) from None
+        except StopAsyncIteration:
+            raise MalformedError(f"{self._method} was called without a request, or with one that is too large") from None
+
+    async def drain(self) -> None:
+        """Before a refusal: who is still sending would see a broken connection instead of what is wrong."""
+        if not self._is_read:
+            self._is_read = True
+            with suppress(TimeoutError, StopAsyncIteration):
+                async with asyncio.timeout(min(DRAIN_SECONDS, self._seconds)):
+                    await anext(self._messages)
 
 
 async def _abort(

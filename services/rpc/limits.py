@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from core.errors import LimitError
 
-__all__ = ["CHUNK", "MAX_MESSAGE", "MAX_SUBMITTED", "CallerLimits", "Limiter"]
+__all__ = ["CHUNK", "MAX_MESSAGE", "MAX_SUBMITTED", "CallerLimits", "ConnectionLimits", "Limiter"]
 
 MAX_MESSAGE = 4 * 1024 * 1024
 """Bytes of one message, whole. Anything larger is a blob."""
@@ -30,6 +30,24 @@ class CallerLimits:
     """Calls that may come at once after a quiet time."""
     concurrent: int = 64
     """Calls that may be open at once; a stream counts as one for as long as it lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """How long a server waits for the other side of a connection, before and between calls (docs/adr/0153)."""
+
+    most: int = 1_000
+    """Connections at once, those under a TLS handshake too. One more is closed as it comes."""
+    handshake_ms: int = 10_000
+    """For TLS and the first HTTP/2 frame. Nobody has shown a certificate until then."""
+    ping_ms: int = 20_000
+    """Silence after which a ping is sent."""
+    pong_ms: int = 20_000
+    """For its answer."""
+    idle_ms: int = 300_000
+    """Without any call, also while bytes of a frame drip in. A client of gRPC connects again by itself."""
+    request_ms: int = 30_000
+    """For a single request to arrive whole, 4 MiB at most, once the head of its call is there."""
 
 
 @dataclass(slots=True)

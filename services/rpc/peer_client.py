@@ -24,6 +24,7 @@ from services.rpc.convert_peer import Gossip
 from services.rpc.errors import translate
 from services.rpc.limits import CHUNK
 from services.rpc.views import WorkView
+from services.runtime import tracing
 
 __all__ = [
     "MAX_OPENING", "fetch_blocks", "fetch_headers", "fetch_opening", "fetch_vm", "fetch_work", "gossip", "offer_work",
@@ -107,7 +108,9 @@ async def fetch_work(
 
 async def fetch_vm(channel: aio.Channel, commitment: ModelCommitment, timeout: float, *, peer: str = "") -> bytes:
     """A claim's Vm body; the caller compares its commitment."""
-    stream = rpc.ClaimServiceStub(channel).FetchVm(pb.FetchVmRequest(model_commitment=commitment), timeout=timeout)
+    stream = rpc.ClaimServiceStub(channel).FetchVm(
+        pb.FetchVmRequest(model_commitment=commitment), timeout=timeout, metadata=tracing.outgoing()
+    )
     return await _whole(stream, MAX_VM_BODY, "Vm body", peer)
 
 
@@ -116,7 +119,7 @@ async def fetch_opening(
 ) -> bytes:
     """What a claim's body was made of, from a pool whose body the requester called malformed; the caller judges it."""
     request = pb.FetchOpeningRequest(model_commitment=commitment, malformed_answer=encode(malformed))
-    stream = rpc.ClaimServiceStub(channel).FetchOpening(request, timeout=timeout)
+    stream = rpc.ClaimServiceStub(channel).FetchOpening(request, timeout=timeout, metadata=tracing.outgoing())
     return await _whole(stream, MAX_OPENING, "opening", peer)
 
 

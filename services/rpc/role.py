@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from core.crypto.signing import SEED_SIZE, KeyPair
 from core.errors import ConfigError, DeadlineError, PoflError, UnavailableError, WrongChainError
@@ -23,12 +23,12 @@ from services.rpc.handshake import ChainIdentity, LocalIdentity
 from services.rpc.limits import CallerLimits
 from services.rpc.server import RpcServer
 from services.rpc.tls import TlsFiles, expiry_of, identity_of
-from services.runtime import config, logging
+from services.runtime import config, logging, tracing
 from services.runtime.config import CommonConfig
 from services.runtime.key_files import MAX_KEY_FILE, is_sealed, open_seed, passphrase
 from services.runtime.lifecycle import Lifecycle, end_process, exit_code, run
 from services.runtime.metrics import CERTIFICATE_ENDS, Exporter, describe_process
-from services.runtime.startup import end_with_parent
+from services.runtime.startup import allow_files, end_with_parent
 
 __all__ = [
     "Role", "RoleConfig", "open_chain", "open_role", "open_server", "read_genesis", "read_key", "role_main", "tls_files",
@@ -36,6 +36,9 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.logger(__name__)
+
+FILES_WANTED: Final = 4_096
+"""Open files: connections (services.rpc.limits.ConnectionLimits), the store's tables, blobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +153,26 @@ def role_main(cls: type[C], main: Callable[[Role[C], Lifecycle], Awaitable[None]
     parser.add_argument("--print-config", action="store_true", help="print the configuration with all defaults, and end")
     arguments = parser.parse_args(argv)
     end_with_parent(os.environ)
+    files = allow_files()
     try:
         cfg = config.load(cls, arguments.config, os.environ, arguments.overrides)
         if arguments.print_config:
             sys.stdout.write(config.dump(cfg))
             return 0
         logging.setup(cls.ROLE, cfg.name, cfg.log)
+        if files < FILES_WANTED:
+            log.warning("few files may be open: raise the limit (ulimit -n, LimitNOFILE)", files=files, wanted=FILES_WANTED)
+        hindered = tracing.setup(cls.ROLE, cfg.name, program_version(), os.environ)
+        if hindered:
+            log.warning(hindered)
         role = open_role(cfg)
     except PoflError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return exit_code(error)
 
     async def start(life: Lifecycle) -> None:
+        if tracing.is_on():
+            life.on_stop(lambda: asyncio.to_thread(tracing.close))
         await main(role, life)
 
     code = run(start)

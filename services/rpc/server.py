@@ -18,7 +18,7 @@ from services.rpc.admin import AdminServicer, Details
 from services.rpc.auth import ANYONE, RoleRules
 from services.rpc.handshake import IdentityServicer, LocalIdentity
 from services.rpc.interceptor import Interceptor
-from services.rpc.limits import MAX_MESSAGE, CallerLimits, Limiter
+from services.rpc.limits import MAX_MESSAGE, CallerLimits, ConnectionLimits, Limiter
 from services.runtime.logging import logger
 
 __all__ = ["RpcServer", "is_loopback", "message_options"]
@@ -52,6 +52,7 @@ class RpcServer:
         identity: LocalIdentity | None = None,
         limits: CallerLimits | None = None,
         max_message: int = MAX_MESSAGE,
+        connections: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - frozen
     ) -> None:
         if tls_files is None and not is_loopback(listen):
             raise ConfigError(f"plaintext is served on loopback only, not on {listen}: give tls.ca, tls.cert, tls.key")
@@ -60,8 +61,11 @@ class RpcServer:
         self._listen = listen
         self._admin_listen = admin_listen
         self._tls = tls_files
-        self._interceptor = Interceptor(RoleRules({**COMMON_RULES, **role_rules}), Limiter(limits or CallerLimits()))
-        self._options = message_options(max_message)
+        self._connections = connections
+        self._interceptor = Interceptor(
+            RoleRules({**COMMON_RULES, **role_rules}), Limiter(limits or CallerLimits()), connections.request_ms
+        )
+        self._options = [*message_options(max_message), *_connection_options(connections)]
         self._health = health_aio.HealthServicer()
         self._services: list[tuple[Register, object, str]] = []
         self._servers: list[aio.Server] = []
@@ -92,7 +96,7 @@ class RpcServer:
         admin_service: tuple[Register, object, str] = (
             admin_pb2_grpc.add_AdminServiceServicer_to_server, self._admin, ADMIN,
         )  # fmt: skip
-        local = self._make(Interceptor(None, None), [admin_service])
+        local = self._make(Interceptor(None, None, self._connections.request_ms), [admin_service])
         try:
             self.address = _bind(main, self._listen, credentials, "listen")
             self.admin_address = _bind(local, self._admin_listen, None, "admin_listen")
@@ -164,6 +168,21 @@ def message_options(max_message: int) -> list[tuple[str, Any]]:
         # Pings on a silent stream that come more often than this are strikes, and the third one ends the connection.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_concurrent_streams", 256),
+        # Identity only: a few compressed kilobytes could be gigabytes, and are counted after they were unpacked.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+    ]
+
+
+def _connection_options(limits: ConnectionLimits) -> list[tuple[str, Any]]:
+    """What a server has beside `message_options`; of a name that is in both the last one counts."""
+    return [
+        ("grpc.max_allowed_incoming_connections", limits.most),
+        ("grpc.server_handshake_timeout_ms", limits.handshake_ms),
+        ("grpc.keepalive_time_ms", limits.ping_ms),
+        ("grpc.keepalive_timeout_ms", limits.pong_ms),
+        # The later of the two ends the connection.
+        ("grpc.http2.ping_timeout_ms", limits.pong_ms),
+        ("grpc.max_connection_idle_ms", limits.idle_ms),
     ]
 
 

@@ -56,6 +56,7 @@ from core.verification.session import Session
 from services.rpc.channel import backoff
 from services.rpc.convert_verify import envelope_from_proto, envelope_to_proto
 from services.rpc.errors import translate
+from services.runtime import tracing
 from services.runtime.cpu import run_cpu
 
 __all__ = ["EvaluationClient", "audit", "check_stored"]
@@ -213,7 +214,8 @@ class _Line:
         why = "it says nothing"
         while not is_done():
             try:
-                await self._stream(first, is_done, end)
+                with tracing.calling(type(self._machine).__name__, self._who):
+                    await self._stream(first, is_done, end)
             except DeadlineError as error:
                 raise DeadlineError(f"{self._who} did not answer within {timeout:g} s: {why}") from error
             except NotFoundError:
@@ -256,7 +258,7 @@ class _Line:
                     if position == first + 1 and position < len(self._outbox):
                         await asyncio.sleep(HESITATION)
 
-        call = self._method(requests(), timeout=left)
+        call = self._method(requests(), timeout=left, metadata=tracing.outgoing())
         try:
             with translate(self._peer):
                 async for reply in call:

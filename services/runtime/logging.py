@@ -27,6 +27,7 @@ from typing import Protocol
 
 from core.errors import ConfigError
 from core.ids import short
+from services.runtime import tracing
 from services.runtime.metrics import counter
 
 __all__ = ["Log", "claim_id", "logger", "scope", "setup", "without_secrets"]
@@ -81,7 +82,10 @@ class Log:
 
     def _log(self, level: int, message: str, fields: Mapping[str, object], traceback: bool = False) -> None:
         if self._logger.isEnabledFor(level):
-            extra = {"fields": {**_scope.get(), **self._fields, **fields}}
+            fields = {**_scope.get(), **self._fields, **fields}
+            if level >= logging.INFO and tracing.is_on():
+                tracing.note(_PEM.sub("(private key)", message), logging.getLevelName(level).lower(), fields, _plain)
+            extra = {"fields": fields}
             # The message is passed as an argument: a per cent sign in it is text.
             self._logger.log(level, "%s", message, extra=extra, exc_info=traceback, stacklevel=3)
 
@@ -101,10 +105,17 @@ def claim_id(task: bytes, pool: bytes) -> str:
 
 @contextmanager
 def scope(**fields: object) -> Iterator[None]:
-    """Adds fields to every line logged inside, also by tasks started inside."""
+    """Adds fields to every line logged inside, also by tasks started inside.
+
+    With a ``claim`` it is a span of that claim's trace as well (services.runtime.tracing).
+    """
     token = _scope.set({**_scope.get(), **fields})
     try:
-        yield
+        if "claim" in fields and tracing.is_on():
+            with tracing.claimed(str(fields["claim"]), {key: _plain(key, value) for key, value in fields.items()}):
+                yield
+        else:
+            yield
     finally:
         # A stream whose caller has gone is closed by the event loop, in another context, where nothing was set.
         with suppress(ValueError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-__all__ = ["PARENT", "end_with_parent", "loading"]
+__all__ = ["PARENT", "allow_files", "end_with_parent", "loading"]
 
 PARENT: Final = "POFL_PARENT"
 """Environment variable: number of the process with which this one ends."""
@@ -48,3 +49,17 @@ def end_with_parent(env: Mapping[str, str]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != int(parent):  # it ended before we asked
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def allow_files() -> int:
+    """Let this process open as many files as its user may; that number.
+
+    Connections are files, and so are the store's tables: with the usual soft limit of 1,024 a thousand connections would keep
+    a node from opening its own data.
+    """
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError):
+        return soft
+    return most
