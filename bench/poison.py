@@ -43,6 +43,8 @@ SURVIVES: Final = 0.95
 ROUNDS: Final = {"fedsgd": 20}
 DEFAULT_ROUNDS: Final = 6
 RUN_ID: Final = 7
+LONG_S: Final = 3_600.0
+"""Of a round, a task and a miner's training: what a slow machine does not finish in time would change the figures."""
 
 Vector: TypeAlias = NDArray[np.float64]
 
@@ -188,9 +190,9 @@ def play(
         is_hostile = index < hostile and attack
         made.append(Miner(private, keys.public_bytes_of(private), train.take(part), attack if is_hostile else ""))
     job = MiningJob(
-        bytes(32), train.x.shape[1], 10, Path("unused"), int(1000 * (time.time() + 3600)), hidden=(16,), algorithm=algorithm,
+        bytes(32), train.x.shape[1], 10, Path("unused"), int(1000 * (time.time() + LONG_S)), hidden=(16,), algorithm=algorithm,
         quorum=miners // 2, learning_rate=1.0 if algorithm == "fedsgd" else 0.3, local_epochs=2, batch=32, seed=seed,
-        max_rounds=ROUNDS.get(algorithm, DEFAULT_ROUNDS), practice_floor=floor,
+        max_rounds=ROUNDS.get(algorithm, DEFAULT_ROUNDS), practice_floor=floor, round_timeout_s=LONG_S,
     )  # fmt: skip
     known = {miner.public: len(miner.rows) * (10**9 if miner.attack == "count" else 1) for miner in made}
     state = load_state(job, Path("there is none"), known)
@@ -198,7 +200,7 @@ def play(
     logs: list[RoundLog] = []
     # Rounds that do not count are repeated; one in which nothing fits would go on until the deadline.
     patience = 3 * (job.max_rounds or 0)
-    loop = round_loop(job, practice, fleet, state, lambda: set(fleet.miners), time.monotonic() + 3600)
+    loop = round_loop(job, practice, fleet, state, lambda: set(fleet.miners), time.monotonic() + LONG_S)
 
     def on_round(log: RoundLog) -> None:
         logs.append(log)

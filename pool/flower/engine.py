@@ -7,8 +7,8 @@
     await engine.stop()
 
 Any one process may be killed: a miner, and rounds go on; the manager, and it is started anew from its last round; the
-guard, and it is started anew on its ports with the same members, and one round is lost. When this process dies, guard and
-manager see their pipes close and end.
+guard, and it is started anew on its ports with the same members, and one round is lost. A guard that lives and does not
+answer is killed first. When this process dies, guard and manager see their pipes close and end.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from core.crypto.sealing import SealingKeyPair, Suite
 from core.errors import ConfigError, DeadlineError, MalformedError, PoflError, StorageError, UnavailableError
 from core.ports import SystemRng
 from pool.flower.children import Child, flower_environment
+from pool.flower.health import end_if_silent
 from pool.flower.jobs import (
     JoinTicket,
     MiningJob,
@@ -138,6 +140,11 @@ class MiningEngine:
         self._nodes.pop(node_public_key, None)
         await self._ask("unregister", key=node_public_key.hex())
 
+    async def connected(self) -> frozenset[bytes]:
+        """Node keys whose Flower client is there now. Raises UnavailableError when the guard is down."""
+        online = set((await self._ask("online"))["nodes"])
+        return frozenset(key for key, node_id in self._nodes.items() if node_id in online)
+
     async def mine(self, job: MiningJob, miners: Collection[bytes], on_round: Callable[[RoundReport], None]) -> MiningResult:
         """Train until the deadline or a reason of the job to stop, and return the best model.
 
@@ -211,6 +218,8 @@ class MiningEngine:
         on_round: Callable[[RoundReport], None],
     ) -> str:
         """Run one manager to its end. Empty when it finished the job, else why not."""
+        # However long a guard takes to come back: that is no start of a manager, of which a task has a few.
+        await self._ready.wait()
         run = await self._ask("start_run", size_limit=answer_limit(job, self._aggregation))
         manager: Child | None = None
         try:
@@ -350,6 +359,10 @@ class MiningEngine:
         try:
             async with asyncio.timeout(START_DEADLINE_S):
                 first = await guard.read()
+        except MalformedError as error:
+            guard.kill()
+            await guard.stop(STOP_GRACE_S)
+            raise UnavailableError(f"the guard did not start: {error.message}") from None
         except TimeoutError:
             guard.kill()
             await guard.stop(STOP_GRACE_S)
@@ -373,6 +386,7 @@ class MiningEngine:
         while not self._stopping:
             guard = self._guard
             if guard is not None:
+                health = asyncio.create_task(end_if_silent(guard, partial(self._ping, guard)), name="flower-guard-health")
                 try:
                     while (answer := await guard.read()) is not None:
                         future = self._answers.get(answer.get("id", 0))
@@ -380,6 +394,8 @@ class MiningEngine:
                             future.set_result(answer)
                 except MalformedError as error:
                     _log.error("the guard speaks nonsense: %s", error)
+                finally:
+                    health.cancel()
                 self._ready.clear()
                 self._guard = None
                 guard.kill()
@@ -393,6 +409,16 @@ class MiningEngine:
                 _log.error("%s; next try in %.1f s", error, delay)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 10.0)
+
+    async def _ping(self, guard: Child) -> None:
+        """Ends when its listeners have had a turn."""
+        number, alive = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._answers[number] = alive
+        try:
+            guard.send({"id": number, "op": "ping"})
+            await alive
+        finally:
+            self._answers.pop(number, None)
 
     def _fail_requests(self, reason: str) -> None:
         for future in self._answers.values():

@@ -23,12 +23,13 @@ from typing import Any
 import uvicorn
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState
-from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
 
 from core.errors import MalformedError, PoflError, UnavailableError
 from pool.flower.connections import Gate
 from pool.flower.keys import node_public_pem
 from pool.flower.listeners import FLEET_PATHS, MANAGER_BODY, RUNTIME_PATHS, Bell, Door
+from pool.flower.pipe import read_settings, say
 from pool.flower.superlink import SuperLink
 
 __all__ = ["main"]
@@ -76,6 +77,10 @@ class Registry:
         self._ended[public] = None
         while len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
+
+    def online(self) -> list[int]:
+        """Node ids of members whose Flower client is there."""
+        return [node.node_id for node in self._state().get_node_info(statuses=[NodeStatus.ONLINE])]
 
     def start_run(self, size_limit: int) -> tuple[int, str]:
         """(run id, task token) of a run that is already claimed and running. There is no app code in it.
@@ -128,18 +133,18 @@ def _server(app: Any, tls: tuple[Path, Path] | None, gate: Gate | None = None) -
     return server
 
 
-def _say(message: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
-def _obey(registry: Registry, request: Mapping[str, Any]) -> dict[str, object]:
+def _obey(registry: Registry, request: Mapping[str, Any], moves: Callable[[], None]) -> dict[str, object]:
     name = request.get("op")
+    if name == "ping":
+        moves()
+        return {}
     if name == "register":
         return {"node_id": registry.register(bytes.fromhex(request["key"]))}
     if name == "unregister":
         registry.unregister(bytes.fromhex(request["key"]))
         return {}
+    if name == "online":
+        return {"nodes": registry.online()}
     if name == "start_run":
         run_id, token = registry.start_run(int(request["size_limit"]))
         return {"run_id": run_id, "token": token}
@@ -149,18 +154,19 @@ def _obey(registry: Registry, request: Mapping[str, Any]) -> dict[str, object]:
     raise MalformedError(f"unknown operation {name!r}")
 
 
-def _serve_pipe(registry: Registry, on_end: Callable[[], None]) -> None:
+def _serve_pipe(registry: Registry, on_end: Callable[[], None], moves: Callable[[], None]) -> None:
+    """``moves``: returns when the listeners' loop has had its turn. One that hangs answers nothing, and is then killed."""
     for line in sys.stdin:
         request = json.loads(line)
         answer: dict[str, object] = {"id": request.get("id")}
         try:
-            answer |= _obey(registry, request)
+            answer |= _obey(registry, request, moves)
         except PoflError as error:
             answer["error"] = error.message
         # Whatever Flower raises is one failed request, not the end of the guard.
         except Exception as error:  # noqa: BLE001
             answer["error"] = f"{type(error).__name__}: {error}"
-        _say(answer)
+        say(answer)
     on_end()
 
 
@@ -188,11 +194,17 @@ async def _run(settings: Mapping[str, Any]) -> None:
     registry = Registry(app)
     members = {key: registry.register(bytes.fromhex(key)) for key in settings["members"]}
     if not serving.done():
+
+        def moves() -> None:
+            turn = threading.Event()
+            loop.call_soon_threadsafe(turn.set)
+            turn.wait()
+
         pipe = threading.Thread(
-            target=_serve_pipe, args=(registry, lambda: loop.call_soon_threadsafe(end)), name="pipe", daemon=True
+            target=_serve_pipe, args=(registry, lambda: loop.call_soon_threadsafe(end), moves), name="pipe", daemon=True
         )
         pipe.start()
-        _say(
+        say(
             {
                 "ready": True,
                 "fleet_port": fleet.getsockname()[1],
@@ -214,15 +226,14 @@ def _allow_files() -> None:
 
 def main() -> None:
     """Entry point of ``python -m pool.flower.guard``."""
-    line = sys.stdin.readline()
-    if not line:
+    settings = read_settings()
+    if settings is None:
         return
-    settings = json.loads(line)
     _allow_files()
     try:
         asyncio.run(_run(settings))
     except PoflError as error:
-        _say({"ready": False, "error": error.message})
+        say({"ready": False, "error": error.message})
         sys.exit(1)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -125,7 +125,7 @@ class RoundReport:
     """One round. ``accepted``: miner key hex -> examples counted; ``refused``: miner key hex -> reason.
 
     ``claimed``: miner key hex -> examples by its own update, for the accepted ones. ``again``: it may have been reported
-    before, to a process that died.
+    before, to a process that died. ``silent``: keys (hex) of those who were asked and sent nothing usable in time.
     """
 
     number: int
@@ -140,6 +140,7 @@ class RoundReport:
     bytes_down: int
     claimed: Mapping[str, int] = field(default_factory=dict)
     again: bool = False
+    silent: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from pool.flower.jobs import (
     score_from_json,
     score_to_json,
 )
+from pool.flower.pipe import read_settings, say
 from pool.flower.rounds import Fleet, LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen
 from pool.flower.secure import SecureFleet, SecureLoop
 from pool.flower.wire import Answer, Instruction, Precision, Update, context, open_bytes
@@ -233,13 +234,8 @@ def report_of(log: RoundLog) -> RoundReport:
         {miner.hex(): examples for miner, examples in log.accepted.items()},
         {miner.hex(): reason for miner, reason in log.refused.items()},
         log.score.correct, log.score.total, log.score.loss, log.bytes_up, log.bytes_down,
-        {miner.hex(): examples for miner, examples in log.claimed.items()},
+        {miner.hex(): examples for miner, examples in log.claimed.items()}, silent=sorted(m.hex() for m in log.silent),
     )  # fmt: skip
-
-
-def _say(message: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
 
 
 def _watch_pipe(roster: Roster) -> None:
@@ -275,7 +271,7 @@ def _mine(settings: Mapping[str, Any]) -> None:
     def on_round(log: RoundLog) -> None:
         report = report_of(log)
         save_state(path, state, report)
-        _say({"event": "round", "report": asdict(report)})
+        say({"event": "round", "report": asdict(report)})
 
     loop.run(stop_when(job), on_round)
     grid.close()
@@ -283,16 +279,15 @@ def _mine(settings: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of ``python -m pool.flower.manager``."""
-    line = sys.stdin.readline()
-    if not line:
+    settings = read_settings()
+    if settings is None:
         return
-    settings = json.loads(line)
     try:
         _mine(settings)
     except PoflError as error:
-        _say({"event": "failed", "error": error.message})
+        say({"event": "failed", "error": error.message})
         _leave(1)
-    _say({"event": "done"})
+    say({"event": "done"})
     _leave(0)
 
 

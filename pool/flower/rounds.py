@@ -92,7 +92,8 @@ class StopWhen:
 class RoundLog:
     """One round, for the progress stream. ``accepted``: miner -> examples counted for it, after the weight cap.
 
-    ``refused``: miner -> reason. ``claimed``: miner -> examples by its own update, for the accepted ones.
+    ``refused``: miner -> reason. ``claimed``: miner -> examples by its own update, for the accepted ones. ``silent``: who was
+    asked and sent nothing in time that could be opened, whatever the round made of the others.
     """
 
     number: int
@@ -105,6 +106,7 @@ class RoundLog:
     bytes_up: int
     bytes_down: int
     claimed: Mapping[bytes, int] = field(default_factory=dict)
+    silent: frozenset[bytes] = frozenset()
 
 
 @dataclass(slots=True)
@@ -133,6 +135,7 @@ class OpenRound:
     answered_after: list[float] = field(default_factory=list)
     accepted: list[Accepted] = field(default_factory=list)
     refused: dict[bytes, str] = field(default_factory=dict)
+    silent: set[bytes] = field(default_factory=set)
     bytes_up: int = 0
 
 
@@ -207,6 +210,7 @@ class RoundLoop:
         for instruction_id, miner in current.asked.items():
             self._owed[instruction_id] = (miner, current.number)
             current.refused.setdefault(miner, "no answer in time")
+            current.silent.add(miner)
         return self._finish(current)
 
     def _begin(self, free: list[bytes]) -> OpenRound:
@@ -248,19 +252,24 @@ class RoundLoop:
             if miner is None:
                 continue
             current.bytes_up += len(reply.blob)
+            current.silent.add(miner)
             try:
-                current.accepted.append(self._accept(reply, miner, current.number))
+                update = self._opened(reply, miner, current.number)
+                current.silent.discard(miner)
+                current.accepted.append(self._accept(update, miner))
                 current.answered_after.append(self._now() - current.started)
             except PoflError as error:
                 current.refused[miner] = error.message
 
-    def _accept(self, reply: Reply, miner: bytes, number: int) -> Accepted:
+    def _opened(self, reply: Reply, miner: bytes, number: int) -> Update:
         if reply.error:
             raise UnavailableError(reply.error)
         answer = decode(Answer, reply.blob)
         if answer.outcome is not Outcome.TRAINED:
             raise UnavailableError(f"{answer.outcome.name.lower()}: {answer.reason}")
-        update = self.fleet.open(answer, reply.instruction_id, miner, number)
+        return self.fleet.open(answer, reply.instruction_id, miner, number)
+
+    def _accept(self, update: Update, miner: bytes) -> Accepted:
         registered = self.state.registered.get(miner, MAX_EXAMPLES)
         accepted = check_update(miner, update, self.spec.parameters, registered)
         # A miner whose count nobody registered is held to the count of its first answer.
@@ -291,13 +300,12 @@ class RoundLoop:
         The others are refused. An update is blamed only for a step that does harm, and the worst first: the one without which
         the step is best. What an update scores alone says less: miners whose rows are of few classes score badly, and the mean
         with theirs is good; a good model with its hidden units in another order scores well, and ruins every mean.
+        Where nobody is left to blame, shortened steps are tried (docs/adr/0143).
         """
-        state = self.state
         if not self.rules.practice_floor:
             return kept, self._aggregate(current.number, kept)
-        before = state.best_score or self._evaluate(state.weights)
-        # A round that waited for its timeout has some time left, and no round goes on for ever.
-        until = min(self._deadline, max(current.ends, self._now() + JUDGING_SHARE * self.rules.round_timeout_s))
+        before = self.state.best_score or self._score_now()
+        until = self._judged_until(current)
         blaming = self._now() + BLAME_SHARE * (until - self._now())
         blamed: dict[bytes, str] = {}
         sets: list[list[Accepted]] = []
@@ -322,6 +330,10 @@ class RoundLoop:
             current.refused |= {miner: why for miner, why in blamed.items() if miner not in counted}
         return found, shorter
 
+    def _judged_until(self, current: OpenRound) -> float:
+        """A round that waited for its timeout has some time left, and no round goes on for ever."""
+        return min(self._deadline, max(current.ends, self._now() + JUDGING_SHARE * self.rules.round_timeout_s))
+
     def _shortened(
         self, number: int, sets: list[list[Accepted]], until: float
     ) -> tuple[list[Accepted], NDArray[np.float64] | None]:
@@ -330,18 +342,26 @@ class RoundLoop:
         A whole step may do harm although its direction is right: gradients are for short steps. Without this a model from which
         every whole step does harm would stay as it is for ever, for the next round begins at the same weights.
         """
-        present = self._score_now()
-        best, found, step = present, list[Accepted](), None
+        best, found = self._score_now(), list[Accepted]()
+        step: NDArray[np.float64] | None = None
         for kept in _spread(sets, MOST_SHORTENED):
+            if self._now() >= until:
+                break
             robust = self._fallback if len(kept) >= 3 else None
-            whole = (robust or self._aggregate)(number, kept)
-            for part in SHORTENED:
-                if self._now() >= until:
-                    return found, step
-                score = self._score_after(part * whole)
-                if _is_better(score, best):
-                    best, found, step = score, kept, part * whole
+            score, part = self._best_part((robust or self._aggregate)(number, kept), best, until)
+            if part is not None:
+                best, found, step = score, kept, part
         return found, step
+
+    def _best_part(self, whole: NDArray[np.float64], best: Score, until: float) -> tuple[Score, NDArray[np.float64] | None]:
+        """The part of a step that scores best, if it scores better than ``best``."""
+        step = None
+        for part in SHORTENED:
+            if self._now() >= until:
+                break
+            if _is_better(score := self._score_after(part * whole), best):
+                best, step = score, part * whole
+        return best, step
 
     def _worst(self, number: int, kept: list[Accepted], until: float) -> tuple[Accepted, str]:
         """Whose update to leave out, and its score. After ``until`` the choice is among those judged by then."""
@@ -405,7 +425,7 @@ class RoundLoop:
             state.since_best = 0 if better else state.since_best + 1
         return RoundLog(
             current.number, self._now() - current.started, current.participants, accepted, current.refused, score, loss,
-            current.bytes_up, current.bytes_down, claimed,
+            current.bytes_up, current.bytes_down, claimed, frozenset(current.silent),
         )  # fmt: skip
 
 

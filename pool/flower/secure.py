@@ -154,23 +154,26 @@ class SecureLoop(RoundLoop):
             # What failed at once would fail at once again, and again.
             self._pause(min(REPEAT_S, max(0.0, self._deadline - self._now())))
             return self._conclude(current, None, {}, {}, float("nan"))
-        floor = self.rules.practice_floor
-        before = self.state.best_score or self._evaluate(self.state.weights)
-        if floor and is_harm(before, after := self._score_after(total.mean[:-1]), floor):
-            for miner in free:
-                current.refused.setdefault(
-                    miner,
-                    f"harm: the sum's step left {after.correct} of {after.total} practice rows right, {before.correct} were; "
-                    "nobody can say whose update did it",
-                )
-            return self._conclude(current, None, {}, {}, float("nan"))
+        floor, delta = self.rules.practice_floor, total.mean[:-1]
+        before = self.state.best_score or self._score_now()
+        if floor and is_harm(before, after := self._score_after(delta), floor):
+            _, shorter = self._best_part(delta, self._score_now(), self._judged_until(current))
+            if shorter is None:
+                for miner in free:
+                    current.refused.setdefault(
+                        miner,
+                        f"harm: the sum's step left {after.correct} of {after.total} practice rows right, {before.correct} "
+                        "were, and no part of it does better; nobody can say whose update did it",
+                    )
+                return self._conclude(current, None, {}, {}, float("nan"))
+            delta = shorter
         examples = {advert.name: advert.examples for advert in collector.roster}
         claimed = {name: examples[name] for name in total.survivors}
         # Who sent its vector and was gone for the rest has its part in the sum.
         current.refused = {miner: reason for miner, reason in current.refused.items() if miner not in claimed}
         # Paid is by the rule of all rounds, over those whose updates are in the sum.
         accepted = dict(zip(claimed, counted(list(claimed.values()), self.rules.weight_factor), strict=True))
-        return self._conclude(current, total.mean[:-1], accepted, claimed, float(total.mean[-1]))
+        return self._conclude(current, delta, accepted, claimed, float(total.mean[-1]))
 
     def _free(self) -> list[bytes]:
         """Who can be asked, at most as many as a sum may have; with more, each in its turn."""
@@ -272,6 +275,7 @@ class SecureLoop(RoundLoop):
         asked = self._send(current, orders, step.ends - started)
         for miner in set(orders) - set(asked.values()):
             current.refused.setdefault(miner, f"not reached ({step.name})")
+            current.silent.add(miner)
         current.asked = asked
         replies: list[tuple[bytes, T]] = []
         while asked and self._now() < step.ends:
@@ -296,9 +300,11 @@ class SecureLoop(RoundLoop):
                     replies.append((found, self._open(reply, found, current.number, kind)))
                 except PoflError as error:
                     current.refused.setdefault(found, f"{step.name}: {error.message}")
+                    current.silent.add(found)
         for instruction_id, miner in asked.items():
             self._owed[instruction_id] = (miner, current.number)
             current.refused.setdefault(miner, f"no answer in time ({step.name})")
+            current.silent.add(miner)
         current.asked = {}
         return replies
 

@@ -92,7 +92,9 @@ class PoolConfig(RoleConfig):
     fleet_listen: str = config.required("Address that miners' Flower clients connect to, host:port.")
     fleet_advertise: str = config.option("Address told to miners; `fleet_listen` if empty.", default="")
     bond: int = config.option("Bond for a task; 0: the least that it asks.", default=0, low=0)
-    min_miners: int = config.option("Members online before a task is entered.", default=1, low=1)
+    min_miners: int = config.option(
+        "Members ready before a task is entered: online, and not silent when they were last asked to train.", default=1, low=1
+    )
     owner_cut_ppm: int = config.option("The owner's part of a won reward, millionths.", default=0, low=0, high=1_000_000)
     training: TrainingConfig = config.section(TrainingConfig, "Training.")
     market: MarketConfig = config.section(MarketConfig, "Buying rows.")

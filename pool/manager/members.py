@@ -1,18 +1,20 @@
 """The pool's members: admission, presence, assignments, contributions.
 
 A member is online while it attends. When its stream ends its Flower key is given up, and it joins again with a fresh one.
+A member that is asked and sends no update stays one, and is asked again; the pool does not count on it for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from core.crypto import signing
-from core.errors import AuthError, CryptoError, LimitError, NotFoundError, PoflError
+from core.errors import AuthError, CryptoError, LimitError, NotFoundError, PoflError, UnavailableError
 from core.ids import AccountId, Digest, short
 from core.ports import Clock
 from pool.flower.jobs import JoinTicket
@@ -50,6 +52,13 @@ MOST_IDLE_MS: Final = 180_000
 MOST_JOINS: Final = 20
 JOINS_MS: Final = 60_000
 """So many fresh keys of one account in this time: a miner that finds its pool started anew needs one, or a few."""
+SILENT_ROUNDS: Final = 3
+SILENT_MS: Final = 60_000
+"""Who sent no update in so many rounds in which it was asked, one after the other, and for so long, is not counted on."""
+FIRST_PAUSE_MS: Final = 600_000
+LAST_PAUSE_MS: Final = 86_400_000
+"""How long: then it is given another try, for else nothing might ever be asked of it. Each time twice as long."""
+LOOK_AGAIN_S: Final = 0.5
 MAX_KEYS: Final = 16_384
 """Flower keys whose owner is remembered, oldest first."""
 
@@ -59,6 +68,7 @@ class Enrolment(Protocol):
 
     async def register(self, node_public_key: bytes) -> JoinTicket: ...
     async def unregister(self, node_public_key: bytes) -> None: ...
+    async def connected(self) -> Collection[bytes]: ...
 
 
 @dataclass(slots=True)
@@ -73,6 +83,12 @@ class _Member:
     contribution: int = 0
     is_online: bool = False
     is_over: bool = False
+    heard_ms: int = 0
+    """When it came to attend, or last sent an update."""
+    silent_rounds: int = 0
+    pauses: int = 0
+    paused_until_ms: int = 0
+    """Until then it is not counted on."""
     queue: asyncio.Queue[Assignment | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
     """None is the end."""
 
@@ -193,6 +209,7 @@ class Members:
         if member.is_online:
             raise AuthError(f"{short(miner)} attends already: join again with a fresh key")
         member.is_online = True
+        member.heard_ms = self._clock.now_ms()
         self._note_change()
         log.info("member online", miner=miner, online=len(self.online))
         now = self._clock.now_ms()
@@ -224,10 +241,44 @@ class Members:
         """Members online whose own rows have this many features, in the order of their accounts."""
         return tuple(sorted(m.miner for m in self._members.values() if m.is_online and m.features == features))
 
-    async def wait_online(self, features: int, count: int) -> None:
-        """Until that many such members are online."""
-        while len(self.online_for(features)) < count:
-            await self._changed.wait()
+    def counted_for(self, features: int) -> Sequence[AccountId]:
+        """Those of them that a task can be entered with: without who was asked and sent nothing for too long."""
+        now = self._clock.now_ms()
+        return tuple(miner for miner in self.online_for(features) if self._members[miner].paused_until_ms <= now)
+
+    async def wait_ready(self, features: int, count: int) -> None:
+        """Until that many members that count are online, with their Flower clients."""
+        while True:
+            changed, counted = self._changed, self.counted_for(features)
+            if len(counted) >= count:
+                # A guard that is being started anew has nobody connected, and soon has.
+                with contextlib.suppress(UnavailableError):
+                    connected = await self._enrolment.connected()
+                    if sum(m.node_key in connected for miner in counted if (m := self._members.get(miner))) >= count:
+                        return
+            # Clients that connect and pauses that end tell nobody.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), LOOK_AGAIN_S)
+
+    def note_round(self, heard: Collection[bytes], silent: Collection[bytes]) -> None:
+        """Who sent an update in a round of training, and who was asked and sent none, by Flower keys."""
+        now = self._clock.now_ms()
+        for member in self._members.values():
+            if member.node_key in heard:
+                member.heard_ms, member.silent_rounds, member.pauses, member.paused_until_ms = now, 0, 0, 0
+            elif member.node_key in silent and member.is_online:
+                member.silent_rounds += 1
+                is_long = member.silent_rounds >= SILENT_ROUNDS and now - member.heard_ms >= SILENT_MS
+                if is_long and now >= member.paused_until_ms:
+                    self._pause(member, now)
+
+    def _pause(self, member: _Member, now: int) -> None:
+        pause = min(LAST_PAUSE_MS, FIRST_PAUSE_MS << min(member.pauses, 16))
+        member.pauses, member.paused_until_ms = member.pauses + 1, now + pause
+        log.warning(
+            "a member is asked and sends nothing: tasks are not entered for it", miner=member.miner,
+            rounds=member.silent_rounds, minutes=pause // 60_000,
+        )  # fmt: skip
 
     def roster(self, features: int, allowance: int = 0) -> Roster:
         """A live view of Flower keys for the engine. ``allowance``: rows that a member may get while it trains."""

@@ -161,11 +161,13 @@ class Season:
         bond = Amount(max(pool.cfg.bond, view.min_pool_bond))
         try:
             async with asyncio.timeout(pool.seconds_until(windows.entry_close_ms)):
-                await pool.members.wait_online(features, least)
+                await pool.members.wait_ready(features, least)
                 await self._send(EnterTask(self._task_id, bond, pool.endpoint), windows.entry_close_ms)
         except TimeoutError:
-            online = len(pool.members.online_for(features))
-            reason = f"entry closes, {online} members with rows of {features} features are online, {least} are needed"
+            ready, online = (len(them(features)) for them in (pool.members.counted_for, pool.members.online_for))
+            reason = f"entry closes, {ready} members with rows of {features} features are ready, {least} are needed"
+            if online > ready:
+                reason += f"; {online - ready} more attend and sent no update when they were last asked"
         except PoflError as error:
             reason = error.message
         if reason:
@@ -217,7 +219,7 @@ class Season:
             log.info("rows on the market have classes, not real targets: none are bought", task=self._task_id)
             return
         self._show("trading", "")
-        await trading.buy_rows(self._pool, view, self._pool.members.online_for(view.spec.features))
+        await trading.buy_rows(self._pool, view, self._pool.members.counted_for(view.spec.features))
 
     # Training
 
@@ -272,6 +274,8 @@ class Season:
 
     def _on_round(self, report: RoundReport, book: Book) -> None:
         book.record(report, self._pool.members.owner)
+        silent = {bytes.fromhex(key) for key in report.silent}
+        self._pool.members.note_round({bytes.fromhex(key) for key in (*report.accepted, *report.refused)} - silent, silent)
         ROUNDS.inc()
         ACCURACY.set(report.practice_correct / max(1, report.practice_total))
         self._round = Round(

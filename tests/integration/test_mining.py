@@ -66,6 +66,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 async def test_three_miners_learn_digits_before_the_deadline(world: World) -> None:
+    assert await world.engine.connected() == set(world.keys)
     job = world.job(60, target_correct=int(0.93 * len(world.practice)))
     reports: list[RoundReport] = []
     result = await world.engine.mine(job, world.keys, reports.append)

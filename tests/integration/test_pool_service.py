@@ -45,6 +45,9 @@ class Enrolment:
     async def unregister(self, node_public_key: bytes) -> None:
         pass
 
+    async def connected(self) -> list[bytes]:
+        return []
+
 
 class Clock:
     def now_ms(self) -> Milliseconds:

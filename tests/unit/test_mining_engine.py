@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from core.errors import DeadlineError, UnavailableError
+from pool.flower import health
 from pool.flower.engine import MAX_STARTS, MiningEngine, MiningJob, RoundReport, _run_folder
 from pool.flower.jobs import save_weights
 from pool.learning.model_spec import initial_weights
@@ -55,3 +57,55 @@ async def test_without_a_round_the_reason_is_said(tmp_path: Path) -> None:
     with pytest.raises(DeadlineError, match="did not answer 'start_run'"):
         await engine.mine(job, [], lambda _: None)
     assert engine.starts == MAX_STARTS
+
+
+class Silent:
+    """A child that is alive."""
+
+    name = "guard"
+    kills = 0
+
+    def kill(self) -> None:
+        self.kills += 1
+
+
+async def test_a_child_that_lives_and_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "SLICE_S", 0.01)
+    child, asked, ended = Silent(), 0, 0
+
+    async def ping() -> None:
+        nonlocal asked, ended
+        asked += 1
+        try:
+            if asked == 3:
+                await asyncio.Event().wait()
+        finally:
+            ended += 1
+
+    await asyncio.wait_for(health.end_if_silent(child, ping), 60)
+    await asyncio.sleep(0)
+    assert (asked, child.kills) == (3, 1), "the first two answers were enough"
+    assert ended == 3, "nobody waits for the third any more"
+
+
+async def test_a_wait_that_is_over_because_this_process_was_held_up_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its timer is over the moment it goes on, and the child had no time to answer."""
+    monkeypatch.setattr(health, "SLICE_S", 60.0)
+    child, waits, all_over = Silent(), 0, asyncio.Event()
+    wait = asyncio.wait
+
+    async def held_up(them: set[asyncio.Future[object]], *, timeout: float) -> object:
+        nonlocal waits
+        waits += 1
+        if waits < health.SILENT_SLICES:
+            return set(), them
+        found = await wait(them, timeout=timeout)
+        all_over.set()
+        return found
+
+    monkeypatch.setattr(asyncio, "wait", held_up)
+    watching = asyncio.create_task(health.end_if_silent(child, lambda: asyncio.sleep(0)))
+    await asyncio.wait_for(all_over.wait(), 60)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert child.kills == 0

@@ -9,11 +9,13 @@ from itertools import pairwise
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from core.codec import decode, encode
 from core.errors import AuthError, PoflError, UnavailableError
+from pool.flower.checks import Accepted
 from pool.flower.grid import _refusal
-from pool.flower.rounds import LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen, is_harm
+from pool.flower.rounds import MOST_SHORTENED, SHORTENED, LoopState, Reply, RoundLog, RoundLoop, Rules, StopWhen, is_harm
 from pool.flower.wire import Answer, Instruction, Outcome, Update, vector_to_bytes
 from pool.learning.model_spec import ModelSpec, Score, Weights, flatten, initial_weights
 
@@ -94,7 +96,7 @@ def total(weights: Weights) -> int:
 def run(
     fleet: MemoryFleet, *, deadline: float = 10.0, stop: StopWhen | None = None, quorum: int = 1, timeout: float = 2.0,
     scores: Callable[[Weights], Score] = lambda w: Score(total(w), 1000, 1.0), registered: dict[bytes, int] | None = None,
-    floor: float = 0.0,
+    floor: float = 0.0, fallback: Callable[[int, list[Accepted]], NDArray[np.float64]] | None = None,
 ) -> tuple[list[RoundLog], LoopState]:  # fmt: skip
     first = initial_weights(SPEC, 0)
     state = LoopState(0, first, first, registered=registered or {})
@@ -103,7 +105,7 @@ def run(
         SPEC, Rules(TEMPLATE, timeout, quorum, practice_floor=floor), fleet, state, members=lambda: set(fleet.behaviours),
         evaluate=scores,
         aggregate=lambda _, updates: np.average([u.vector for u in updates], axis=0, weights=[u.weight for u in updates]),
-        now=lambda: fleet.now, pause=fleet.pause, deadline=deadline,
+        now=lambda: fleet.now, pause=fleet.pause, deadline=deadline, fallback=fallback,
     )  # fmt: skip
     loop.run(stop or StopWhen(), logs.append)
     return logs, state
@@ -167,6 +169,22 @@ def test_a_fast_half_does_not_end_the_round_of_the_other_half(each: int) -> None
     logs, state = run(fleet, stop=StopWhen(rounds=3))
     assert all(set(log.accepted) == set(fleet.behaviours) for log in logs)
     np.testing.assert_allclose(flatten(state.weights), 1.5)
+
+
+def test_who_sends_nothing_that_opens_is_silent_whatever_becomes_of_the_round() -> None:
+    fleet = MemoryFleet(
+        {
+            **honest(2),
+            key(5): Behaviour(value=float("nan")),
+            key(6): Behaviour(garbage=True),
+            key(7): Behaviour(error="gone"),
+            key(9): Behaviour(after=None),
+        }
+    )
+    logs, _ = run(fleet, deadline=3.0, quorum=3)
+    assert logs[0].accepted == {}, "no quorum"
+    assert logs[0].silent == {key(6), key(7), key(9)}
+    assert logs[1].silent == {key(6), key(7)}, "who owes an answer was not asked"
 
 
 def test_a_dead_miner_stays_out_until_its_instruction_ends_in_an_error() -> None:
@@ -302,6 +320,83 @@ def test_a_round_of_nothing_but_harm_changes_nothing_and_pays_nobody() -> None:
     assert len(logs) > 3
     assert all(log.accepted == {} and len(log.refused) == 3 for log in logs)
     np.testing.assert_array_equal(flatten(state.weights), 0.0)
+
+
+def hill(weights: Weights) -> Score:
+    """A gradient's landscape: best at a first weight of 0.5, ruined from 1 on and below 0."""
+    value = total(weights) / 10
+    right = round(1000 - 800 * abs(value - 0.5))
+    return Score(right, 1000, 1.0 if 0 <= value < 1 else 9.0)
+
+
+def robust(_: int, updates: list[Accepted]) -> NDArray[np.float64]:
+    return np.asarray(np.median([u.vector for u in updates], axis=0), dtype=np.float64)
+
+
+def test_a_step_that_is_only_too_long_is_shortened_and_nobody_is_blamed() -> None:
+    """Else the next round begins at the same weights, takes the same gradients, and so for ever."""
+    logs, state = run(MemoryFleet(honest(3)), stop=StopWhen(rounds=1), scores=hill, floor=0.8, deadline=20.0)
+    np.testing.assert_allclose(flatten(state.weights), 0.5)
+    assert logs[0].accepted == dict.fromkeys(map(key, (1, 2, 3)), 10)
+    assert logs[0].refused == {}
+
+
+def test_a_shortened_step_pays_those_whose_step_it_is() -> None:
+    """One of four goes back nine times as far. Without it the step is right and too long: it is named, the others are not."""
+    fleet = MemoryFleet({**honest(3), key(9): Behaviour(value=-9.0)})
+    logs, state = run(fleet, stop=StopWhen(rounds=1), scores=hill, floor=0.8, deadline=20.0)
+    np.testing.assert_allclose(flatten(state.weights), 0.5)
+    assert set(logs[-1].accepted) == {key(1), key(2), key(3)}
+    assert set(logs[-1].refused) == {key(9)}
+    assert "harm" in logs[-1].refused[key(9)]
+
+
+def test_the_part_of_a_large_group_is_of_its_median() -> None:
+    """Heavy liars turn the mean around, whoever of them is left out; the median of all goes where most of them go."""
+    fleet = MemoryFleet({**honest(4), **{key(i): Behaviour(value=-9.0, examples=40) for i in (8, 9)}})
+    logs, state = run(fleet, stop=StopWhen(rounds=1), scores=hill, floor=0.8, deadline=20.0, quorum=6, fallback=robust)
+    np.testing.assert_allclose(flatten(state.weights), 0.5)
+    assert set(logs[-1].accepted) == set(fleet.behaviours), "the quorum lets nobody be left out"
+
+
+@pytest.mark.parametrize("count", [1, 3, 12, 32])
+def test_judging_a_round_takes_a_bounded_number_of_scores(count: int) -> None:
+    fleet = MemoryFleet({key(i): Behaviour(value=-9.0) for i in range(1, count + 1)})
+    asked: list[int] = []
+
+    def counting(weights: Weights) -> Score:
+        asked.append(1)
+        return scored(weights)
+
+    logs, _ = run(fleet, deadline=0.1, scores=counting, floor=0.8)
+    assert len(logs) == 1
+    blame = sum(left + 1 for left in range(1, count + 1))
+    assert len(asked) <= 2 + blame + MOST_SHORTENED * len(SHORTENED)
+
+
+def test_shortened_steps_end_with_the_time_for_judging() -> None:
+    """Each score takes a third of a second, a round has two seconds."""
+    fleet = MemoryFleet(honest(20))
+
+    def slow(weights: Weights) -> Score:
+        fleet.now += 1 / 3
+        return Score(0 if total(weights) else 100, 1000, 9.0 if total(weights) else 1.0)
+
+    logs, _ = run(fleet, deadline=30.0, scores=slow, floor=0.8)
+    assert logs
+    assert all(log.seconds <= 2.0 * 1.25 + 4 / 3 for log in logs)
+
+
+def test_where_no_whole_step_helps_a_part_of_the_medians_is_asked() -> None:
+    """A heavy liar goes back by little, which is no harm, and the others' whole step is too long."""
+    fleet = MemoryFleet({**honest(3), key(9): Behaviour(value=-0.76, examples=40)})
+
+    def judge(weights: Weights) -> Score:
+        value = float(flatten(weights)[0])
+        return Score(round(1000 - 800 * abs(value - 0.5)), 1000, 1.0)
+
+    _, state = run(fleet, stop=StopWhen(rounds=1), scores=judge, floor=0.3, deadline=20.0, fallback=robust)
+    np.testing.assert_allclose(flatten(state.weights), 0.5)
 
 
 def test_where_the_mean_does_not_bring_the_model_forward_the_fallback_is_asked() -> None:

@@ -309,6 +309,25 @@ def test_a_sum_that_ruins_the_model_is_not_taken() -> None:
     np.testing.assert_allclose(flatten(state.weights), 1.0, atol=1e-6)
 
 
+def test_a_part_of_a_sum_that_is_only_too_long_is_taken() -> None:
+    people = [Person(i, 1.0) for i in range(4)]
+    fleet, first = MemoryFleet({NAMES[person.number]: person for person in people}), initial_weights(SPEC, 0)
+    state = LoopState(0, first, first)
+
+    def hill(weights: Weights) -> Score:
+        value = float(flatten(weights)[0])
+        return Score(round(1000 - 800 * abs(value - 0.25)), 1000, 1.0 if 0 <= value < 0.9 else 9.0)
+
+    logs: list[RoundLog] = []
+    loop = SecureLoop(
+        SPEC, Rules(TEMPLATE, 4.0, 1, practice_floor=0.8), fleet, state, Suite.X25519, members=lambda: set(fleet.people),
+        evaluate=hill, now=lambda: fleet.now, pause=fleet.pause, deadline=60.0,
+    )  # fmt: skip
+    loop.run(StopWhen(rounds=1), logs.append)
+    assert told(logs) == [set(fleet.people)]
+    np.testing.assert_allclose(flatten(state.weights)[0], 0.25, atol=1e-6)
+
+
 def test_a_miner_whose_secrets_do_not_come_back_is_left_out_for_a_while() -> None:
     """It deals wrong shares of its seed: its self mask stays in the sum, and so it can be named."""
     people = crowd(4)

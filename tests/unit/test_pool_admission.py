@@ -72,6 +72,9 @@ class Fleet:
     async def unregister(self, node_public_key: bytes) -> None:
         self.registry.unregister(node_public_key)
 
+    async def connected(self) -> list[bytes]:
+        return []
+
     async def lets_in(self, private: bytes, public: bytes) -> bool:
         """Whether Flower activates the node that holds this key."""
         body = ActivateNodeRequest(public_key=node_keys.node_public_pem(public), heartbeat_interval=10).SerializeToString()

@@ -11,11 +11,12 @@ import pytest
 
 from core.crypto import signing
 from core.crypto.signing import KeyPair
-from core.errors import AuthError, CryptoError, LimitError, MalformedError, NotFoundError
+from core.errors import AuthError, CryptoError, LimitError, MalformedError, NotFoundError, UnavailableError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
 from pool.flower.jobs import JoinTicket
+from pool.manager import members as members_module
 from pool.manager.config import AdmissionConfig
-from pool.manager.members import Members
+from pool.manager.members import FIRST_PAUSE_MS, LAST_PAUSE_MS, SILENT_MS, SILENT_ROUNDS, Members
 from services.rpc.convert_mining import (
     DOMAIN_ATTEND,
     DOMAIN_LEAVE,
@@ -48,15 +49,31 @@ class Enrolment:
     async def unregister(self, node_public_key: bytes) -> None:
         self.given_up.append(node_public_key)
 
+    async def connected(self) -> list[bytes]:
+        if self.is_down:
+            raise UnavailableError("the guard is being started anew")
+        return [key for key in self.registered if key not in (*self.given_up, *self.away)]
 
-class FixedClock:
+    is_down = False
+    away: tuple[bytes, ...] = ()
+    """Registered, and their Flower clients never came."""
+
+
+class SetClock:
+    def __init__(self) -> None:
+        self.now = T0
+
     def now_ms(self) -> Milliseconds:
-        return Milliseconds(T0)
+        return Milliseconds(self.now)
 
 
-def members(admission: AdmissionConfig | None = None) -> tuple[Members, Enrolment]:
+def members(admission: AdmissionConfig | None = None, clock: SetClock | None = None) -> tuple[Members, Enrolment]:
     enrolment = Enrolment()
-    return Members(enrolment, POOL, CHAIN, admission or AdmissionConfig(), FixedClock()), enrolment
+    return Members(enrolment, POOL, CHAIN, admission or AdmissionConfig(), clock or SetClock()), enrolment
+
+
+def key_of(node_key: int) -> bytes:
+    return bytes([node_key]) * 33
 
 
 def join(key: KeyPair, node_key: int = 1, token: bytes = b"", features: int = 64) -> Join:
@@ -253,10 +270,79 @@ async def test_rows_for_those_who_never_come_back_are_forgotten() -> None:
 
 async def test_waiting_for_members_ends_when_they_come() -> None:
     group, _ = members()
-    waiting = asyncio.create_task(group.wait_online(64, 2))
+    waiting = asyncio.create_task(group.wait_ready(64, 2))
     await group.join(sign_join(ANN, join(ANN)))
     await group.join(sign_join(BOB, join(BOB, node_key=2)))
     async with attending(group, ANN):
         assert not waiting.done()
         async with attending(group, BOB, node_key=2):
-            await asyncio.wait_for(waiting, 1)
+            await asyncio.wait_for(waiting, 60)
+
+
+async def test_who_attends_and_never_connects_is_not_waited_for_as_if_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its attending alone has the pool lock its bond for tasks in which no round comes about."""
+    monkeypatch.setattr(members_module, "LOOK_AGAIN_S", 0.01)
+    group, enrolment = members()
+    enrolment.away = (key_of(2),)
+    await group.join(sign_join(ANN, join(ANN)))
+    await group.join(sign_join(BOB, join(BOB, node_key=2)))
+    async with attending(group, ANN), attending(group, BOB, node_key=2):
+        enrolment.is_down = True
+        waiting = asyncio.create_task(group.wait_ready(64, 2))
+        await asyncio.sleep(0.05)
+        enrolment.is_down = False
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await asyncio.wait_for(group.wait_ready(64, 1), 60)
+        enrolment.away = ()
+        await asyncio.wait_for(waiting, 60)
+
+
+async def test_who_is_asked_and_sends_nothing_is_not_counted_on_until_it_answers() -> None:
+    clock = SetClock()
+    group, _ = members(clock=clock)
+    ann, bob = AccountId(ANN.public_key), AccountId(BOB.public_key)
+    await group.join(sign_join(ANN, join(ANN)))
+    await group.join(sign_join(BOB, join(BOB, node_key=2)))
+
+    def rounds(count: int, seconds: int) -> None:
+        for _ in range(count):
+            clock.now += 1000 * seconds
+            group.note_round({key_of(1)}, {key_of(2)})
+
+    async with attending(group, ANN), attending(group, BOB, node_key=2):
+        rounds(100, 0)
+        assert set(group.counted_for(64)) == {ann, bob}, "rounds of an instant are nobody's silence"
+        group.note_round({key_of(1), key_of(2)}, ())
+        rounds(SILENT_ROUNDS - 1, SILENT_MS // 1000)
+        assert set(group.counted_for(64)) == {ann, bob}
+        rounds(1, 0)
+        assert group.counted_for(64) == (ann,)
+        assert set(group.online_for(64)) == {ann, bob}, "it is a member, and is asked on"
+        assert len(group.roster(64)) == 2
+        group.note_round({key_of(2)}, ())
+        assert set(group.counted_for(64)) == {ann, bob}, "it answered"
+
+
+async def test_silence_is_forgiven_after_a_while_and_for_longer_each_time() -> None:
+    """A pool that counts on nobody enters no task, and would never hear that its members are well again."""
+    clock = SetClock()
+    group, _ = members(clock=clock)
+    await group.join(sign_join(ANN, join(ANN)))
+    async with attending(group, ANN):
+        clock.now += SILENT_MS
+        for _ in range(SILENT_ROUNDS):
+            group.note_round((), {key_of(1)})
+        pauses = []
+        for _ in range(12):
+            start = clock.now
+            assert group.counted_for(64) == ()
+            while not group.counted_for(64):
+                clock.now += FIRST_PAUSE_MS
+            pauses.append(clock.now - start)
+            group.note_round((), {key_of(1)})
+        assert pauses[:3] == [FIRST_PAUSE_MS, 2 * FIRST_PAUSE_MS, 4 * FIRST_PAUSE_MS]
+        assert pauses[-1] == LAST_PAUSE_MS
+    await group.join(sign_join(ANN, join(ANN, node_key=2)))
+    async with attending(group, ANN, node_key=2):
+        assert len(group.counted_for(64)) == 1, "who was started anew is heard anew"

@@ -38,7 +38,7 @@ class Probe(Season):
         pool: Any = SimpleNamespace(
             cfg=cfg, account=OWN, chain_id=CHAIN, board=self.board, clock=Clock(), validators=VALIDATORS,
             blobs=SimpleNamespace(delete=lambda _: None), role=SimpleNamespace(genesis=SimpleNamespace(params=ChainParams())),
-            members=SimpleNamespace(online=(), online_for=lambda _: ()), seconds_until=lambda _: 0.05,
+            members=SimpleNamespace(online=(), online_for=lambda _: (), counted_for=lambda _: ()), seconds_until=lambda _: 0.05,
         )  # fmt: skip
         super().__init__(pool, feed)
         self.working = asyncio.Event()
@@ -109,11 +109,11 @@ async def test_without_members_for_the_task_no_bond_is_locked(tmp_path: Path) ->
     feed = TaskFeed(task(TaskPhase.ENTRY))
     season = Probe(tmp_path, feed)
 
-    async def wait_online(features: int, count: int) -> None:
+    async def wait_ready(features: int, count: int) -> None:
         assert (features, count) == (64, 1)
         await asyncio.Event().wait()
 
-    season._pool.members.wait_online = wait_online  # type: ignore[method-assign]
+    season._pool.members.wait_ready = wait_ready  # type: ignore[method-assign]
     running = asyncio.create_task(season.run())
     await asyncio.sleep(0.2)
     feed.update(task(TaskPhase.TRAINING))
