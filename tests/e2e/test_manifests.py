@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from tests.e2e.test_testnet import left_over
 
 MANIFESTS = sorted(Path(__file__).with_name("manifests").glob("*.toml"))
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 async def test_manifest(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = read_manifest(path)
+    manifest = read_manifest(path).slower(float(os.environ.get("POFL_MANIFEST_SLACK", "1")))
     net = tmp_path / "net"
     async with Processes(manifest, net) as network:
         outcome = await run_manifest(manifest, network, print)
