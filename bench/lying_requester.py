@@ -37,17 +37,17 @@ def _malformed_to_others(self: AuditRequester, message: ModelBody) -> Sequence[M
     return (AuditAnswer(sign_answer(self._key, answer)),)
 
 
-def _one_value_off(self: AnswerBook, pool: AccountId, commitment: ModelCommitment, body: bytes) -> ModelAnswer:
-    honest = _answer(self, pool, commitment, body)
+def _one_value_off(self: AnswerBook, pool: AccountId, model_commitment: ModelCommitment, body: bytes) -> ModelAnswer:
+    honest = _answer(self, pool, model_commitment, body)
     task = self._task
     if honest.model is None or not may_lie(task.task_id):
         return honest
     z = tuple(layer.copy() for layer in honest.z)
     # Towards zero, so that it stays in its range.
     z[0][0, 0] += 1 if z[0][0, 0] <= 0 else -1
-    mark = z_mark(task.task_id, commitment, z_digest(z))
+    mark = z_mark(task.task_id, model_commitment, z_digest(z))
     correct = count_correct(predict(z[-1]), self._test_set.labels)
-    answer = Answer(task.chain_id, task.task_id, pool, commitment, AnswerKind.SCORED, mark, correct)
+    answer = Answer(task.chain_id, task.task_id, pool, model_commitment, AnswerKind.SCORED, mark, correct)
     return ModelAnswer(sign_answer(self._key, answer), honest.model, z)
 
 

@@ -31,7 +31,7 @@ def draw(seed: int, number: int, abilities: Abilities = PROCESSES) -> Manifest:
     rng = random.Random(f"manifest {seed} {number}")
     nodes = rng.choice((1, 2, 4, 4, 4, 5))
     shape = Shape(nodes, pools=rng.choice((1, 1, 2)), miners=rng.choice((1, 1, 2)))
-    providers = 1 if not abilities.lies else rng.choice((0, 1, 1))
+    providers = max(abilities.least_providers, rng.choice((0, 1, 1)))
     blocks = rng.choice((1, 1, 2))
     liars = _liars(rng, shape, providers, abilities)
     drawn = [*_on_nodes(rng, nodes, abilities), *_on_others(rng, shape, providers, blocks, abilities)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -24,17 +24,24 @@ SHORTEST_BLOCK: Final = 0.05
 """Seconds: no chain of ours has made a block in less."""
 
 
+@dataclass(frozen=True, slots=True)
 class Abilities:
     """What a back end can do."""
 
-    def __init__(self, name: str, acts: Collection[Act], lies: Collection[Lie], windows: bool, instead: str) -> None:
-        self.name, self.acts, self.lies, self.windows, self.instead = name, frozenset(acts), frozenset(lies), windows, instead
+    name: str
+    acts: frozenset[Act]
+    lies: frozenset[Lie]
+    windows: bool
+    """Whether genesis parameters can be set."""
+    least_providers: int
+    instead: str = ""
+    """What to do where it cannot."""
 
 
-PROCESSES: Final = Abilities("processes", Act, Lie, windows=True, instead="")
+PROCESSES: Final = Abilities("processes", frozenset(Act), frozenset(Lie), windows=True, least_providers=0)
 CONTAINERS: Final = Abilities(
-    "compose", (Act.KILL, Act.RESTART, Act.OFFLINE, Act.PAUSE, Act.DISCONNECT), (), windows=False,
-    instead="run it on processes (without --compose)",
+    "compose", frozenset((Act.KILL, Act.RESTART, Act.OFFLINE, Act.PAUSE, Act.DISCONNECT)), frozenset(), windows=False,
+    least_providers=1, instead="run it on processes (without --compose)",
 )  # fmt: skip
 
 
@@ -90,6 +97,9 @@ class _Reader:
         )
         if made.shape.reward > 10_000_000:
             self.refuse("network.reward", f"is {made.shape.reward}: the requester can pay 10000000 for a task")
+        if made.providers < self._abilities.least_providers:
+            self.refuse("network.providers", f"is 0, and {self._abilities.name} always has one: leave it out, or "
+                        f"{self._abilities.instead}")  # fmt: skip
         params = self.check_windows(made)
         liars = tuple(self.liar(number, item, made) for number, item in enumerate(self.list("liar", table), start=1))
         made = replace(made, liars=liars)

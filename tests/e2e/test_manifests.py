@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.manifest.drive import run_manifest
+from bench.manifest.containers import Containers, why_not
+from bench.manifest.drive import Outcome, run_manifest
 from bench.manifest.processes import Processes
-from bench.manifest.reader import read_manifest
+from bench.manifest.reader import CONTAINERS, read_manifest
 from tests.e2e.test_testnet import left_over
 
 MANIFESTS = sorted(Path(__file__).with_name("manifests").glob("*.toml"))
@@ -18,19 +19,37 @@ MANIFESTS = sorted(Path(__file__).with_name("manifests").glob("*.toml"))
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
+SLACK = float(os.environ.get("POFL_MANIFEST_SLACK", "1"))
+"""For a busy machine: windows so many times longer."""
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 async def test_manifest(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = read_manifest(path).slower(float(os.environ.get("POFL_MANIFEST_SLACK", "1")))
-    net = tmp_path / "net"
-    async with Processes(manifest, net) as network:
+    manifest = read_manifest(path).slower(SLACK)
+    async with Processes(manifest, tmp_path / "net") as network:
         outcome = await run_manifest(manifest, network, print)
+    tell(path, outcome, capsys)
+    assert left_over(tmp_path) == []
+
+
+async def test_a_manifest_in_containers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if reason := await why_not():
+        pytest.skip(reason)
+    path = Path(__file__).with_name("manifests") / "kills.toml"
+    manifest = read_manifest(path, CONTAINERS)
+    async with Containers(manifest, tmp_path / "net") as network:
+        outcome = await run_manifest(manifest, network, print)
+    tell(path, outcome, capsys)
+
+
+def tell(path: Path, outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of figures; of a run that failed everything that is needed to find out why."""
     if outcome.problems:
         logs = Path("testnet-data") / f"manifest-{path.stem}-logs"
         shutil.rmtree(logs, ignore_errors=True)
-        shutil.copytree(net / "logs", logs)
+        shutil.copytree(Path(outcome.folder) / "logs", logs)
         timeline = "\n".join(outcome.timeline)
-        pytest.fail(f"{path} with seed {manifest.seed}; logs in {logs}\n{timeline}\n" + "\n".join(outcome.problems))
-    assert left_over(tmp_path) == []
+        pytest.fail(f"{path} with seed {outcome.seed}; logs in {logs}\n{timeline}\n" + "\n".join(outcome.problems))
     with capsys.disabled():
         print(
             f"\n{path.stem}: {outcome.seconds:.0f} s, {outcome.height} blocks, {outcome.work_blocks} work, "

@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,40 @@ async def test_stopping_is_no_failure(tmp_path: Path) -> None:
     assert not is_alive(child.process.pid)
     running.check()
     assert spec.log.exists()
+
+
+STEADY = """
+import sys, time
+print("words", *sys.argv[1:], flush=True)
+while True:
+    time.sleep(0.05)
+    print("tick", flush=True)
+"""
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110 - what is waited for is another process
+            await asyncio.sleep(0.02)
+
+
+async def test_a_process_can_be_killed_and_stopped_for_a_while_and_neither_is_a_failure(tmp_path: Path) -> None:
+    spec = replace(script(tmp_path, "steady", STEADY), arguments=("first", "second"))
+    async with Supervisor() as running:
+        child = await running.start(spec)
+        await until(lambda: "tick" in spec.log.read_text())
+        assert spec.log.read_text().split()[1:4] == ["first", "second", "--config"]
+        running.send("steady", signal.SIGSTOP)
+        await until(lambda: Path(f"/proc/{child.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")
+        running.send("steady", signal.SIGCONT)
+        mark = spec.log.stat().st_size
+        await until(lambda: spec.log.stat().st_size > mark)
+        await running.kill("steady")
+        assert child.process.returncode == -signal.SIGKILL
+        running.check()
+        with pytest.raises(NotFoundError, match="no process 'steady'"):
+            await running.kill("steady")
+        with pytest.raises(NotFoundError, match="no process 'steady'"):
+            running.send("steady", signal.SIGCONT)
+        again = await running.start(spec)
+        assert again.process.pid != child.process.pid

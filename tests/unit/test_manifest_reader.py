@@ -149,6 +149,7 @@ def test_what_is_wrong_is_one_sentence_with_file_and_key(text: str, said: str) -
         (KILL.replace("kill", "slow") + "delay_ms = 5", "1: act is 'slow', which compose cannot do (it can kill, restart"),
         (KILL.replace("kill", "clock") + "shift_ms = 5", "which compose cannot do"),
         ("[windows]\ncommit_ms = 21000", "windows cannot be set in compose"),
+        ("[network]\nproviders = 0", "network.providers is 0, and compose always has one"),
         ("[[liar]]\nwho = 'pool0'\nlie = 'count'\ntimes = 1", "containers run the product only: run it on processes"),
     ],
 )
