@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench.manifest import containers
 from bench.manifest.containers import Containers, override
 from bench.manifest.generate import draw
 from bench.manifest.model import Manifest, to_toml
@@ -83,7 +82,7 @@ def test_containers_publish_what_is_judged_and_no_port_twice(tmp_path: Path) -> 
 
 
 async def test_without_an_engine_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers.shutil, "which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(UnavailableError, match="no containers here: there is no docker command"):
         async with Containers(Manifest("m"), tmp_path / "net"):
             pytest.fail("it began")

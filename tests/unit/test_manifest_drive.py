@@ -1,0 +1,122 @@
+"""The driver does what a manifest says when it says so, undoes it whatever happens, and turns every failure into a problem."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from grpc import aio
+
+from bench.manifest.backend import Backend, Healing
+from bench.manifest.drive import _Run, run_manifest
+from bench.manifest.model import Act, At, Manifest, Perturbation
+from core.errors import UnavailableError
+
+
+class Recorded:
+    """A back end that runs nothing and writes down what it is told."""
+
+    publishes = False
+
+    def __init__(self, folder: Path, failing: str = "") -> None:
+        self.folder, self.failing = folder, failing
+        self.told: list[str] = []
+        self.accounts: Mapping[str, bytes] = {}
+        self.test_set = folder
+
+    async def start(self) -> None:
+        if self.failing:
+            raise UnavailableError(self.failing)
+
+    def channel(self, name: str) -> aio.Channel:
+        raise AssertionError(name)
+
+    async def perturb(self, what: Perturbation) -> Healing:
+        self.told.append(f"{what.act} {what.who[0]}")
+
+        async def heal() -> None:
+            await asyncio.sleep(0)
+            self.told.append(f"heal {what.who[0]}")
+
+        return heal
+
+    def check(self) -> None: ...
+
+    def task_files(self) -> tuple[Path, Path, Sequence[int]]:
+        raise AssertionError
+
+    async def report_leaks(self) -> None: ...
+
+    async def close(self) -> None:
+        self.told.append("closed")
+
+
+def running(folder: Path, *perturbations: Perturbation) -> tuple[_Run, Recorded]:
+    backend = Recorded(folder)
+    made: Backend = backend
+    run = _Run(Manifest("m", blocks=1, perturbations=perturbations), made, lambda line: None)
+    run._zero = run.began
+    return run, backend
+
+
+async def until(run: _Run, backend: Recorded, told: list[str]) -> None:
+    async with asyncio.timeout(60):
+        while backend.told != told:  # noqa: ASYNC110 - it only writes down
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_due_at_a_height_or_a_phase_waits_for_it(tmp_path: Path) -> None:
+    run, backend = running(
+        tmp_path,
+        Perturbation(Act.RESTART, ("node0",), At(height=5)),
+        Perturbation(Act.RESTART, ("pool0",), At(task=2, phase="training")),
+    )
+    goal = asyncio.create_task(run._goal())
+    await asyncio.sleep(0.3)
+    assert backend.told == []
+    run._seen.height = 6
+    await until(run, backend, ["restart node0", "heal node0"])
+    run._seen.tasks = [(b"1", "won"), (b"2", "entry")]
+    await asyncio.sleep(0.3)
+    assert len(backend.told) == 2
+    # Training went by between two looks.
+    run._seen.tasks = [(b"1", "won"), (b"2", "evaluation")]
+    await until(run, backend, ["restart node0", "heal node0", "restart pool0", "heal pool0"])
+    async with asyncio.timeout(60):
+        await goal
+    assert run.outcome.problems == []
+
+
+async def test_two_on_one_process_come_one_after_the_other(tmp_path: Path) -> None:
+    first = Perturbation(Act.PAUSE, ("node0",), At(height=1), for_seconds=0.2)
+    second = Perturbation(Act.KILL, ("node0",), At(height=1), for_seconds=0.0)
+    run, backend = running(tmp_path, first, second)
+    run._seen.height = 1
+    goal = asyncio.create_task(run._goal())
+    await until(run, backend, ["pause node0", "heal node0", "kill node0", "heal node0"])
+    assert not goal.done()  # the work block is missing
+    goal.cancel()
+    await asyncio.gather(goal, return_exceptions=True)
+
+
+async def test_what_is_done_is_undone_when_the_time_is_up(tmp_path: Path) -> None:
+    run, backend = running(tmp_path, Perturbation(Act.PAUSE, ("node0",), At(height=1), for_seconds=3600.0))
+    run._seen.height = 1
+    goal = asyncio.create_task(run._goal())
+    await until(run, backend, ["pause node0"])
+    goal.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await goal
+    await until(run, backend, ["pause node0", "heal node0"])
+
+
+async def test_a_failure_is_a_problem_of_the_outcome_and_everything_is_closed(tmp_path: Path) -> None:
+    backend = Recorded(tmp_path, failing="no room")
+    outcome = await run_manifest(Manifest("m", seed=9), backend, lambda line: None)
+    assert outcome.problems == ["UnavailableError: no room"]
+    assert outcome.seed == 9
+    assert "PROBLEM: UnavailableError: no room" in outcome.timeline[-1]
+    assert backend.told == ["closed"]
+    assert outcome.as_json()["folder"] == str(tmp_path)
