@@ -155,8 +155,9 @@ async def logs(
             return
         engine, plan = held
         if follow:
-            async for part in engine.follow(plan, process, lines):
-                typer.echo(part, nl=False)
+            async with contextlib.aclosing(engine.follow(plan, process, lines)) as parts:
+                async for part in parts:
+                    typer.echo(part, nl=False)
             return
         for name in [process] if process else list(await engine.seen(plan)):
             _show(name, await engine.logs(plan, name, lines), alone=bool(process))

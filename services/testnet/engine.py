@@ -13,7 +13,7 @@ import os
 import socket
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
@@ -248,12 +248,15 @@ class Engine:
         raw: bytes = await self._call(process, lambda: container.logs(tail=lines))
         return raw.decode(errors="replace")
 
-    async def follow(self, plan: Plan, process: str, lines: int) -> AsyncIterator[str]:
+    async def follow(self, plan: Plan, process: str, lines: int) -> AsyncGenerator[str, None]:
         """The last lines, and every one that comes, until the container ends."""
         container = await self._get(plan, process)
-        parts: Iterator[bytes] = await self._call(process, lambda: container.logs(tail=lines, stream=True, follow=True))
-        while (part := await asyncio.to_thread(next, parts, b"")) != b"":
-            yield part.decode(errors="replace")
+        parts = await self._call(process, lambda: container.logs(tail=lines, stream=True, follow=True))
+        try:
+            while (part := await asyncio.to_thread(next, parts, b"")) != b"":
+                yield part.decode(errors="replace")
+        finally:
+            parts.close()  # ends the thread that waits for the next line
 
     async def run(self, plan: Plan, process: str, command: list[str]) -> tuple[int, str]:
         """Exit code and output of a command in a process's container."""
