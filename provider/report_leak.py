@@ -31,12 +31,12 @@ from core.market.delivery import Share
 from core.ports import SystemRng
 from provider.config import ProviderConfig
 from provider.goods import Goods, load_goods, row_secret
+from services.data.arrays import read_arrays
 from services.rpc.chain_client import ChainClient, Wallet
 from services.rpc.role import Role, open_chain, open_role, wait_for_chain
 from services.rpc.views import BlockView, ReportOutcome, Tip, TradePhase, TradeView
 from services.runtime import config
 from services.runtime.lifecycle import Lifecycle, exit_code
-from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["Suspect", "find_trades", "main", "make_report", "read_copy", "suspects"]
 
@@ -101,18 +101,13 @@ def read_copy(path: Path, scale_micro: int) -> tuple[NDArray[np.float64], Digest
         ConfigError: it cannot be read.
     """
     try:
-        check_archive(path, MAX_UNPACKED)
-        with np.load(path, allow_pickle=False) as arrays:
-            if "x" not in arrays.files:
-                raise ConfigError(f"{path}: no array 'x'; it holds {', '.join(sorted(arrays.files)) or 'nothing'}")
-            x = arrays["x"]
+        x = read_arrays(path, "x", limit=MAX_UNPACKED)["x"]
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
     except InputError as error:
         raise ConfigError(error.message) from None
-    except UNREADABLE as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise ConfigError(f"{path} is no readable npz file of plain arrays: {reason or error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     if x.dtype.kind not in "fiu" or x.ndim != 2:
         raise ConfigError(f"{path}: x must be numbers of shape (n, M), got {x.dtype} {list(x.shape)}")
     return x.astype(np.float64) * (scale_micro / MILLION), Digest(digest)

@@ -18,8 +18,8 @@ from services.cli.connection import NetOption, NodeOption, TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json
 from services.cli.tasks import RequesterOption, cuts_in_words, find_task_id
+from services.data.arrays import read_arrays
 from services.rpc.task_client import RequesterClient
-from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["app", "read_model", "score_model"]
 
@@ -141,19 +141,10 @@ def read_model(path: Path) -> TaskModel:
 def score_model(model: ScoredModel, data: Path, feature_scale_micro: int, cuts_micro: tuple[int, ...] = ()) -> tuple[int, int]:
     """(correct, total) of a model on a file; with cut points, y is real. Raises ConfigError naming what is wrong with it."""
     try:
-        check_archive(data, MAX_DATA)
-        with np.load(data, allow_pickle=False) as stored:
-            missing = {"x", "y"} - set(stored.files)
-            if missing:
-                raise ConfigError(f"{data} has no array {min(missing)!r}: an npz with x (n, M) and y (n) is needed")
-            rows, labels = stored["x"], stored["y"]
+        found = read_arrays(data, "x", "y", limit=MAX_DATA)
     except InputError as error:
         raise ConfigError(error.message) from None
-    except UNREADABLE as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise ConfigError(f"cannot read {data}: {error.strerror}") from None
-        # numpy's own sentence speaks of pickles, which are never read here
-        raise ConfigError(f"{data} is no npz of plain arrays: one with x (n, M) and y (n) is needed") from None
+    rows, labels = found["x"], found["y"]
     if rows.ndim != 2 or labels.shape != (len(rows),) or not len(rows):
         raise ConfigError(f"{data}: x is {rows.shape} and y {labels.shape}, expected (n, M) and (n)")
     if rows.dtype.kind not in "fiub" or labels.dtype.kind not in "fiu":

@@ -36,7 +36,11 @@ def read_arrays(
                 raise MalformedError(f"{path}: no array {missing[0]!r}; it holds {sorted(arrays.files)}")
             return {name: arrays[name] for name in (*names, *optional) if name in arrays.files}
     except UNREADABLE as error:
-        raise MalformedError(f"{path}: not an .npz file of plain arrays: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if "pickle" in reason:
+            # What numpy says of it: to allow what is never allowed here.
+            reason = "it holds objects, or is no archive"
+        raise MalformedError(f"{path}: not an .npz file of plain arrays: {reason:.300}") from None
 
 
 def read_npz(path: Path, *names: str) -> tuple[NDArray[np.generic], ...]:

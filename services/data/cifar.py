@@ -24,8 +24,10 @@ SIDE: Final = 32
 PIXELS: Final = 3 * SIDE * SIDE
 RECORD: Final = 1 + PIXELS
 MAX_FILE: Final = 1 << 30
-MAX_STACK: Final = 1 << 21
-"""Objects on the stack: a batch has a label and a file name for each row."""
+MAX_STACK: Final = 1 << 16
+"""Objects on the stack: the published files append a thousand at a time."""
+MAX_STEPS: Final = 1 << 21
+"""Opcodes, and objects that are remembered: a row has four or five, and as many rows as a file may have bytes for take less."""
 GLOBALS: Final = frozenset({"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"})
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -121,7 +123,11 @@ class _Reader:
     def read(self) -> Value:
         if self._take(2) != b"\x80\x02":
             raise MalformedError(f"a pickle of protocol {self._data[1]}, the published files have protocol 2")
+        steps = 0
         while (code := self._take(1)) != b".":
+            steps += 1
+            if steps > MAX_STEPS:
+                raise MalformedError(f"more than {MAX_STEPS} opcodes, for rows that would have a few each")
             self._step(code)
             if len(self._stack) > MAX_STACK:
                 raise MalformedError(f"more than {MAX_STACK} objects")
@@ -147,8 +153,6 @@ class _Reader:
             self._stack.append(_Mark())
         elif code in (b"q", b"r"):
             index = self._take(1)[0] if code == b"q" else struct.unpack("<I", self._take(4))[0]
-            if len(self._memo) > MAX_STACK:
-                raise MalformedError("a memo that is too large")
             self._memo[index] = self._stack[-1]
         elif code in (b"h", b"j"):
             self._stack.append(self._memo[self._take(1)[0] if code == b"h" else struct.unpack("<I", self._take(4))[0]])

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from core.errors import ConfigError, InputError, LimitError, MalformedError
+from core.errors import ConfigError, InputError, LimitError
+from services.data.arrays import read_arrays
 from services.data.fields import Fields
 from services.data.recipe import Recipe, recipe_from_table
+from services.data.toml import parse_toml
 from services.data.transform import Projection
-from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["KINDS", "Descriptor", "find_descriptor", "load_projection", "read_descriptor", "save_projection"]
 
@@ -76,11 +76,12 @@ def read_descriptor(path: Path) -> Descriptor:
     try:
         if path.stat().st_size > MAX_DESCRIPTOR:
             raise LimitError(f"{path}: {path.stat().st_size} bytes, a descriptor has at most {MAX_DESCRIPTOR}")
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the descriptor {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
+    table = parse_toml(text, path)
     f = Fields(table, str(path), [*(n for n in Descriptor.__dataclass_fields__ if n != "path"), "recipe"])
     if not f.has("recipe"):
         raise ConfigError(f"{path}: there is no table [recipe]: `pofl data describe` writes one")
@@ -136,15 +137,10 @@ def _check(d: Descriptor, given: list[str]) -> None:
 
 
 def load_projection(path: Path) -> Projection:
-    """From an ``.npz`` with ``mean`` and ``matrix``, int32 millionths. Raises MalformedError, LimitError, naming the file."""
+    """From an ``.npz`` with ``mean`` and ``matrix``, int32 millionths. Raises InputError, naming the file."""
     try:
-        check_archive(path, MAX_PROJECTION)
-        with np.load(path, allow_pickle=False) as arrays:
-            if missing := sorted({"mean", "matrix"} - set(arrays.files)):
-                raise MalformedError(f"{path}: no array {missing[0]}; it holds {sorted(arrays.files)}")
-            return Projection(arrays["mean"], arrays["matrix"])
-    except UNREADABLE as error:
-        raise MalformedError(f"{path}: no readable projection: {error}") from None
+        found = read_arrays(path, "mean", "matrix", limit=MAX_PROJECTION)
+        return Projection(found["mean"], found["matrix"])
     except InputError as error:
         raise type(error)(error.message if str(path) in error.message else f"{path}: {error.message}") from None
 

@@ -24,8 +24,9 @@ class Fields:
         names = sorted(known)
         for name in table:
             if name not in names:
-                near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-                raise ConfigError(f"{where}: unknown key {name!r}; did you mean {near[0]!r}?", key=str(name))
+                shown = str(name)[:80]
+                near = difflib.get_close_matches(shown, names, n=1, cutoff=0.0)
+                raise ConfigError(f"{where}: unknown key {shown!r}; did you mean {near[0]!r}?", key=shown)
         self._table = table
         self._where = where
 

@@ -205,10 +205,10 @@ def test_a_model_is_scored_in_exact_integers(
     assert "does not fit the model" in capsys.readouterr().err
     (tmp_path / "data.npz").write_text("neither numbers nor an archive")
     assert pofl(monkeypatch, *arguments) == 2
-    assert "is no npz of plain arrays" in capsys.readouterr().err
+    assert "not an .npz file of plain arrays" in capsys.readouterr().err
     np.savez(tmp_path / "data.npz", z=np.zeros(3))
     assert pofl(monkeypatch, *arguments) == 2
-    assert "has no array 'x'" in capsys.readouterr().err
+    assert "no array 'x'; it holds ['z']" in capsys.readouterr().err
 
 
 def test_init_writes_a_network_that_run_and_config_understand(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from core.errors import InputError, LimitError, MalformedError, NotFoundError
-from services.data import limits, tables
+from services.data import cifar, limits, tables
 from services.data.descriptor import read_descriptor
 from services.data.loading import load_rows, rows_of
 from services.data.recipe import Recipe, TextRule
@@ -173,6 +173,7 @@ def hostile_pickles() -> dict[str, tuple[bytes, str]]:
         "no stack": (b"\x80\x02R.", "a broken pickle (IndexError"),
         "no memo": (b"\x80\x02h\x05.", "a broken pickle (KeyError"),
         "nested doubles": (nested, "opcode b')'"),
+        "tuples as deep as the file is long": (b"\x80\x02N" + b"\x85" * 20_000 + b".", "it must hold an array `data`"),
         "doubled memos": (laughs + b".", "not a CIFAR-10 batch"),
         "labels that are texts": (good.replace(b"]q\x05(K\x03", b"]q\x05(N"), "row 0: the label is no whole number"),
         "a label too high": (good.replace(b"]q\x05(K\x03", b"]q\x05(K\x0b"), "row 0: label 11, labels are 0 to 9"),
@@ -191,6 +192,24 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path, name: str, monkeypatch: pyte
     assert str(tmp_path / "batch") in caught.value.message
     assert len(caught.value.message) < 500
     assert not (tmp_path / "pickled-and-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"}" + b"q\x01" * 5_001 + b".", "more than 5000 opcodes"),
+        (b"]q\x01" + (b"(" + b"h\x01" * 400 + b"e") * 13 + b".", "more than 5000 opcodes"),
+        (b"]q\x01" + b"(" + b"N" * 501 + b"e.", "more than 500 objects"),
+        (b"(" * 501 + b".", "more than 500 objects"),
+    ],
+    ids=["remembers for ever", "a list of itself that grows", "a list without end", "marks"],
+)
+def test_what_a_pickle_may_cost_is_bounded(tmp_path: Path, data: bytes, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of one gigabyte could hold as many opcodes, each a line of Python and eight bytes in a list."""
+    monkeypatch.setattr(cifar, "MAX_STEPS", 5_000)
+    monkeypatch.setattr(cifar, "MAX_STACK", 500)
+    with pytest.raises(MalformedError, match=sentence):
+        load(tmp_path, CIFAR, batch=b"\x80\x02" + data)
 
 
 def test_a_binary_batch_has_whole_records(tmp_path: Path) -> None:

@@ -179,6 +179,53 @@ def test_wrong_descriptors_are_named(tmp_path: Path, text: str, sentence: str) -
     assert str(path) in caught.value.message
 
 
+LONG = 1 << 17
+HOSTILE = {
+    "a key of many parts": ("a" + ".a" * LONG + " = 1", "line 1: a key of more than 8 parts"),
+    "in quotes": ("b = 1\n" + '"a"' + " . 'a'" * LONG + " = 1", "line 2: a key of more than 8 parts"),
+    "with quotes in the quotes": (r'"\"' + '"' + r'."\""' * LONG + " = 1", "line 1: a key of more than 8 parts"),
+    "behind texts of many lines": (
+        'a = """\n\n"""""\nb = [\'\'\'\n\'\'\'\', "#", {' + "a" + ".a" * LONG + " = 1}] # '",
+        "line 5: a key of more than 8 parts",
+    ),
+    "a table of many parts": ("[a" + ".a" * LONG + "]", "line 1: a key of more than 8 parts"),
+    "tables in one another": ("a = " + "{a=" * 300_000, "300001 keys, a descriptor has at most 262144"),
+    "not quite as many": ("\n\na = " + "{a=" * 4_000, "line 3: tables or lists in one another, more than 32 deep"),
+    "lists in one another": ("a = " + "[" * 60_000, "line 1: tables or lists in one another"),
+    "keys": ("".join(f"a{i}=1\n" for i in range(300_000)), "300000 keys, a descriptor has at most 262144"),
+    "tables": ("[[a]]\n" * 40_000, "80000 tables and lists, a descriptor has at most 65536"),
+    "values": ("a = [" + "1," * 1_048_577 + "]", "1048577 values, a descriptor has at most 1048576"),
+    "a text without end": ('"""\\' * LONG, "is not TOML"),
+    "quotes": ("'\"" * LONG, "is not TOML"),
+    "a key that is a book": ("a" * LONG + " = 1", "unknown key 'aaaa"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_descriptor_that_costs_minutes_to_parse_is_one_sentence_at_once(tmp_path: Path, name: str) -> None:
+    """Before: the square of a key's parts, hours for these; or a sentence as long as the file."""
+    text, sentence = HOSTILE[name]
+    path = descriptor(tmp_path, text)
+    started = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        read_descriptor(path)
+    assert time.process_time() - started < 30, "of the processor, not of the clock"
+    assert sentence in caught.value.message
+    assert str(path) in caught.value.message
+    assert len(caught.value.message) < 400 + len(str(path))
+
+
+def test_dots_and_brackets_in_texts_are_no_keys(tmp_path: Path) -> None:
+    many = "a.b.c.d.e.f.g.h.i.j.k [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[ {{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{ \\\\" + '\\"'
+    text = 'kind = "npz"\nfiles = ["x.npz"] # ' + many + "\nname = 'a.b.c.d.e.f.g.h.i.j.k'" + NUMBERS
+    made = read_descriptor(descriptor(tmp_path, text))
+    assert made.name == "a.b.c.d.e.f.g.h.i.j.k"
+    with pytest.raises(ConfigError, match="kind must be one of"):
+        read_descriptor(descriptor(tmp_path, f'kind = "{many}"' + NUMBERS))
+    with pytest.raises(ConfigError, match="kind must be one of"):
+        read_descriptor(descriptor(tmp_path, f'kind = """\n{many}""\n"""' + NUMBERS))
+
+
 def images(folder: Path) -> Path:
     (folder / "x").write_bytes(idx(IMAGES))
     (folder / "y").write_bytes(idx((np.arange(40) % 10).astype(np.uint8)))
@@ -243,7 +290,7 @@ def test_hostile_projections_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"pca\.npz"):
             load_projection(tmp_path / "pca.npz")
     (tmp_path / "pca.npz").write_bytes(b"nothing")
-    with pytest.raises(MalformedError, match="no readable projection"):
+    with pytest.raises(MalformedError, match="file of plain arrays"):
         load_projection(tmp_path / "pca.npz")
 
 
