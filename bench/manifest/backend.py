@@ -8,7 +8,7 @@ from typing import Protocol
 
 from grpc import aio
 
-from bench.manifest.model import Perturbation
+from bench.manifest.model import Liar, Perturbation
 
 __all__ = ["Backend", "Healing"]
 
@@ -52,6 +52,9 @@ class Backend(Protocol):
 
     def task_files(self) -> tuple[Path, Path, Sequence[int]]:
         """Test set, practice set, widths of the hidden layers: what the driver publishes."""
+
+    def has_lied(self, liar: Liar) -> bool:
+        """Whether a lying requester has lied to a validator, or a leaking pool has handed out rows."""
 
     async def report_leaks(self) -> None:
         """Have the provider report what a leaking pool has handed out."""

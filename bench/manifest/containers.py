@@ -18,7 +18,7 @@ from typing import Final
 from grpc import aio
 
 from bench.manifest.backend import Healing
-from bench.manifest.model import Act, Manifest, Perturbation
+from bench.manifest.model import Act, Liar, Manifest, Perturbation
 from core.errors import ConfigError, DeadlineError, PoflError, UnavailableError
 from services.rpc.channel import connect
 from services.rpc.tls import TlsFiles
@@ -133,6 +133,10 @@ class Containers:
 
     def check(self) -> None:
         """What ends by itself is started again by the engine, as for any user of the compose file."""
+
+    def has_lied(self, liar: Liar) -> bool:
+        """No container lies: the reader refuses such manifests."""
+        return False
 
     async def report_leaks(self) -> None:
         """No container leaks: the reader refuses such manifests."""

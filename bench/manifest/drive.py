@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -66,10 +66,24 @@ class _Seen:
     tasks: list[tuple[bytes, str]] = field(default_factory=list)
     """In order of publication, with their phases."""
     samples: dict[tuple[str, int], Sample] = field(default_factory=dict)
+    full_claims: set[bytes] = field(default_factory=set)
+    """Pools that claimed in a task that has ended that they have every row right."""
 
     @property
     def won(self) -> int:
         return sum(phase == "won" for _, phase in self.tasks)
+
+    @property
+    def ended(self) -> int:
+        return sum(phase in ENDED for _, phase in self.tasks)
+
+    def look(self, height: int, listed: Sequence[pb.TaskView]) -> None:
+        self.height = height
+        self.tasks = [(t.task_id, PHASE_NAMES[t.phase]) for t in listed]
+        for task in listed:
+            if PHASE_NAMES[task.phase] in ENDED:
+                full = {e.pool for e in task.entries if e.HasField("correct") and e.correct == task.spec.samples}
+                self.full_claims |= full
 
 
 async def run_manifest(manifest: Manifest, backend: Backend, say: Callable[[str], None]) -> Outcome:
@@ -95,6 +109,8 @@ class _Run:
         self._seen = _Seen()
         self._channels: dict[str, aio.Channel] = {}
         self._busy: dict[str, asyncio.Lock] = {}
+        self._lied_at: dict[str, int] = {}
+        """How many tasks had ended when it was seen that a liar had lied."""
         self._helpers: list[asyncio.Task[None]] = []
 
     def say(self, what: str) -> None:
@@ -139,7 +155,9 @@ class _Run:
                         publishing.result()
                 await goal
         except TimeoutError:
-            self.problem(f"after {self.manifest.seconds:g} s there are {self._seen.won} of {self.manifest.blocks} work blocks")
+            honest = "" if self._all_have_lied() else ", and not every liar has lied"
+            blocks = f"{self._seen.won} of {self.manifest.blocks} work blocks"
+            self.problem(f"after {self.manifest.seconds:g} s there are {blocks}{honest}")
         finally:
             for task in (goal, publishing):
                 if task is not None:
@@ -148,12 +166,12 @@ class _Run:
         await self._judge()
 
     async def _goal(self) -> None:
-        """Until the work blocks are there and all that the manifest does to the network is over."""
+        """Until the work blocks are there, every liar has lied, and all that is done to the network is over."""
         async with asyncio.TaskGroup() as group:
             for number, what in enumerate(self.manifest.perturbations, start=1):
                 group.create_task(self._perturb(number, what))
             if self.manifest.blocks:
-                await self._when(lambda: self._seen.won >= self.manifest.blocks)
+                await self._when(lambda: self._seen.won >= self.manifest.blocks and self._all_have_lied())
             else:
                 await asyncio.sleep(self.manifest.seconds - 1.0)
 
@@ -170,6 +188,19 @@ class _Run:
                 # Also when time is up: what is judged is a whole network.
                 await asyncio.shield(heal())
             self.say(f"perturb {number} is over")
+
+    def _all_have_lied(self) -> bool:
+        """And the tasks that they lied in have ended."""
+        for liar in self.manifest.liars:
+            if liar.lie is Lie.COUNT:
+                if self.backend.accounts[liar.who] not in self._seen.full_claims:
+                    return False
+            elif self.backend.has_lied(liar):
+                if self._seen.ended <= self._lied_at.setdefault(liar.who, self._seen.ended):
+                    return False
+            else:
+                return False
+        return True
 
     def _is_time(self, at: At) -> bool:
         assert self._zero is not None
@@ -253,8 +284,7 @@ class _Run:
                 self._seen.samples[node, tip.height] = Sample(node, tip.height, tip.supply, tip.burned)
                 if tip.height >= self._seen.height:
                     listed = await self._chain(node).ListTasks(pb.ListTasksRequest(limit=1000), timeout=1.0)
-                    self._seen.height = tip.height
-                    self._seen.tasks = [(t.task_id, PHASE_NAMES[t.phase]) for t in listed.tasks]
+                    self._seen.look(tip.height, listed.tasks)
                     for task_id, phase in self._seen.tasks:
                         if said.get(task_id) != phase:
                             said[task_id] = phase

@@ -34,7 +34,10 @@ def draw(seed: int, number: int, abilities: Abilities = PROCESSES) -> Manifest:
     providers = max(abilities.least_providers, rng.choice((0, 1, 1)))
     blocks = rng.choice((1, 1, 2))
     liars = _liars(rng, shape, providers, abilities)
-    drawn = [*_on_nodes(rng, nodes, abilities), *_on_others(rng, shape, providers, blocks, abilities)]
+    drawn = _on_nodes(rng, nodes, abilities)
+    if not liars:
+        # A liar must come to lie: then only validators are perturbed.
+        drawn += _on_others(rng, shape, providers, blocks, abilities)
     lasting = max((p.at.seconds + p.for_seconds for p in drawn if p.at.seconds is not None), default=0.0)
     lies = sum(max(1, liar.times) for liar in liars)
     seconds = SLACK_SECONDS + TASK_SECONDS * (blocks + lies + len(drawn)) + lasting

@@ -48,7 +48,8 @@ class Processes:
         self._leaks = folder / "found"
         self._reported: set[str] = set()
         if any(liar.lie is Lie.LEAK for liar in manifest.liars):
-            self._leaks.mkdir()
+            for liar in manifest.liars:
+                self._leaks_of(liar).mkdir(parents=True)
             # With this rule the first purchase is all but certain.
             config = self._layout.process(self._layout.of("provider")[0]).config
             config.write_text(config.read_text(encoding="utf-8") + rule_table(RULE), encoding="utf-8")
@@ -171,11 +172,19 @@ class Processes:
 
     # Liars
 
+    def has_lied(self, liar: Liar) -> bool:
+        if liar.lie is Lie.LEAK:
+            return any(self._leaks_of(liar).glob("*.npz"))
+        return (self.folder / f"lies-of-{liar.who}").exists()
+
+    def _leaks_of(self, liar: Liar) -> Path:
+        return self._leaks / liar.who
+
     async def report_leaks(self) -> None:
         if not self._leaks.exists():
             return
         config = self._layout.process(self._layout.of("provider")[0]).config
-        for copy in sorted(self._leaks.glob("*.npz")):
+        for copy in sorted(self._leaks.glob("*/*.npz")):
             if copy.stem not in self._reported:
                 await hand_in(copy, config, REPORT_SECONDS)
                 self._reported.add(copy.stem)
@@ -188,7 +197,7 @@ class Processes:
         if liar is None:
             return spec
         if liar.lie is Lie.LEAK:
-            return replace(spec, module="bench.leaking_miner", env={**path, LEAK_TO: str(self._leaks)})
+            return replace(spec, module="bench.leaking_miner", env={**path, LEAK_TO: str(self._leaks_of(liar))})
         told = {LIES_TOLD: str(self.folder / f"lies-of-{name}"), LIES_MOST: str(liar.times)}
         if liar.lie is Lie.COUNT:
             return replace(spec, module="bench.lying_pool", env={**path, **told})

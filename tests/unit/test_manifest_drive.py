@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from grpc import aio
+from pofl.chain.v1 import chain_pb2 as pb
 
 from bench.manifest.backend import Backend, Healing
-from bench.manifest.drive import _Run, run_manifest
-from bench.manifest.model import Act, At, Manifest, Perturbation
+from bench.manifest.drive import _Run, _Seen, run_manifest
+from bench.manifest.model import Act, At, Liar, Lie, Manifest, Perturbation
 from core.errors import UnavailableError
 
 
@@ -46,6 +47,9 @@ class Recorded:
 
     def task_files(self) -> tuple[Path, Path, Sequence[int]]:
         raise AssertionError
+
+    def has_lied(self, liar: Liar) -> bool:
+        return self.failing != liar.who
 
     async def report_leaks(self) -> None: ...
 
@@ -110,6 +114,33 @@ async def test_what_is_done_is_undone_when_the_time_is_up(tmp_path: Path) -> Non
     with pytest.raises(asyncio.CancelledError):
         await goal
     await until(run, backend, ["pause node0", "heal node0"])
+
+
+async def test_a_run_goes_on_until_every_liar_has_lied_in_a_task_that_ended(tmp_path: Path) -> None:
+    run, backend = running(tmp_path)
+    run.manifest = Manifest("m", blocks=1, liars=(Liar("pool1", Lie.COUNT), Liar("requester0", Lie.VALUES, 1)))
+    backend.accounts = {"pool1": b"p" * 32}
+    backend.failing = "requester0"
+    run._seen.tasks = [(b"1", "won")]
+    assert not run._all_have_lied()
+    run._seen.full_claims = {b"p" * 32}
+    assert not run._all_have_lied()
+    backend.failing = ""
+    # She lied in the task that is being decided.
+    assert not run._all_have_lied()
+    run._seen.tasks = [(b"1", "won"), (b"2", "void")]
+    assert run._all_have_lied()
+
+
+def test_only_full_claims_of_ended_tasks_count() -> None:
+    def task(phase: pb.TaskPhase.ValueType, correct: int) -> pb.TaskView:
+        return pb.TaskView(phase=phase, spec=pb.TaskSpec(samples=400), entries=[pb.Entry(pool=b"p", correct=correct)])
+
+    seen = _Seen()
+    seen.look(7, [task(pb.TASK_PHASE_WORK, 400), task(pb.TASK_PHASE_VOID, 399)])
+    assert (seen.height, seen.ended, seen.won, seen.full_claims) == (7, 1, 0, set())
+    seen.look(8, [task(pb.TASK_PHASE_VOID, 400), task(pb.TASK_PHASE_WON, 399)])
+    assert (seen.height, seen.ended, seen.won, seen.full_claims) == (8, 2, 1, {b"p"})
 
 
 async def test_a_failure_is_a_problem_of_the_outcome_and_everything_is_closed(tmp_path: Path) -> None:
