@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests and networks start hundreds of processes: each module is compiled once, whatever the caller's environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup check test e2e proto proto-release client testnet clean
+.PHONY: help setup check test e2e audit proto proto-release client testnet clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -47,6 +47,9 @@ test: setup ## the tests, on two workers; say ARGS='-k name' to choose, ARGS='-n
 
 e2e: setup ## the longest tests: networks on real data, a pool that leaks, stock Flower, containers
 	$(BIN)/python -m pytest -m e2e $(ARGS)
+
+audit: setup ## are all dependencies pinned, and is a hole in one of them known (tools/audit.py)
+	$(BIN)/python -m tools.audit
 
 proto: setup ## write the stubs beside the contracts in proto/
 	$(BIN)/python tools/generate_stubs.py

@@ -21,7 +21,7 @@ from grpc import StatusCode, aio
 from core.errors import DeadlineError, MalformedError, PoflError
 from services.rpc.auth import RoleRules, caller
 from services.rpc.errors import to_status
-from services.rpc.limits import ConnectionLimits, Limiter
+from services.rpc.limits import REQUEST_MS, Limiter
 from services.runtime import tracing
 from services.runtime.logging import logger, scope
 from services.runtime.metrics import counter, gauge, histogram
@@ -54,7 +54,7 @@ class Interceptor(_Base):
     """Wraps every method of a server. Without ``rules`` every caller may call everything (the operator's port)."""
 
     def __init__(
-        self, rules: RoleRules | None, limiter: Limiter | None, request_ms: int = ConnectionLimits().request_ms,
+        self, rules: RoleRules | None, limiter: Limiter | None, request_ms: int = REQUEST_MS,
     ) -> None:
         self._rules = rules
         self._limiter = limiter

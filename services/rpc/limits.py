@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from core.errors import LimitError
 
-__all__ = ["CHUNK", "MAX_MESSAGE", "MAX_SUBMITTED", "CallerLimits", "ConnectionLimits", "Limiter"]
+__all__ = ["CHUNK", "MAX_MESSAGE", "MAX_SUBMITTED", "REQUEST_MS", "CallerLimits", "ConnectionLimits", "Limiter"]
 
 MAX_MESSAGE = 4 * 1024 * 1024
 """Bytes of one message, whole. Anything larger is a blob."""
@@ -32,6 +32,10 @@ class CallerLimits:
     """Calls that may be open at once; a stream counts as one for as long as it lives."""
 
 
+REQUEST_MS = 30_000
+"""For a single request to arrive whole, 4 MiB at most, once the head of its call is there."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """How long a server waits for the other side of a connection, before and between calls (docs/adr/0153)."""
@@ -46,8 +50,7 @@ class ConnectionLimits:
     """For its answer."""
     idle_ms: int = 300_000
     """Without any call, also while bytes of a frame drip in. A client of gRPC connects again by itself."""
-    request_ms: int = 30_000
-    """For a single request to arrive whole, 4 MiB at most, once the head of its call is there."""
+    request_ms: int = REQUEST_MS
 
 
 @dataclass(slots=True)

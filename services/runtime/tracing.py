@@ -54,7 +54,7 @@ class _Live:
         resources: Any = importlib.import_module("opentelemetry.sdk.resources")
         numbers: Any = importlib.import_module("opentelemetry.sdk.trace.id_generator")
 
-        class Ids(numbers.RandomIdGenerator):  # type: ignore[misc, name-defined]
+        class Ids(numbers.RandomIdGenerator):  # type: ignore[misc]
             def generate_trace_id(self) -> int:
                 return _root.get() or int(super().generate_trace_id())
 

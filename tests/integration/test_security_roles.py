@@ -205,7 +205,7 @@ async def test_no_certificate_of_another_role_reaches_a_method(server: str, tmp_
 
         async def one(channel: aio.Channel, role: str, method: str) -> None:
             # The same bytes travel whatever kind of method it is.
-            call: Any = channel.unary_unary(f"/{method}")
+            call = channel.unary_unary(f"/{method}", bytes, bytes)
             try:
                 with translate(server):
                     await call(b"", timeout=100, wait_for_ready=True)
@@ -234,7 +234,7 @@ async def test_the_operators_methods_are_not_on_the_port_for_roles(tmp_path: Pat
     try:
         async with connect(server.address, files, expect_role="node") as channel:
             for method in sorted(OPERATORS):
-                raw: Any = channel.unary_unary(f"/{method}")
+                raw = channel.unary_unary(f"/{method}", bytes, bytes)
                 with pytest.raises(aio.AioRpcError) as caught:
                     await raw(b"", timeout=60, wait_for_ready=True)
                 assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

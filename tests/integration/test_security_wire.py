@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc import aio
 from pofl.blob.v1 import blob_pb2, blob_pb2_grpc
@@ -73,7 +73,7 @@ async def serve(world: World) -> AsyncIterator[Serve]:
             "127.0.0.1:0", world.files("node", f"n-{len(running)}"), "127.0.0.1:0", role_rules={BLOBS: ["miner"]},
             limits=CallerLimits(rate=1e6, burst=10**6, concurrent=3), connections=connections,
         )  # fmt: skip
-        servicer = Slow()
+        servicer = Slow()  # type: ignore[abstract]
         server.add(blob_pb2_grpc.add_BlobServiceServicer_to_server, servicer, BLOBS)
         await server.start()
         running.append(server)
@@ -132,7 +132,7 @@ def signed_by_itself(folder: Path) -> tls.TlsFiles:
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier("pofl://role/miner/x-1")]), critical=False
         ).sign(key, hashes.SHA256())
     )  # fmt: skip
-    issued = tls.Issued(made.public_bytes(tls.serialization.Encoding.PEM), tls._key_pem(key), files.ca.read_bytes())
+    issued = tls.Issued(made.public_bytes(serialization.Encoding.PEM), tls._key_pem(key), files.ca.read_bytes())
     return issued.write(folder / "own")
 
 
@@ -153,7 +153,7 @@ def out_of_date(folder: Path) -> tls.TlsFiles:
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier("pofl://role/miner/x-1")]), critical=False
         ).sign(authority.key, hashes.SHA256())
     )  # fmt: skip
-    issued = tls.Issued(made.public_bytes(tls.serialization.Encoding.PEM), tls._key_pem(key), authority.pem)
+    issued = tls.Issued(made.public_bytes(serialization.Encoding.PEM), tls._key_pem(key), authority.pem)
     return issued.write(folder / "old")
 
 
@@ -185,7 +185,7 @@ async def test_a_certificate_that_names_no_role_is_refused_before_any_method(wor
     key = ec.generate_private_key(ec.SECP256R1())
     authority = world.authority
     made = tls._builder(x509.Name([]), authority.certificate.subject, key.public_key(), 1).sign(authority.key, hashes.SHA256())
-    pem = made.public_bytes(tls.serialization.Encoding.PEM)
+    pem = made.public_bytes(serialization.Encoding.PEM)
     files = tls.Issued(pem, tls._key_pem(key), authority.pem).write(world.folder / "nameless")
     async with connect(served.server.address, files, expect_role="node") as channel:
         with pytest.raises(AuthError, match="your certificate cannot be used"), translate():

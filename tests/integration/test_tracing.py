@@ -94,7 +94,7 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[RpcServer, tls.TlsFiles]]
     authority = tls.make_authority(tmp_path / "ca")
     files = [tls.issue(authority, role, "x-1", ["127.0.0.1"]).write(tmp_path / role) for role in ("node", "pool")]
     server = RpcServer("127.0.0.1:0", files[0], "127.0.0.1:0", role_rules={BLOBS: ["pool"]})
-    server.add(blob_pb2_grpc.add_BlobServiceServicer_to_server, Blobs(), BLOBS)
+    server.add(blob_pb2_grpc.add_BlobServiceServicer_to_server, Blobs(), BLOBS)  # type: ignore[abstract]
     await server.start()
     yield server, files[1]
     await server.stop(0)
