@@ -165,7 +165,9 @@ async def quote(
         reverse_game.check_private(to_float(rule), private)
         chosen = choose_bid(rule, private, PartsPerMillion(r))
     except MarketError as error:
-        raise ConfigError(error.message) from None
+        # The chain counts rates in millionths; on this command line they are fractions.
+        hint = "; in millionths, so 0.5 is 500000" if " ppm is violated" in error.message else ""
+        raise ConfigError(error.message + hint) from None
     steps = bid_steps(rule, PartsPerMillion(r), private, None if chosen is None else chosen[0])
     if as_json:
         emit_json(_as_json(rule, r, private, chosen) | {"rule_of": who, "steps": steps_json(steps)})

@@ -118,7 +118,7 @@ async def history(
             )
             for t in found
         ]  # fmt: skip
-        columns = ["trade", "height", "provider", "pool", "r ppm", "m", "D_s", "price", "p", "phase", "chunks", ""]
+        columns = ["trade", "height", "provider", "pool", "r ppm", "m", "D_s", "price", "p", "phase", "chunks", "leak"]
         console.print(table("trades", columns, shown, right=[1, 4, 5, 6, 7, 8, 10]))
 
 
