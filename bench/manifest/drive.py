@@ -21,7 +21,7 @@ from bench.manifest.facts import PHASES as PHASE_NAMES
 from bench.manifest.facts import Facts, Model, Sample, fetch
 from bench.manifest.invariants import judge
 from bench.manifest.liars import liars_caught
-from bench.manifest.model import PHASES, At, Lie, Manifest, Perturbation
+from bench.manifest.model import PHASES, At, Liar, Lie, Manifest, Perturbation
 from core.errors import DeadlineError, PoflError
 from core.verification.model_file import load_model
 from core.verification.quantise import quantise_features
@@ -171,7 +171,8 @@ class _Run:
             for number, what in enumerate(self.manifest.perturbations, start=1):
                 group.create_task(self._perturb(number, what))
             if self.manifest.blocks:
-                await self._when(lambda: self._seen.won >= self.manifest.blocks and self._all_have_lied())
+                # Both are asked each time: when a lie is first seen matters.
+                await self._when(lambda: self._all_have_lied() & (self._seen.won >= self.manifest.blocks))
             else:
                 await asyncio.sleep(self.manifest.seconds - 1.0)
 
@@ -191,16 +192,14 @@ class _Run:
 
     def _all_have_lied(self) -> bool:
         """And the tasks that they lied in have ended."""
-        for liar in self.manifest.liars:
-            if liar.lie is Lie.COUNT:
-                if self.backend.accounts[liar.who] not in self._seen.full_claims:
-                    return False
-            elif self.backend.has_lied(liar):
-                if self._seen.ended <= self._lied_at.setdefault(liar.who, self._seen.ended):
-                    return False
-            else:
-                return False
-        return True
+        return all([self._has_lied(liar) for liar in self.manifest.liars])  # noqa: C419 - each of them is looked at
+
+    def _has_lied(self, liar: Liar) -> bool:
+        if liar.lie is Lie.COUNT:
+            return self.backend.accounts[liar.who] in self._seen.full_claims
+        if not self.backend.has_lied(liar):
+            return False
+        return self._seen.ended > self._lied_at.setdefault(liar.who, self._seen.ended)
 
     def _is_time(self, at: At) -> bool:
         assert self._zero is not None

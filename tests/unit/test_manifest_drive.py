@@ -123,10 +123,10 @@ async def test_a_run_goes_on_until_every_liar_has_lied_in_a_task_that_ended(tmp_
     backend.failing = "requester0"
     run._seen.tasks = [(b"1", "won")]
     assert not run._all_have_lied()
-    run._seen.full_claims = {b"p" * 32}
-    assert not run._all_have_lied()
     backend.failing = ""
-    # She lied in the task that is being decided.
+    # She lied in the task that is being decided; and that is seen although the pool has not lied yet.
+    assert not run._all_have_lied()
+    run._seen.full_claims = {b"p" * 32}
     assert not run._all_have_lied()
     run._seen.tasks = [(b"1", "won"), (b"2", "void")]
     assert run._all_have_lied()
