@@ -47,7 +47,7 @@ from pool.flower.keys import node_public_pem
 
 __all__ = ["JoinTicket", "MiningEngine", "MiningJob", "MiningResult", "RoundReport"]
 
-START_DEADLINE_S = 60.0
+START_DEADLINE_S = 150.0
 REQUEST_DEADLINE_S = 15.0
 STOP_GRACE_S = 5.0
 MARGIN_S = 0.3
@@ -223,14 +223,14 @@ class MiningEngine:
         run = await self._ask("start_run", size_limit=answer_limit(job, self._aggregation))
         manager: Child | None = None
         try:
-            members = self._members(miners)
+            members, registered = self._members(miners), _registered(miners)
             manager = await self._take_manager()
             manager.send(
                 {
                     "job": job_to_json(job),
                     "state": str(folder / "state.npz"),
                     "members": members,
-                    "registered": _registered(miners),
+                    "registered": registered,
                     "address": f"127.0.0.1:{self._loopback_port}",
                     "run_id": run["run_id"],
                     "token": run["token"],
@@ -241,7 +241,7 @@ class MiningEngine:
                 }
             )
             self._managers.add(manager)
-            return await self._follow(manager, members, miners, reports, on_round)
+            return await self._follow(manager, (members, registered), miners, reports, on_round)
         finally:
             if manager is not None:
                 # The job is over or failed: what the manager has is on disk already.
@@ -277,7 +277,7 @@ class MiningEngine:
     async def _follow(
         self,
         manager: Child,
-        members: dict[str, int],
+        told: tuple[dict[str, int], dict[str, int]],
         miners: Collection[bytes],
         reports: list[RoundReport],
         on_round: Callable[[RoundReport], None],
@@ -287,10 +287,10 @@ class MiningEngine:
             while True:
                 reading = reading or asyncio.create_task(manager.read())
                 done, _ = await asyncio.wait({reading}, timeout=0.5)
-                current = self._members(miners)
-                if current != members:
-                    members = current
-                    manager.send({"members": members, "registered": _registered(miners)})
+                current = self._members(miners), _registered(miners)
+                if current != told:
+                    told = current
+                    manager.send({"members": told[0], "registered": told[1]})
                 if not done:
                     continue
                 event, reading = reading.result(), None

@@ -79,7 +79,7 @@ class AdmissionConfig:
     """Who may join."""
 
     mode: Literal["open", "token", "allow"] = config.option("Everybody, holders of the token, or a list.", default="open")
-    token: str = config.option("The token of mode `token`.", default="")
+    token: str = config.option("The token of mode `token`.", default="", secret=True)
     allow: tuple[str, ...] = config.option("Accounts (hex) of mode `allow`.", default=())
 
 

@@ -79,7 +79,9 @@ class _Member:
     features: int
     joined_ms: int
     bought: int = 0
-    """Rows assigned to it since it joined."""
+    """Rows assigned to it since it joined, and those of before that it is told again."""
+    data_sets: set[Digest] = field(default_factory=set)
+    """Roots of those that it was assigned a share of."""
     contribution: int = 0
     is_online: bool = False
     is_over: bool = False
@@ -150,13 +152,18 @@ class Members:
             raise AuthError(f"the Flower key of {short(join.miner)} became another member's meanwhile: join with a fresh one")
         await asyncio.to_thread(self._remember, join.node_public_key, join.miner)
         former = self._members.get(join.miner)
-        contribution = 0
-        if former is not None and former.node_key != join.node_public_key:
-            contribution = former.contribution
-            self._end(former)
-        self._members[join.miner] = _Member(
-            join.miner, join.node_public_key, join.rows, join.features, self._clock.now_ms(), contribution=contribution
-        )
+        # Told again as it comes to attend: an update with these rows says more examples than it joined with.
+        waiting = [fetch for fetch in self._fetches.get(join.miner, []) if fetch.deadline_ms > self._clock.now_ms()]
+        member = self._members[join.miner] = _Member(
+            join.miner, join.node_public_key, join.rows, join.features, self._clock.now_ms(),
+            bought=sum(fetch.rows for fetch in waiting), data_sets={fetch.data_root for fetch in waiting},
+        )  # fmt: skip
+        if former is not None:
+            if join.rows >= former.rows + former.bought:  # it still has them
+                member.data_sets |= former.data_sets
+            if former.node_key != join.node_public_key:
+                member.contribution = former.contribution
+                self._end(former)
         if len(self._owners) > MAX_KEYS:
             del self._owners[self._least_needed_key()]
         log.info("member joined", miner=join.miner, rows=join.rows, features=join.features, members=len(self._members))
@@ -306,8 +313,14 @@ class Members:
         member = self._members.get(miner)
         if member is not None:
             member.bought += fetch.rows
+            member.data_sets.add(fetch.data_root)
             if member.is_online:
                 _put(member, fetch)
+
+    def has_share(self, miner: AccountId, data_root: Digest) -> bool:
+        """Whether this member was assigned rows of this data set, and has not joined without them since."""
+        member = self._members.get(miner)
+        return member is not None and data_root in member.data_sets
 
     def show(self, miner: AccountId, shown: Assignment) -> None:
         """Something that a member can also ask for later: left out if it is away or takes its assignments slowly."""

@@ -81,6 +81,8 @@ class Season:
         self._folder = TaskFolder(pool.cfg.data_dir / "tasks" / self._task_id.hex())
         self._supply: TestSupply | None = None
         self._round: Round | None = None
+        self._buyers = 1
+        """Members that rows are bought for; of a trade of before a restart it is not known how many share it."""
 
     async def run(self) -> None:
         """To the task's end. What goes wrong for this pool is logged with its reason; the pool stays."""
@@ -219,7 +221,9 @@ class Season:
             log.info("rows on the market have classes, not real targets: none are bought", task=self._task_id)
             return
         self._show("trading", "")
-        await trading.buy_rows(self._pool, view, self._pool.members.counted_for(view.spec.features))
+        buyers = self._pool.members.counted_for(view.spec.features)
+        self._buyers = max(1, len(buyers))
+        await trading.buy_rows(self._pool, view, buyers)
 
     # Training
 
@@ -250,7 +254,8 @@ class Season:
         await asyncio.wait({trade}, timeout=ROWS_SECONDS)
         features = view.spec.features
         online = pool.members.online_for(features)
-        allowance = await trading.most_rows(pool, len(online))
+        # Who comes online later than the trade makes no share smaller.
+        allowance = await trading.most_rows(pool, min(len(online), self._buyers))
         self._show("training", f"{len(online)} miners")
         recipe = await supplies.recipe()
         pool.members.assign_training(TrainOn(self._task_id, windows.training_end_ms, features, view.spec.classes, recipe))

@@ -18,7 +18,7 @@ from core.market.reverse_game import PoolPrivate
 from pool.manager.context import Pool
 from services.rpc.convert_mining import FetchRows
 from services.rpc.market_client import Buyer, Deal, Declined, MarketClient, NoDeal, TradeOutcome, Undecided
-from services.rpc.views import ProviderView, TaskView, TradePhase
+from services.rpc.views import ProviderView, TaskView, TradePhase, TradeView
 from services.runtime.logging import logger
 from services.runtime.metrics import counter
 
@@ -42,7 +42,7 @@ WARY_MS: Final = 3_600_000
 
 
 async def most_rows(pool: Pool, miners: int) -> int:
-    """The most rows that one of this many members may get from all registered providers."""
+    """The most rows that one of this many buyers may get from all registered providers."""
     if not pool.cfg.market.buy or not miners:
         return 0
     try:
@@ -85,12 +85,17 @@ def _most_buyers(provider: ProviderView) -> int:
 
 
 async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: TaskView, miners: Sequence[AccountId]) -> None:
-    buyers = list(miners)[: _most_buyers(provider)]
+    last = await _last_trade(pool, provider)
+    if _brought_nothing(pool, last):
+        log.warning("no trade: her last one brought no receipt at all", provider=provider.provider)
+        return
+    lacking = _without_share(pool, provider, last, miners)
+    if 2 * len(lacking) < len(miners):
+        log.info("no trade: most members have rows of this data set", provider=provider.provider, rows=provider.rows)
+        return
+    buyers = lacking[: _most_buyers(provider)]
     if not buyers:
         log.info("no rows bought: too few on sale", provider=provider.provider, rows=provider.rows)
-        return
-    if await _brought_nothing(pool, provider):
-        log.warning("no trade: her last one brought no receipt at all", provider=provider.provider)
         return
     channel = pool.open(provider.endpoint, "provider")
     try:
@@ -106,12 +111,28 @@ async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: Task
     _hand_out(pool, provider, outcome)
 
 
-async def _brought_nothing(pool: Pool, provider: ProviderView) -> bool:
+async def _last_trade(pool: Pool, provider: ProviderView) -> TradeView | None:
+    found = await pool.chain.trades(provider.provider, pool.account, limit=1)
+    return found[0] if found else None
+
+
+def _brought_nothing(pool: Pool, last: TradeView | None) -> bool:
     """Whether the last trade with her ended within WARY_MS, without a chunk that a miner signed for."""
-    last = await pool.chain.trades(provider.provider, pool.account, limit=1)
-    if not last or last[0].phase is not TradePhase.REFUNDED or last[0].chunks_delivered:
+    if last is None or last.phase is not TradePhase.REFUNDED or last.chunks_delivered:
         return False
-    return pool.clock.now_ms() < (last[0].delivery_deadline_ms or 0) + WARY_MS
+    return pool.clock.now_ms() < (last.delivery_deadline_ms or 0) + WARY_MS
+
+
+def _without_share(
+    pool: Pool, provider: ProviderView, last: TradeView | None, miners: Sequence[AccountId]
+) -> list[AccountId]:
+    """Members for whom her data set is new. The same rows once more teach nothing, and cost the same.
+
+    All of them after a trade that was refunded: whose share did not come is not told apart.
+    """
+    if last is not None and last.data_root == provider.data_root and last.phase is TradePhase.REFUNDED:
+        return list(miners)
+    return [miner for miner in miners if not pool.members.has_share(miner, provider.data_root)]
 
 
 def _hand_out(pool: Pool, provider: ProviderView, outcome: TradeOutcome) -> None:

@@ -22,7 +22,7 @@ class MinerConfig(RoleConfig):
     pool: str = config.required("Address of the pool manager, host:port.")
     data: Path = config.required("Own training data: npz with x (n, M) and y (n), or a descriptor, or what one describes.")
     descriptor: Path | None = config.option("Descriptor of the data, where it does not lie beside them.", default=None)
-    token: str = config.option("Admission token, where the pool asks for one.", default="")
+    token: str = config.option("Admission token, where the pool asks for one.", default="", secret=True)
     sealing: Literal["any", "hybrid"] = config.option(
         "Least strength of sealing; hybrid: join only a pool whose updates are sealed with ML-KEM too.", default="any"
     )

@@ -228,7 +228,7 @@ class Membership:
             except CheatingError as error:
                 await asyncio.to_thread(_refuse, refused, error.message)
                 raise
-            self._rows.add(fetch.trade_id, x, y, data_set.feature_scale_micro)
+            self._rows.add(fetch.trade_id, fetch.data_root, fetch.first_row, x, y, data_set.feature_scale_micro)
         except PoflError as error:
             log.warning("bought rows did not come", trade=fetch.trade_id, provider=fetch.provider_endpoint, error=error)
         else:

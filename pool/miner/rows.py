@@ -32,6 +32,8 @@ class TrainingRows:
         self._recipes: dict[bytes, bytes] = {}
         self._x, self._y = own.x, own.y
         self._trades: set[Digest] = set()
+        self._indices: dict[Digest, set[int]] = {}
+        """Of each data set, by its root, which of its rows are here."""
         self._lock = threading.Lock()
 
     @classmethod
@@ -60,17 +62,23 @@ class TrainingRows:
     def has(self, trade_id: Digest) -> bool:
         return trade_id in self._trades
 
-    def add(self, trade_id: Digest, x: Features, y: Labels, feature_scale_micro: int) -> None:
-        """Rows of a trade, checked against the provider's root; the next round trains on them too.
+    def add(
+        self, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int
+    ) -> None:
+        """Rows ``first`` and following of a data set, checked against its root; the next round trains on them too.
 
+        Rows of this data set that came with an earlier trade stay as they are: twice the same would count, and be paid, twice.
         Raises MalformedError if they have another width than the own rows.
         """
         if x.shape[1] != self.features:
             raise MalformedError(f"bought rows have {x.shape[1]} features, own rows {self.features}")
         with self._lock:
             if trade_id not in self._trades:
-                self._x = np.concatenate([self._x, to_floats(x, feature_scale_micro)])
-                self._y = np.concatenate([self._y, y.astype(np.float64)])
+                known = self._indices.setdefault(data_root, set())
+                new = np.array([first + i not in known for i in range(len(y))], dtype=np.bool_)
+                known.update(range(first, first + len(y)))
+                self._x = np.concatenate([self._x, to_floats(x[new], feature_scale_micro)])
+                self._y = np.concatenate([self._y, y[new].astype(np.float64)])
                 self._trades.add(trade_id)
 
     @property

@@ -25,7 +25,7 @@ FETCH = FetchRows(some("trade"), some("rows"), "127.0.0.1:9", account("provider"
 class Rows:
     features, bought, own = 4, 0, 5
 
-    def add(self, trade_id: Digest, x: Any, y: Any, scale: int) -> None:
+    def add(self, trade_id: Digest, data_root: Digest, first: int, x: Any, y: Any, scale: int) -> None:
         self.bought += len(y)
 
 

@@ -258,6 +258,40 @@ async def test_a_new_membership_ends_the_old_one_and_keeps_what_was_assigned() -
         assert [m.contribution for m in group.listed()] == [700]
 
 
+async def test_rows_on_their_way_count_after_joining_anew() -> None:
+    """The miner was cut off between its assignment and delivery: its next update is of more examples than it joined with."""
+    group, _ = members()
+    miner = AccountId(ANN.public_key)
+    root = Digest(b"e" * 32)
+    fetch = FetchRows(
+        Digest(b"d" * 32), root, "127.0.0.1:9", AccountId(b"s" * 32), 10, 0, 30, Milliseconds(T0 + 1000), b"s" * 32
+    )  # fmt: skip
+    await group.join(sign_join(ANN, join(ANN)))
+    own = join(ANN).rows
+    assert not group.has_share(miner, root)
+    async with attending(group, ANN):
+        group.assign_rows(miner, fetch)
+        assert dict(group.roster(64, 0)) == {b"\x01" * 33: own + 30}
+    await group.join(sign_join(ANN, join(ANN, node_key=2)))
+    async with attending(group, ANN, node_key=2):
+        assert dict(group.roster(64, 5)) == {b"\x02" * 33: own + 35}
+        assert group.has_share(miner, root)
+
+
+async def test_who_joins_without_bought_rows_lacks_them() -> None:
+    group, _ = members()
+    miner, root = AccountId(ANN.public_key), Digest(b"e" * 32)
+    fetch = FetchRows(
+        Digest(b"d" * 32), root, "127.0.0.1:9", AccountId(b"s" * 32), 10, 0, 30, Milliseconds(T0 - 1), b"s" * 32
+    )  # fmt: skip
+    await group.join(sign_join(ANN, join(ANN)))
+    group.assign_rows(miner, fetch)
+    await group.join(sign_join(ANN, replace(join(ANN, node_key=2), rows=join(ANN).rows + 30)))
+    assert group.has_share(miner, root)
+    await group.join(sign_join(ANN, join(ANN, node_key=3)))
+    assert not group.has_share(miner, root)
+
+
 async def test_rows_for_those_who_never_come_back_are_forgotten() -> None:
     group, _ = members()
     fetch = FetchRows(

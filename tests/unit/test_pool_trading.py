@@ -14,7 +14,8 @@ from core.market.marks import LEAST_SHARE
 from pool.manager import trading
 from pool.manager.config import MarketConfig
 from pool.manager.context import Pool
-from services.rpc.views import ProviderView, TaskView, TradePhase
+from services.rpc.market_client import Declined
+from services.rpc.views import ProviderView, TaskView, TradePhase, TradeView
 from tests.chainkit import account, key, some
 
 MINERS = [account(f"miner{i}") for i in range(5)]
@@ -55,29 +56,77 @@ async def test_providers_that_never_answer_or_fail_keep_the_pool_from_no_other(m
     assert sorted(bought) == sorted([account("p2"), account("p3")])
 
 
+def deal(**values: object) -> TradeView:
+    view = SimpleNamespace(phase=TradePhase.SETTLED, chunks_delivered=1, delivery_deadline_ms=1_000, data_root=some("rows 0"))
+    view.__dict__.update(values)
+    return cast(TradeView, view)
+
+
+async def with_last(pool: Pool, last: TradeView | None) -> None:
+    async def trades(seller: AccountId, buyer: AccountId, limit: int) -> list[TradeView]:
+        assert (seller, buyer, limit) == (account("p0"), account("pool0"), 1)
+        return [] if last is None else [last]
+
+    pool.chain.trades = trades  # type: ignore[method-assign, assignment]
+    cast(Any, pool).account = account("pool0")
+
+
 async def test_a_provider_that_brought_nothing_is_let_alone_for_a_while() -> None:
     """The draw pays the first chunks: who delivers none gets that once in a while, not at every task."""
     pool = make_pool(100)
     (provider,) = await pool.chain.providers()
-    last = SimpleNamespace(phase=TradePhase.REFUNDED, chunks_delivered=0, delivery_deadline_ms=1_000)
-    asked: list[object] = []
-
-    async def trades(seller: AccountId, buyer: AccountId, limit: int) -> list[object]:
-        asked.append((seller, buyer, limit))
-        return [last]
-
-    pool.chain.trades = trades  # type: ignore[method-assign, assignment]
     now = 2_000
+    cast(Any, pool).clock = SimpleNamespace(now_ms=lambda: now)
+    nothing = deal(phase=TradePhase.REFUNDED, chunks_delivered=0)
+    await with_last(pool, nothing)
+    assert await trading._last_trade(pool, provider) is nothing
+    assert trading._brought_nothing(pool, nothing)
+    assert not trading._brought_nothing(pool, deal(phase=TradePhase.REFUNDED))
+    assert not trading._brought_nothing(pool, deal(chunks_delivered=0))
+    assert not trading._brought_nothing(pool, None)
+    now = 1_000 + trading.WARY_MS
+    assert not trading._brought_nothing(pool, nothing)
+
+
+@pytest.mark.parametrize(
+    ("holders", "last", "buyers"),
+    [
+        (0, None, 5),
+        (5, deal(), None),
+        (3, deal(), None),
+        # Most of them are new: they get it, the others do not get it twice.
+        (2, deal(), 3),
+        # Another data set of hers was the last one; this one they have all the same.
+        (5, deal(data_root=some("older")), None),
+        # Whose share did not come is not known: all of them once more.
+        (5, deal(phase=TradePhase.REFUNDED), 5),
+    ],
+)
+async def test_the_same_rows_are_not_bought_again(
+    monkeypatch: pytest.MonkeyPatch, holders: int, last: TradeView | None, buyers: int | None
+) -> None:
+    pool = make_pool(5 * LEAST_SHARE)
+    (provider,) = await pool.chain.providers()
+    await with_last(pool, last)
     kit = cast(Any, pool)
-    kit.account, kit.clock = account("pool0"), SimpleNamespace(now_ms=lambda: now)
-    assert await trading._brought_nothing(pool, provider)
-    assert asked == [(account("p0"), account("pool0"), 1)]
-    last.chunks_delivered = 1
-    assert not await trading._brought_nothing(pool, provider)
-    last.chunks_delivered, last.phase = 0, TradePhase.SETTLED
-    assert not await trading._brought_nothing(pool, provider)
-    last.phase, now = TradePhase.REFUNDED, 1_000 + trading.WARY_MS
-    assert not await trading._brought_nothing(pool, provider)
+    kit.clock = SimpleNamespace(now_ms=lambda: 2_000)
+    kit.members = SimpleNamespace(has_share=lambda miner, root: root == provider.data_root and miner in MINERS[:holders])
+
+    async def close(_: object) -> None:
+        return None
+
+    kit.open = lambda *_: SimpleNamespace(close=close)
+    asked: list[list[AccountId]] = []
+
+    async def buy(seller: object, of: ProviderView, miners: list[AccountId], **_: object) -> Declined:
+        asked.append(miners)
+        return Declined("busy")
+
+    monkeypatch.setattr(trading, "MarketClient", lambda *_: None)
+    spec = SimpleNamespace(spec=SimpleNamespace(features=4, classes=2))
+    buyer = SimpleNamespace(buy=buy)
+    await trading._buy_from(pool, cast(Any, buyer), provider, cast(TaskView, spec), MINERS)
+    assert asked == ([] if buyers is None else [MINERS[-buyers:]])
 
 
 async def test_few_rows_are_shared_by_few_members() -> None:
