@@ -30,6 +30,7 @@ __all__ = ["Containers", "command_of", "override", "why_not"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 IMAGE: Final = os.environ.get("TESTNET_IMAGE", "pofl:0.1.0")
+TRAIN_IMAGE: Final = os.environ.get("TESTNET_TRAIN_IMAGE", "pofl-train:0.1.0")
 FIRST_PORT: Final = 7200
 CALL_SECONDS: Final = 60.0
 UP_SECONDS: Final = 480.0
@@ -43,11 +44,11 @@ async def why_not() -> str:
         return "there is no docker command"
     try:
         await _run(["docker", "version", "--format", "{{.Server.Version}}"], 20.0)
-        found = await _run(["docker", "image", "ls", "--quiet", IMAGE], 20.0)
+        built = [await _run(["docker", "image", "ls", "--quiet", image], 20.0) for image in (IMAGE, TRAIN_IMAGE)]
     except PoflError as error:
         return f"no docker engine answers: {error.message}"
-    if not found.strip():
-        return f"the image {IMAGE} is not built: `docker compose build`"
+    if not all(found.strip() for found in built):
+        return f"the images {IMAGE} and {TRAIN_IMAGE} are not both built: `docker compose build`"
     return "" if await command_of() else "there is neither `docker compose` nor docker-compose"
 
 

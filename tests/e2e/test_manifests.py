@@ -35,7 +35,7 @@ async def test_manifest(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 async def test_a_manifest_in_containers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if reason := await why_not():
         pytest.skip(reason)
-    path = Path(__file__).with_name("manifests") / "kills.toml"
+    path = Path(__file__).with_name("manifests") / "compose" / "faults.toml"
     manifest = read_manifest(path, CONTAINERS)
     async with Containers(manifest, tmp_path / "net") as network:
         outcome = await run_manifest(manifest, network, print)

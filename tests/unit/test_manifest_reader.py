@@ -12,7 +12,7 @@ from bench.manifest.reader import CONTAINERS, PROCESSES, Abilities, parse_manife
 from core.errors import ConfigError
 from services.testnet.layout import Shape
 
-FIXED = sorted((Path(__file__).parents[1] / "e2e" / "manifests").glob("*.toml"))
+FIXED = sorted((Path(__file__).parents[1] / "e2e" / "manifests").rglob("*.toml"))
 
 FULL = """
 about = "everything"
@@ -173,7 +173,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", FIXED, ids=lambda path: path.stem)
 def test_the_fixed_manifests_can_be_read(path: Path) -> None:
-    found = read_manifest(path)
+    found = read_manifest(path, CONTAINERS if path.parent.name == "compose" else PROCESSES)
     assert found.about
     assert parse_manifest(to_toml(found), "again", found.name) == found
 
