@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.errors import ConfigError, InputError, LimitError
 from services.data.arrays import read_arrays
@@ -140,7 +141,8 @@ def load_projection(path: Path) -> Projection:
     """From an ``.npz`` with ``mean`` and ``matrix``, int32 millionths. Raises InputError, naming the file."""
     try:
         found = read_arrays(path, "mean", "matrix", limit=MAX_PROJECTION)
-        return Projection(found["mean"], found["matrix"])
+        # Which checks the types itself.
+        return Projection(*(cast("NDArray[np.int32]", found[name]) for name in ("mean", "matrix")))
     except InputError as error:
         raise type(error)(error.message if str(path) in error.message else f"{path}: {error.message}") from None
 

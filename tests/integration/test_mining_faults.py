@@ -188,11 +188,13 @@ async def test_poisoners_are_named_and_the_model_is_learnt(world: World) -> None
 # -- processes that are killed -----------------------------------------------------------------------------------------
 
 
-async def test_killed_in_upload_then_back_with_a_fresh_key(world: World) -> None:
-    """It owes an answer for ever; nobody waits for it twice. Whoever comes back comes with a fresh key, on the same account."""
-    victim = await start_miner(world.engine, world.folder / "victim", world.parts[1], "die_in_upload")
-    await victim.online()
-    members = world.members | {victim.key: len(world.parts[1])}
+async def test_killed_in_training_and_in_upload_then_back_with_a_fresh_key(world: World) -> None:
+    """They owe an answer for ever; nobody waits for it twice. Who comes back comes with a fresh key, on the same account."""
+    ways = ("die_in_upload", "die_in_training")
+    victims = [await start_miner(world.engine, world.folder / way, world.parts[1], way) for way in ways]
+    await asyncio.gather(*(one.online() for one in victims))
+    victim = victims[0]
+    members = world.members | {one.key: len(world.parts[1]) for one in victims}
     account = world.account(victim.key)
     pending: set[asyncio.Task[None]] = set()
     back: list[bytes] = []
@@ -216,8 +218,10 @@ async def test_killed_in_upload_then_back_with_a_fresh_key(world: World) -> None
     finally:
         done.set()
         await asyncio.gather(*pending)
-        await victim.stop()
-    assert not any(victim.key.hex() in report.accepted for report in reports)
+        await asyncio.gather(*(one.stop() for one in victims))
+    assert not any({one.key.hex() for one in victims} & set(report.accepted) for report in reports)
+    assert {one.key.hex() for one in victims} <= set(reports[0].silent)
+    assert all(found.sums[honest] > 0 for honest in world.honest)
     assert any(back[0].hex() in report.accepted for report in reports)
     assert found.sums[account] > 0, "one account, two keys"
     assert max(report.seconds for report in reports) <= job.round_timeout_s + 2.0
