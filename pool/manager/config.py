@@ -109,6 +109,8 @@ class PoolConfig(RoleConfig):
             )
         if self.admission.mode == "token" and not self.admission.token:
             raise ConfigError("admission.mode is token, so admission.token must be set")
+        if self.admission.mode == "allow" and not self.admission.allow:
+            raise ConfigError("admission.mode is allow, so admission.allow must list the members' accounts: nobody could join")
         if self.admission.token and not LEAST_TOKEN <= len(self.admission.token.encode()) <= MAX_TOKEN:
             raise ConfigError(
                 f"admission.token has {len(self.admission.token.encode())} bytes, must have {LEAST_TOKEN} to {MAX_TOKEN}: take "

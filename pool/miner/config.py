@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pool.learning.privacy import LocalPrivacy
 from services.rpc.role import RoleConfig
 from services.runtime import config
+from services.runtime.address import host_and_port
 
 __all__ = ["MinerConfig"]
 
@@ -42,6 +43,7 @@ class MinerConfig(RoleConfig):
 
     def check(self) -> None:
         super().check()
+        host_and_port(self.pool, "pool")
         self.privacy  # noqa: B018  # raises for what is no privacy
 
     @property

@@ -38,7 +38,7 @@ from services.rpc.channel import connect
 from services.rpc.convert_mining import Join, Joined, SignedJoined, sign_join
 from services.rpc.mining_client import PoolClient
 from services.rpc.server import RpcServer
-from services.runtime import settings
+from services.runtime import config, settings
 from tests.pool_kit import CHAIN, T0, keys
 from tests.unit.test_mining_doors import signed
 from tests.unit.test_pool_receipts import TRADE, Chain
@@ -371,3 +371,24 @@ def test_a_miner_joins_no_pool_of_less_secrecy_than_it_asks_for(sealing: str, ag
 )  # fmt: skip
 def test_no_task_is_entered_with_fewer_than_a_round_needs(training: TrainingConfig, least: int) -> None:
     assert training.least_miners == least
+
+
+COMMON = """name = "p"\nkey = "k"\nlisten = "127.0.0.1:1"\ndata_dir = "d"\n"""
+SECTIONS = """[tls]\ninsecure_loopback = true\n[chain]\ngenesis = "g"\n"""
+
+
+def test_a_miner_without_a_port_to_its_pool_is_told_before_it_reads_its_data(tmp_path: Path) -> None:
+    path = tmp_path / "miner.toml"
+    path.write_text(COMMON + 'data = "x.npz"\npool = "127.0.0.1"\n' + SECTIONS)
+    with pytest.raises(ConfigError, match=r"pool is '127\.0\.0\.1': it must be HOST:PORT"):
+        config.load(MinerConfig, path, {})
+
+
+def test_a_list_of_members_with_nobody_on_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    written = COMMON + 'fleet_listen = "127.0.0.1:2"\n' + SECTIONS + '[admission]\nmode = "allow"\n'
+    path.write_text(written)
+    with pytest.raises(ConfigError, match=r"admission\.mode is allow, so admission\.allow must list"):
+        config.load(PoolConfig, path, {})
+    path.write_text(written + f'allow = ["{ANN.public_key.hex()}"]\n')
+    assert config.load(PoolConfig, path, {}).admission.mode == "allow"
