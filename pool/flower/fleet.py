@@ -284,12 +284,13 @@ class FleetMiner:
         """
         delay = RETRY_FIRST_S
         while not self._stop.is_set():
+            asked = _wall_clock()
             try:
                 return call()
             except httpx.HTTPStatusError as error:
                 status = error.response.status_code
                 if 400 <= status < 500 and status not in (408, 429):
-                    raise AuthError(_why_refused(what, error.response), status=status) from None
+                    raise AuthError(_why_refused(what, error.response, asked), status=status) from None
                 reason = f"status {status}"
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
@@ -299,12 +300,15 @@ class FleetMiner:
         return None
 
 
-def _why_refused(what: str, response: httpx.Response) -> str:
-    """One sentence for the miner's owner. The pool's own clock is in its answer."""
+def _why_refused(what: str, response: httpx.Response, asked: datetime) -> str:
+    """One sentence for the miner's owner. The pool's own clock, at some time since ``asked``, is in its answer."""
     try:
-        ahead = (_wall_clock() - parsedate_to_datetime(response.headers["date"])).total_seconds()
+        pools = parsedate_to_datetime(response.headers["date"])
+        earliest, latest = (asked - pools).total_seconds(), (_wall_clock() - pools).total_seconds()
     except (KeyError, ValueError, TypeError):
-        ahead = 0.0
+        earliest = latest = 0.0
+    # A slow answer is no wrong clock.
+    ahead = earliest if earliest > 0 else min(latest, 0.0)
     # The header has whole seconds.
     if not -MOST_BEHIND_S < ahead - 0.5 < MOST_AHEAD_S - 1:
         side = "ahead of" if ahead > 0 else "behind"

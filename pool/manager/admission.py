@@ -46,7 +46,7 @@ class Admission:
         """Raises AuthError, which says who was refused and by which rule, and nothing of the token."""
         if self._mode == "token" and not hmac.compare_digest(_digest(token), self._token):
             raise AuthError(
-                f"{short(miner)} is not admitted: this pool asks for its token (ask its owner, and give it with --set token=...)"
+                f"{short(miner)} is not admitted: this pool asks for its token (ask its owner, then --set token=...)"
             )
         if self._mode == "allow" and miner.hex() not in self._allowed:
             raise AuthError(f"{short(miner)} is not admitted: this pool has a list of members, without {miner.hex()}")
