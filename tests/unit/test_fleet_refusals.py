@@ -21,7 +21,7 @@ POOLS = datetime(2026, 11, 23, 3, 0, 0, tzinfo=UTC)
         # The pool's clock was read at the end of a long exchange.
         (-26, 0, "not registered any more"),
         (40, 41, "40 s ahead of the pool's"),
-        (-41, -40, "40 s behind the pool's"),
+        (-401, -400, "400 s behind the pool's"),
     ],
 )
 def test_a_slow_answer_is_no_wrong_clock(asked: int, answered: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
