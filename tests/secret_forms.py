@@ -52,7 +52,7 @@ def secrets_of(folder: Path) -> dict[str, bytes]:
         if path.suffix == ".key":
             found.update(_of_key(name, path.read_bytes()))
         elif path.suffix in (".secret", ".seed") or "marks" in path.parts:
-            found.update({f"{name} at {place}": part for place, part in _windows(path.read_bytes())})
+            found.update({f"{name} at {place}": part for place, part in _windows(_bytes_of(path.read_bytes()))})
     return found
 
 
@@ -68,6 +68,13 @@ def _of_key(name: str, data: bytes) -> dict[str, bytes]:
     text = data.strip()
     # A sealed key tells nothing; what it was sealed from is looked for by who sealed it.
     return {name: bytes.fromhex(text.decode())} if len(text) == 64 else {}
+
+
+def _bytes_of(data: bytes) -> bytes:
+    """Of a file that holds hexadecimal digits what they stand for."""
+    text = data.strip()
+    is_hex = len(text) >= 2 * SHORTEST and len(text) % 2 == 0 and not text.strip(b"0123456789abcdef")
+    return bytes.fromhex(text.decode()) if is_hex else data
 
 
 def _windows(data: bytes, size: int = 32, most: int = 64) -> Iterable[tuple[int, bytes]]:

@@ -33,10 +33,13 @@ def test_the_keys_of_a_process_are_what_is_looked_for(tmp_path: Path) -> None:
     tls.issue(authority, "node", "node0", []).write(tmp_path / "node0/tls")
     (tmp_path / "node0/account.key").write_text(SECRET.hex() + "\n")
     (tmp_path / "node0/rows.secret").write_bytes(bytes(1_000) + SECRET)
+    (tmp_path / "node0/digits.secret").write_text(SECRET[::-1].hex())
     found = secrets_of(tmp_path)
+    assert found["node0/digits.secret at 0"] == SECRET[::-1]
     assert found["node0/account.key"] == SECRET
     assert {name.partition(" ")[0] for name in found} == {
         "ca/ca.key", "node0/tls/tls.key", "node0/account.key", "node0/rows.secret",
+        "node0/digits.secret",
     }  # fmt: skip
     line = (tmp_path / "node0/tls/tls.key").read_bytes().splitlines()[1]
     assert found_in({"log": b'{"message": "' + line + b'"}'}, found)
