@@ -29,7 +29,7 @@ PoolOption = Annotated[
     str | None, typer.Option("--pool", metavar="HOST:PORT", help="The pool manager's process; default: the testnet's first.")
 ]
 TaskOption = Annotated[
-    str | None, typer.Option("--task", help="Task id, or its first 8 or more hex digits; default: the newest.")
+    str | None, typer.Option("--task", help="Task id, or its first 8 or more hex digits; default: the newest with a round.")
 ]
 
 
@@ -80,10 +80,14 @@ async def tasks(
         if as_json:
             emit_json({"tasks": found})
             return
+        # One at a time is trained for: the newest.
         rows = [
-            (t.task_id.hex(), t.rounds, t.counted, f"{t.best_correct}/{t.rows}", "closed" if t.is_closed else "training")
-            for t in found
-        ]
+            (
+                t.task_id.hex(), t.rounds, t.counted, f"{t.best_correct}/{t.rows}",
+                "closed" if t.is_closed else "given up" if number else "training",
+            )
+            for number, t in enumerate(found)
+        ]  # fmt: skip
         console.print(table("tasks", ["task", "rounds", "examples counted", "best practice", ""], rows, right=[1, 2, 3]))
 
 
@@ -220,7 +224,9 @@ def _checked(entries: Sequence[Entry], chain_id: Digest, task_id: TaskId) -> tup
     """Raises CryptoError or CheatingError for a book that does not hold, NotFoundError for an empty one."""
     pool = next((_pool_of(entry) for entry in entries), None)
     if pool is None:
-        raise NotFoundError(f"the pool's book of task {short(task_id)} is empty")
+        raise NotFoundError(
+            f"the pool's book has no round of task {short(task_id)}: name another with --task (`pofl pool tasks` lists them)"
+        )
     return audit(entries, chain_id, pool, task_id), pool
 
 
@@ -270,7 +276,8 @@ async def _task_id(client: PoolClient, text: str | None) -> TaskId:
     found: Sequence[MinedTask] = await client.mined_tasks()
     matches = [task.task_id for task in found if text is None or task.task_id.hex().startswith(text.lower())]
     if text is None and matches:
-        return matches[0]
+        # One that was given up before its first round has nothing to show.
+        return next((task.task_id for task in found if task.rounds), matches[0])
     if len(matches) != 1:
         raise NotFoundError(
             f"the pool keeps the books of {len(found)} tasks, {len(matches)} of them begin with {text}"

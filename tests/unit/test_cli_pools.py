@@ -43,7 +43,8 @@ class World:
         return (Member(ANN, 100, 200, True), Member(BOB, 60, 60, False))
 
     async def mined_tasks(self) -> tuple[MinedTask, ...]:
-        return (MinedTask(TASK, 2, 260, True, 81, 100), MinedTask(TaskId(b"o" * 32), 1, 2, False, 3, 100))
+        closed, given_up = MinedTask(TASK, 2, 260, True, 81, 100), MinedTask(TaskId(b"o" * 32), 1, 2, False, 3, 100)
+        return (MinedTask(TaskId(b"n" * 32), 0, 0, False, 0, 0), closed, given_up)
 
     async def contributions(self, task_id: TaskId, after: int = 0) -> tuple[c.Entry, ...]:
         self.asked.append(task_id)
@@ -113,6 +114,18 @@ async def test_tables_and_json(world: World, capsys: pytest.CaptureFixture[str])
         "miner": ANN.hex(), "examples": 200, "rounds": 2, "agreed": 3, "objection": "", "paid": 850_000 * 200 // 260,
     }  # fmt: skip
     assert by_miner[BOB.hex()]["agreed"] == 0
+
+
+async def test_the_newest_task_with_a_round_is_shown(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    await run(pool_books.contributions)
+    assert world.asked == [TASK], "a task that has no round yet has nothing to show"
+    world.entries = []
+    with pytest.raises(NotFoundError, match=r"no round of task .* name another with --task"):
+        await run(pool_books.rounds, b"n".hex())
+    capsys.readouterr()
+    await run(pool_books.tasks)
+    shown = capsys.readouterr().out
+    assert [word for word in ("training", "closed", "given up") if word in shown] == ["training", "closed", "given up"]
 
 
 async def test_a_pool_that_pays_other_than_it_signed_ends_with_an_error(world: World, tmp_path: Path) -> None:
