@@ -55,6 +55,7 @@ def check(found: Flood, count: int) -> None:
     assert found.peak - found.before < MOST_PEAK, found
 
 
+@pytest.mark.timeout(600)
 async def test_a_short_flood_of_bad_requests_costs_no_memory(tmp_path: Path) -> None:
     found = await run(tmp_path, 1_000)
     check(found, 1_000)

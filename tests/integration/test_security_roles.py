@@ -183,6 +183,7 @@ class Counted:
         server.add(lambda _, on: on.add_generic_rpc_handlers((generic,)), None, service.full_name)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("server", TABLE)
 async def test_no_certificate_of_another_role_reaches_a_method(server: str, tmp_path: Path) -> None:
     authority = tls.make_authority(tmp_path / "ca")

@@ -24,7 +24,7 @@ from services.rpc.channel import connect
 from services.rpc.errors import translate
 from services.rpc.limits import CallerLimits, ConnectionLimits
 from services.rpc.server import RpcServer
-from tests.raw_http2 import DATA, context, frame, grpc_message, open_raw, open_tls
+from tests.raw_http2 import DATA, Raw, context, frame, grpc_message, open_raw, open_tls
 
 BLOBS = "pofl.blob.v1.BlobService"
 STAT = f"/{BLOBS}/Stat"
@@ -255,22 +255,34 @@ async def test_a_frame_that_drips_in_before_any_call_is_cut_off(world: World, se
         dripping.cancel()
 
 
-async def test_a_request_that_drips_in_is_cut_off_and_counts_until_then(world: World, serve: Serve) -> None:
-    served = await serve(ConnectionLimits(request_ms=3_000))
+def drip_into(raw: Raw, *streams: int) -> None:
+    """Calls whose request has begun, with one byte of it in a frame: as slow as it gets without breaking a rule of HTTP/2."""
+    for stream in streams:
+        raw.call(stream, STAT, [("grpc-timeout", "1H")])
+        raw.send(frame(DATA, 0, stream, grpc_message(b"", 4_000)))
+        raw.send(frame(DATA, 0, stream, b"\x00"))
+
+
+async def test_a_request_that_drips_in_is_cut_off(world: World, serve: Serve) -> None:
+    served = await serve(ConnectionLimits(request_ms=1_000))
     async with open_raw(served.server.address, world.files("miner", "slow")) as raw:
         raw.begin()
-        for stream in (1, 3, 5):
-            raw.call(stream, STAT, [("grpc-timeout", "1H")])
-            raw.send(frame(DATA, 0, stream, grpc_message(b"", 4_000)))
+        drip_into(raw, 1, 3)
+        for stream in (1, 3):
+            assert "did not arrive whole within 1 s" in await raw.until_ended(stream, LONG)
+        assert not raw.closed.is_set()
+    assert served.servicer.calls == 0
+
+
+async def test_requests_that_drip_in_count_as_open_calls(world: World, serve: Serve) -> None:
+    served = await serve(ConnectionLimits(request_ms=100_000))
+    async with open_raw(served.server.address, world.files("miner", "slow")) as raw:
+        raw.begin()
+        drip_into(raw, 1, 3, 5)
         raw.call(7, STAT, [("grpc-timeout", "1H")])
-        # One byte of the message in each frame: as slow as it gets without breaking any rule of HTTP/2.
-        for _ in range(3):
-            raw.send(b"".join(frame(DATA, 0, stream, b"\x00") for stream in (1, 3, 5, 7)))
         assert "LimitError" in await raw.until_ended(7, LONG), "three slow requests are as many as this caller may have open"
         assert await answers(world, served, "another")
-        for stream in (1, 3, 5):
-            ended = await raw.until_ended(stream, LONG)
-            assert "did not arrive whole within 3 s" in ended
+        assert not raw.ended.keys() & {1, 3, 5}
     assert served.servicer.calls == 1
 
 
