@@ -331,7 +331,8 @@ def test_the_doctor_names_each_fault_on_a_live_host(hosts: Hosts, layout: Layout
     def patched(patch: str, *words: str) -> str:
         return wrong(hosts.run("late-node", sys.executable, "-c", RUNNER.format(patch=patch), "doctor", *words, code=5))
 
-    said = patched("import core.params; core.params.PROTOCOL_VERSION += 1", "late-node", "--clock-seconds", "0")
+    newer = "import services.cli.doctor_peers as d; d.PROTOCOL_VERSION += 1"
+    said = patched(newer, "late-node", "--clock-seconds", "0")
     assert said.count("protocol version") >= 3, said
     assert "install the same release of pofl on both hosts" in said
 
