@@ -27,9 +27,9 @@ NO_FILE = "the configuration"
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def option(doc: str, *, default: T, low: float | None = None, high: float | None = None) -> T:
-    """A field with a default. ``low`` and ``high`` are the inclusive range of a number."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high})
+def option(doc: str, *, default: T, low: float | None = None, high: float | None = None, secret: bool = False) -> T:
+    """A field with a default. ``low`` and ``high`` are the inclusive range of a number; a ``secret`` is never printed."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "secret": secret})
 
 
 def required(doc: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -63,7 +63,10 @@ def load(cls: type[C], file: Path | None, env: Mapping[str, str], overrides: Seq
 
 
 def dump(cfg: object) -> str:
-    """The configuration as a TOML file that `load` reads back, with the meaning of each key."""
+    """The configuration as a TOML file that `load` reads back, with the meaning of each key.
+
+    Of a secret it says only, in a comment, whether it is set: what is printed ends in terminals, logs and bug reports.
+    """
     return "\n".join(_lines(cfg, ())).lstrip("\n") + "\n"
 
 
@@ -179,6 +182,8 @@ def _convert(kind: Any, given: _Given, path: tuple[str, ...], metadata: Mapping[
     try:
         value = _typed(kind, given)
     except (ValueError, TypeError):
+        if metadata.get("secret"):
+            raise ConfigError(f"{_dotted(path)} must be {_described(kind)}, and is not", key=_dotted(path)) from None
         raise ConfigError(
             f"{_dotted(path)} must be {_described(kind)}, got {given.value!r} (from {given.source})", key=_dotted(path)
         ) from None
@@ -276,6 +281,9 @@ def _lines(cfg: object, path: tuple[str, ...]) -> list[str]:
             nested += ["", *([f"# {doc}"] if doc else []), head, *_lines(value, (*path, field.name))]
             continue
         lines += [f"# {doc}"] if doc else []
+        if field.metadata.get("secret") and value:
+            lines.append(f"# {field.name} = (set, not shown)")
+            continue
         lines.append(f"# {field.name} =" if value is None else f"{field.name} = {_toml(value)}")
     return lines + nested
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from core.errors import ConfigError
+from pool.manager.config import PoolConfig
+from pool.miner.config import MinerConfig
 from services.runtime.config import CommonConfig, advertised, dump, load, option, section
 
 MINIMAL = """
@@ -113,6 +116,27 @@ def test_a_printed_configuration_reads_back(file: Path, tmp_path: Path) -> None:
     printed.write_text(dump(cfg))
     assert load(Config, printed, {}) == cfg
     assert "# Time between blocks, milliseconds.\ntick_ms = 500" in dump(cfg)
+
+
+@pytest.mark.parametrize("kind", [MinerConfig, PoolConfig])
+def test_a_secret_is_printed_as_set_and_hidden(kind: type[MinerConfig | PoolConfig], tmp_path: Path) -> None:
+    key, table = ("token", "") if kind is MinerConfig else ("admission.token", "admission")
+    settings = [
+        "name=a", "listen=127.0.0.1:0", "data_dir=d", "tls.insecure_loopback=true", "key=k", "chain.genesis=g",
+        *(["pool=a:1", "data=d.npz"] if kind is MinerConfig else ["fleet_listen=127.0.0.1:0"]),
+    ]  # fmt: skip
+    secret = "correct-horse-battery-staple"
+    printed = dump(load(kind, None, {}, [*settings, f"{key}={secret}"]))
+    assert "# token = (set, not shown)" in printed
+    assert secret not in printed
+    assert 'token = ""' in dump(load(kind, None, {}, settings))
+    # What was printed never reads back as another secret.
+    assert "token" not in str(tomllib.loads(printed).get(table, {}))
+    file = tmp_path / "c.toml"
+    file.write_text("[admission]\ntoken = 12345678901234567\n" if table else "token = 12345678901234567\n")
+    with pytest.raises(ConfigError, match="token must be text, and is not") as caught:
+        load(kind, file, {}, settings)
+    assert "123456" not in caught.value.message
 
 
 def test_every_key_is_documented() -> None:
