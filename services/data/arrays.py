@@ -4,9 +4,11 @@ before numpy makes room, and what is no number is named with its file and row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ from services.runtime.npz import UNREADABLE, check_archive
 
 __all__ = ["finite_rows", "read_arrays", "read_npz", "whole_labels"]
 
+ARCHIVE: Final = b"PK\x03\x04"
+"""What an .npz, a zip archive, begins with."""
 Real = TypeVar("Real", np.float32, np.float64)
 
 
@@ -34,13 +38,32 @@ def read_arrays(
         with np.load(path, allow_pickle=False) as arrays:
             if missing := [name for name in names if name not in arrays.files]:
                 raise MalformedError(f"{path}: no array {missing[0]!r}; it holds {sorted(arrays.files)}")
-            return {name: arrays[name] for name in (*names, *optional) if name in arrays.files}
+            return {name: _plain(arrays, name) for name in (*names, *optional) if name in arrays.files}
     except UNREADABLE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        if "pickle" in reason:
-            # What numpy says of it: to allow what is never allowed here.
-            reason = "it holds objects, or is no archive"
-        raise MalformedError(f"{path}: not an .npz file of plain arrays: {reason:.300}") from None
+        raise MalformedError(f"{path}: not an .npz file of plain arrays: {_reason(path, error):.300}") from None
+
+
+def _plain(arrays: Mapping[str, NDArray[np.generic]], name: str) -> NDArray[np.generic]:
+    """Raises MalformedError for an array of Python objects: numpy's own advice is to unpickle them."""
+    try:
+        return arrays[name]
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        wanted = "labels as whole numbers" if name == "y" else "rows as numbers" if name == "x" else "numbers or texts"
+        raise ValueError(f"{name} holds Python objects: save {wanted}") from None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file is no archive of arrays, in words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError):
+        # The list of what an archive holds is at its end.
+        with path.open("rb") as file:
+            begins = file.read(len(ARCHIVE)) == ARCHIVE
+        return f"damaged or cut off ({error})" if begins else f"no archive ({error})"
+    return str(error)
 
 
 def read_npz(path: Path, *names: str) -> tuple[NDArray[np.generic], ...]:

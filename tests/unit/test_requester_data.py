@@ -44,7 +44,8 @@ def test_rows_are_read_and_scaled(tmp_path: Path) -> None:
         ({"x": X * [[1, 1], [1, np.nan], [1, 1]], "y": Y}, "row 1, feature 1: nan is not a finite number"),
         ({"x": X, "y": np.array([0, 1, -1])}, "row 2: label -1, labels are whole numbers from 0 to 65534"),
         ({"x": X, "y": np.array([0, 0.5, 1])}, "row 1: label 0.5, labels are whole numbers"),
-        ({"x": X, "y": np.array([{}, {}, {}])}, "not an .npz file of plain arrays"),
+        ({"x": X, "y": np.array([{}, {}, {}])}, "plain arrays: y holds Python objects: save labels as whole numbers"),
+        ({"x": np.array([{}]), "y": Y}, "x holds Python objects: save rows as numbers"),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, arrays: dict[str, Any], sentence: str) -> None:
@@ -61,6 +62,18 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match="plain arrays"):
             load_rows(path)
+
+
+def test_a_file_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path, x=X, y=Y)
+    whole = path.read_bytes()
+    for cut in (len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r"rows\.npz: .*: damaged or cut off"):
+            load_rows(path)
+    path.write_bytes(b"x,y\n1,2\n")
+    with pytest.raises(InputError, match=r"rows\.npz: .*: no archive"):
+        load_rows(path)
 
 
 def test_the_practice_set_is_published_without_pickle(tmp_path: Path) -> None:
