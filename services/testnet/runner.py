@@ -157,7 +157,7 @@ async def _mine(
                 observer.state(member.name, member.role, "starting")
 
     await start("node")
-    await _when_ready(clients)
+    await _when_ready(clients, control)
     # A testnet that was stopped goes on where it was: its old blocks are none of this run's.
     before = (await clients.chain.tip()).height
     report.ready_seconds = time.monotonic() - started
@@ -268,9 +268,9 @@ async def _eventually(call: Callable[[], Awaitable[T]], timeout: float) -> T:
         await asyncio.sleep(POLL)
 
 
-async def _when_ready(clients: Clients) -> None:
-    for node in clients.nodes.values():
-        while True:
+async def _when_ready(clients: Clients, control: Control) -> None:
+    for name, node in clients.nodes.items():
+        while not control.is_away(name):
             try:
                 await node.tip()
                 break
