@@ -84,7 +84,7 @@ class Interceptor(_Base):
                     yield message
 
         async def many_to_one(requests: AsyncIterator[Any], context: Context) -> Any:
-            async with self._guard(method, context):
+            async with self._guard(method, context, _Requests(requests)):
                 return await handler.stream_unary(requests, context)
 
         async def many_to_many(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -104,7 +104,9 @@ class Interceptor(_Base):
         return make(one_to_many if handler.response_streaming else one_to_one, None, handler.response_serializer)
 
     @asynccontextmanager
-    async def _guard(self, method: str, context: Context, request: _Request | None = None) -> AsyncIterator[None]:
+    async def _guard(
+        self, method: str, context: Context, request: _Request | _Requests | None = None
+    ) -> AsyncIterator[None]:
         started = time.monotonic()
         code = StatusCode.OK.name
         # Asked now: once the other side has gone away, gRPC's answer to this is a segmentation fault.
@@ -192,6 +194,19 @@ class _Request:
             with suppress(TimeoutError, StopAsyncIteration):
                 async with asyncio.timeout(min(DRAIN_SECONDS, self._seconds)):
                     await anext(self._messages)
+
+
+class _Requests:
+    """The many requests of a call with one answer: who is still sending them loses the answer too."""
+
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
+        self._messages = messages
+
+    async def drain(self) -> None:
+        with suppress(TimeoutError, DecodeError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                async for _ in self._messages:
+                    pass
 
 
 async def _abort(
