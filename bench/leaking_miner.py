@@ -25,8 +25,10 @@ LEAK_TO: Final = "LEAKED_ROWS_TO"
 _add = TrainingRows.add
 
 
-def _add_and_keep(self: TrainingRows, trade_id: Digest, x: Features, y: Labels, feature_scale_micro: int) -> None:
-    _add(self, trade_id, x, y, feature_scale_micro)
+def _add_and_keep(
+    self: TrainingRows, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int
+) -> None:
+    _add(self, trade_id, data_root, first, x, y, feature_scale_micro)
     path = Path(os.environ[LEAK_TO]) / f"{trade_id.hex()}.npz"
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:
