@@ -19,7 +19,7 @@ ENV = {**os.environ, "TESTNET_BIND": f"127.9.{os.getpid() // 256 % 256}.{os.getp
 PS = ("docker", "ps", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format")
 IMAGES = (ENV.get("TESTNET_IMAGE", "pofl:0.1.0"), ENV.get("TESTNET_TRAIN_IMAGE", "pofl-train:0.1.0"))
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.e2e, pytest.mark.ci, pytest.mark.slow, pytest.mark.timeout(480)]
 
 
 def docker(*arguments: str, timeout: float = 60, check: bool = True) -> str:

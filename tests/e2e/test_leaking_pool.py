@@ -14,7 +14,7 @@ import pytest
 from bench.leaking_pool import Setting, measure, problems
 from tests.e2e.test_testnet import left_over
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.ci, pytest.mark.slow]
 
 
 class Quiet:

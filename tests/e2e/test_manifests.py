@@ -23,7 +23,9 @@ SLACK = float(os.environ.get("POFL_MANIFEST_SLACK", "1"))
 """For a busy machine: windows so many times longer."""
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.ci] if p.stem == "plain" else []) for p in MANIFESTS]
+)
 async def test_manifest(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = read_manifest(path).slower(SLACK)
     async with Processes(manifest, tmp_path / "net") as network:
