@@ -130,19 +130,6 @@ def stealing(ticket: JoinTicket, key: Any, rows: Dataset) -> ClientApp:
     return app
 
 
-def die_in_training(ticket: JoinTicket, key: Any) -> ClientApp:
-    """Takes the instruction, and ends as kill -9 does before there is an update."""
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, _: Context) -> Message:
-        blobs.unpack(message.content)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("unreachable")
-
-    return app
-
-
 def die_in_upload() -> None:
     """This process: send the list of an answer's parts, then end as kill -9 does, before the parts."""
     from flwr.supernode.fleet_http_client import FleetHttpClient
