@@ -21,6 +21,7 @@ from requester.data import CARRIED, MAX_BYTES, Rows, load_rows, practice_bytes, 
 from services.data.arrays import finite_rows, read_arrays
 from services.data.loading import is_described
 from services.data.loading import load_rows as load_described
+from services.data.recipe import recipe_from_bytes
 from services.data.stored import public_arrays, recipe_in
 
 __all__ = ["RealRows", "TaskRows", "load_real_rows", "read_task_rows"]
@@ -141,13 +142,21 @@ def _same_width(test: int, practice: int, practice_source: str, test_source: str
 
 
 def _same_recipe(test: Rows | RealRows, practice: Rows | RealRows) -> None:
-    """Both sets made by one rule, where both say by which. Raises MalformedError."""
+    """Both sets made by one rule, or both without one. Raises MalformedError."""
     found = [rows.recipe.get("recipe") for rows in (test, practice)]
-    if found[0] is not None and found[1] is not None and found[0].tobytes() != found[1].tobytes():
+    said = [None if stored is None else recipe_from_bytes(stored.tobytes(), "the recipe").digest.hex()[:8] for stored in found]
+    if said[0] == said[1]:
+        return
+    if None in said:
+        has, lacks = (practice, test) if said[0] is None else (test, practice)
         raise MalformedError(
-            f"{practice.source} and {test.source} have different recipes, so their features are not the same ones: "
-            "`pofl data inspect` prints the digest of each"
+            f"{lacks.source} has no recipe, {has.source} has {said[0] or said[1]}...: make both from descriptors with this "
+            "[recipe] (`pofl data convert`), so that their features are the same ones"
         )
+    raise MalformedError(
+        f"{practice.source} and {test.source} have different recipes, {said[1]}... and {said[0]}..., so their features are not "
+        "the same ones: `pofl data inspect` prints the digest of each"
+    )
 
 
 def _list(chosen: NDArray[np.bool_]) -> str:

@@ -11,6 +11,10 @@ import pytest
 
 from core.errors import InputError, MalformedError
 from requester.data import clamped_features, feature_scale_of, load_rows, practice_bytes, scored_test_set
+from requester.targets import read_task_rows
+from services.data.recipe import Recipe
+from services.data.rows import Rows as MadeRows
+from services.data.stored import save_rows
 
 X = np.array([[0.0, 0.5], [1.0, -1.0], [0.25, 2.0]])
 Y = np.array([0, 1, 1])
@@ -74,6 +78,23 @@ def test_a_file_that_was_cut_off_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"x,y\n1,2\n")
     with pytest.raises(InputError, match=r"rows\.npz: .*: no archive"):
         load_rows(path)
+
+
+def test_a_recipe_is_in_both_sets_or_in_none(tmp_path: Path) -> None:
+    recipes = [Recipe(raw="numbers", classes=2, shape=(2,), bound=bound) for bound in (2.0, 4.0)]
+    for name, recipe in (("plain", None), ("made", recipes[0]), ("other", recipes[1])):
+        save_rows(tmp_path / f"{name}.npz", MadeRows(name, name, X.astype(np.float32), Y.astype(np.int64), 2, recipe=recipe))
+    plain, made, other = (tmp_path / f"{name}.npz" for name in ("plain", "made", "other"))
+    digest = recipes[0].digest.hex()[:8]
+    for test, practice, lacks, has in ((made, plain, "plain", "made"), (plain, made, "plain", "made")):
+        with pytest.raises(MalformedError, match=rf"{lacks}\.npz has no recipe, .*{has}\.npz has {digest}\.\.\.: make both"):
+            read_task_rows(test, practice)
+    with pytest.raises(MalformedError, match="have different recipes, "):
+        read_task_rows(made, other)
+    with pytest.raises(MalformedError, match="has no recipe"):
+        read_task_rows(made, plain, wanted_buckets=2)
+    for path in (plain, made):
+        assert read_task_rows(path, path).classes == 2
 
 
 def test_the_practice_set_is_published_without_pickle(tmp_path: Path) -> None:
