@@ -62,9 +62,7 @@ class TrainingRows:
     def has(self, trade_id: Digest) -> bool:
         return trade_id in self._trades
 
-    def add(
-        self, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int
-    ) -> None:
+    def add(self, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int) -> None:
         """Rows ``first`` and following of a data set, checked against its root; the next round trains on them too.
 
         Rows of this data set that came with an earlier trade stay as they are: twice the same would count, and be paid, twice.
@@ -101,7 +99,8 @@ class TrainingRows:
         if wanted and self._recipe and wanted != self._recipe:
             raise MalformedError(
                 f"these rows are made by recipe {self._recipe.hex()[:16]}, the task's by {wanted.hex()[:16]}: they would only "
-                "look like bad rows (`pofl data recipe` shows the task's)"
+                "look like bad rows. Ask the pool's owner or the task's for its practice.npz, put the [recipe] that "
+                "`pofl data recipe practice.npz` prints into your descriptor, and start again"
             )
 
     def source(self, job_id: bytes) -> tuple[NDArray[np.float32], NDArray[np.float64]] | None:
