@@ -9,14 +9,14 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import ConfigError, InputError, LimitError
+from core.errors import ConfigError, InputError, LimitError, NotFoundError
 from services.data.arrays import read_arrays
-from services.data.fields import Fields
+from services.data.fields import Fields, listed
 from services.data.recipe import Recipe, recipe_from_table
 from services.data.toml import parse_toml
 from services.data.transform import Projection
 
-__all__ = ["KINDS", "Descriptor", "find_descriptor", "load_projection", "read_descriptor", "save_projection"]
+__all__ = ["KINDS", "Descriptor", "find_descriptor", "load_projection", "no_descriptor", "read_descriptor", "save_projection"]
 
 KINDS: Final = {"npz": ("pixels", "numbers"), "idx": ("pixels",), "cifar10": ("pixels",), "csv": ("table",), "text": ("text",)}
 """Kinds of files, and the raw rows that each gives."""
@@ -60,16 +60,38 @@ class Descriptor:
 
 
 def find_descriptor(data: Path) -> Path | None:
-    """The descriptor that belongs to ``data``: itself; in a folder ``data.toml``; beside a file ``NAME.toml``."""
+    """The descriptor that belongs to ``data``: itself; a folder's ``data.toml`` or only one; a file's ``NAME.toml``."""
     if data.suffix == ".toml":
         return data
     if data.is_dir():
         beside = [data / name for name in NAMES]
+        if not any(path.is_file() for path in beside):
+            beside = found if len(found := _in_folder(data)) == 1 else []
     else:
         beside = [data.with_name(data.name + ".toml"), data.with_suffix(".toml")]
         if data.suffix == ".gz":
             beside.append(data.with_suffix("").with_suffix(".toml"))
     return next((path for path in beside if path.is_file()), None)
+
+
+def no_descriptor(data: Path) -> NotFoundError:
+    """That ``data`` has no descriptor, what was looked for, and what is there instead."""
+    if not data.is_dir():
+        return NotFoundError(
+            f"{data}: no descriptor beside it: `pofl data describe` writes one, or name one with --descriptor FILE"
+        )
+    if found := [path.name for path in _in_folder(data)]:
+        return NotFoundError(
+            f"{data}: a folder of {len(found)} .toml files, none of them {' or '.join(NAMES)}: name one, as "
+            f"{data / found[0]}; there are {listed(found)}"
+        )
+    names = sorted(path.name for path in data.iterdir())
+    has = f"it holds {listed(names, most=10)}" if names else "it is empty"
+    return NotFoundError(f"{data}: a folder without a descriptor (.toml), {has}: `pofl data describe` writes one")
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.toml") if path.is_file())
 
 
 def read_descriptor(path: Path) -> Descriptor:

@@ -9,10 +9,19 @@ from typing import Final
 
 from core.errors import ConfigError
 
-__all__ = ["Fields"]
+__all__ = ["Fields", "listed"]
 
 MAX_TEXT: Final = 4096
 MAX_ITEMS: Final = 1 << 20
+
+
+def listed(names: Sequence[str], wanted: str = "", most: int = 20) -> str:
+    """Names for a message: the first of them and how many more, and which is nearest to ``wanted``, whatever its case."""
+    shown = ", ".join(f"{name:.40}" for name in names[:most])
+    more = f", ... and {len(names) - most} more" if len(names) > most else ""
+    lower = {name.casefold(): name for name in reversed(names)}
+    near = difflib.get_close_matches(wanted.casefold(), lower, n=1) if wanted else []
+    return f"{shown}{more}" + (f"; did you mean {lower[near[0]]!r:.60}?" if near else "")
 
 
 class Fields:

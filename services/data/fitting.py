@@ -1,4 +1,4 @@
-"""Making a recipe from rows that may be public: means, vocabularies, a projection. Who publishes a task does this once.
+"""Making a recipe from rows that may be public: means, a projection. Who publishes a task does this once.
 
 Nothing here has to be the same on two machines: what comes out is constants, and those are published.
 """
@@ -7,102 +7,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
-from core.errors import ConfigError, LimitError, MalformedError
+from core.errors import LimitError
 from services.data.descriptor import DELIMITERS, Descriptor
-from services.data.limits import Lines, opened
 from services.data.loading import raw_chunks
-from services.data.recipe import MICRO, Column, Recipe
-from services.data.tables import TableCells
+from services.data.recipe import MICRO, Recipe
+from services.data.survey import short_number
 from services.data.transform import MAX_PROJECTED, MAX_VALUE, Projection, Transform
 
-__all__ = ["ColumnSummary", "fit_projection", "fit_standard", "guess_columns", "summarise", "to_toml"]
-
-MOST_KEPT: Final = 1000
-"""Different texts of a column that are counted; a column with more is no category."""
-
-
-@dataclass(slots=True)
-class ColumnSummary:
-    """What a column of a table holds."""
-
-    name: str
-    rows: int = 0
-    missing: int = 0
-    numbers: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    low: float = math.inf
-    high: float = -math.inf
-    texts: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def mean(self) -> float:
-        return self.total / max(1, self.numbers)
-
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(max(0.0, self.squares / max(1, self.numbers) - self.mean**2))
-
-    @property
-    def is_number(self) -> bool:
-        return self.numbers > 0 and self.numbers + self.missing == self.rows
-
-    def add(self, text: str, missing: frozenset[str]) -> None:
-        self.rows += 1
-        if text in missing:
-            self.missing += 1
-            return
-        if len(self.texts) <= MOST_KEPT:
-            self.texts[text] += 1
-        try:
-            value = float(text) if "_" not in text else math.nan
-        except ValueError:
-            return
-        if math.isfinite(value):
-            self.numbers += 1
-            self.total += value
-            self.squares += value * value
-            self.low, self.high = min(self.low, value), max(self.high, value)
-
-
-def summarise(d: Descriptor, missing: tuple[str, ...]) -> list[ColumnSummary]:
-    """Every column of a descriptor's tables. Raises InputError naming file and line."""
-    gone = frozenset({"", *missing})
-    found: list[ColumnSummary] = []
-    for path in d.files:
-        with opened(path) as file:
-            cells = TableCells(d, path, Lines(file, path))
-            for row in cells:
-                found = found or [ColumnSummary(name) for name in cells.names]
-                for summary, text in zip(found, row, strict=True):
-                    summary.add(text.strip(), gone)
-    if not found:
-        raise MalformedError(f"{d.files[0]}: no rows")
-    return found
-
-
-def guess_columns(found: list[ColumnSummary], leave_out: frozenset[str], most: int) -> tuple[Column, ...]:
-    """Numbers standardised, texts of at most ``most`` different values as categories; others and constants are left out."""
-    columns = []
-    for c in found:
-        if c.name in leave_out:
-            continue
-        if c.is_number and c.deviation > 0:
-            fill = _short(c.mean) if c.missing else None
-            columns.append(Column(c.name, center=_short(c.mean), scale=_short(c.deviation), fill=fill))
-        elif not c.is_number and 2 <= len(c.texts) <= most:
-            columns.append(Column(c.name, values=tuple(text for text, _ in c.texts.most_common()), other=True))
-    if not columns:
-        raise ConfigError("no column can be a feature: name others, or raise --categories")
-    return tuple(columns)
+__all__ = ["fit_projection", "fit_standard", "to_toml"]
 
 
 def fit_standard(d: Descriptor) -> Recipe:
@@ -119,9 +37,8 @@ def fit_standard(d: Descriptor) -> Recipe:
     deviation = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
     # A feature that never changes stays what it is less its mean: 0.
     deviation[deviation < 1e-6] = 1.0
-    return replace(
-        plain, mean=tuple(_short(v) for v in mean), std=tuple(_short(v) for v in deviation), bound=max(plain.bound, 4.0)
-    )
+    centers, scales = (tuple(short_number(v) for v in values) for values in (mean, deviation))
+    return replace(plain, mean=centers, std=scales, bound=max(plain.bound, 4.0))
 
 
 def fit_projection(d: Descriptor, size: int) -> tuple[Recipe, Projection]:
@@ -146,7 +63,7 @@ def fit_projection(d: Descriptor, size: int) -> tuple[Recipe, Projection]:
     scaled = np.clip(np.rint(matrix / max(largest, 1.0) * MICRO), -MICRO, MICRO).astype(np.int32)
     limited = np.clip(np.rint(mean * MICRO), -MAX_VALUE, MAX_VALUE).astype(np.int32)
     projection = Projection(limited, scaled)
-    bound = _short(4 * largest / max(largest, 1.0))
+    bound = short_number(4 * largest / max(largest, 1.0))
     return replace(plain, pca=projection.digest.hex(), pca_size=size, bound=bound), projection
 
 
@@ -203,8 +120,3 @@ def _toml(value: object) -> str:
         return repr(value)
     # JSON's escapes are TOML's; JSON leaves DEL, which TOML does not allow.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _short(value: float) -> float:
-    """Six digits are enough for a mean, and can be read."""
-    return float(f"{float(value):.6g}")

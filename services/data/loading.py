@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from core.errors import ConfigError, MalformedError, NotFoundError
 from services.data.arrays import read_npz, whole_labels
 from services.data.cifar import read_cifar10
-from services.data.descriptor import Descriptor, find_descriptor, load_projection, read_descriptor
+from services.data.descriptor import Descriptor, find_descriptor, load_projection, no_descriptor, read_descriptor
 from services.data.idx import read_idx
 from services.data.limits import MAX_KEY, check_size
 from services.data.rows import Rows
@@ -50,8 +50,8 @@ class _Parts:
 
 
 def is_described(path: Path) -> bool:
-    """Whether a path is more than an ``.npz`` with features: it is, or has, a descriptor."""
-    return find_descriptor(path) is not None
+    """Whether a path is more than an ``.npz`` with features: it is, or has, a descriptor, or is a folder, which needs one."""
+    return path.is_dir() or find_descriptor(path) is not None
 
 
 def open_descriptor(path: Path, descriptor: Path | None = None) -> Descriptor:
@@ -65,9 +65,7 @@ def open_descriptor(path: Path, descriptor: Path | None = None) -> Descriptor:
         raise NotFoundError(f"{path}: no such file or folder")
     found = descriptor or find_descriptor(path)
     if found is None:
-        raise NotFoundError(
-            f"{path}: no descriptor beside it: `pofl data describe` writes one, or name one with --descriptor FILE"
-        )
+        raise no_descriptor(path)
     made, file = read_descriptor(found), path.resolve()
     if path.suffix == ".toml" or path.is_dir():
         return made

@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from core.errors import LimitError, MalformedError
 from services.data.descriptor import Descriptor
+from services.data.fields import listed
 from services.data.limits import MAX_CELL, MAX_KEY, MAX_LINE, MAX_ROWS, Lines, opened
 from services.data.recipe import Column, Recipe
 
-__all__ = ["CHUNK", "TableCells", "TableChunk", "label_of", "read_tables", "read_texts", "rows_at_a_time"]
+__all__ = ["CHUNK", "TableCells", "TableChunk", "label_of", "number_in", "read_tables", "read_texts", "rows_at_a_time"]
 
 CHUNK: Final = 2048
 """Rows that are turned into features at a time, at most."""
 CHUNK_VALUES: Final = 1 << 22
 MAX_COLUMNS: Final = 1 << 16
+PLAIN_QUOTES: Final = "if quotes are plain characters here: --not-quoted, or quoted = false in the descriptor"
 
 
 @dataclass(slots=True)
@@ -64,8 +66,8 @@ def label_of(recipe: Recipe, text: str) -> float:
         try:
             return recipe.class_names.index(text)
         except ValueError:
-            names = ", ".join(recipe.class_names[:10])
-            raise MalformedError(f"{text!r:.60} is none of the classes {names:.200}") from None
+            names = listed(recipe.class_names, most=10)
+            raise MalformedError(f"{text!r:.60} is none of the classes {names}") from None
     if recipe.cuts:
         # The number of cuts below the target: docs/adr/0065.
         return int(np.searchsorted(np.array(recipe.cuts), _number(text), side="left"))
@@ -114,8 +116,7 @@ class TableCells:
     def column(self, name: str, what: str) -> int:
         """Raises MalformedError with the columns that there are."""
         if name not in self.names:
-            has = f"it has {', '.join(self.names[:20])}"
-            raise MalformedError(f"{self._path}: no column {name!r} ({what}); {has:.300}")
+            raise MalformedError(f"{self._path}: no column {name!r} ({what}); it has {listed(self.names, name)}")
         return self.names.index(name)
 
     def _split(self) -> Iterator[list[str]]:
@@ -132,7 +133,9 @@ class TableCells:
             except csv.Error as error:
                 if "field larger" in str(error):
                     raise self._too_long("a cell", MAX_CELL) from None
-                raise MalformedError(f"{self._path}: line {self._lines.number}: {error}", line=self._lines.number) from None
+                raise MalformedError(
+                    f"{self._path}: line {self._lines.number}: {error}; {PLAIN_QUOTES}", line=self._lines.number
+                ) from None
             if row is None:
                 return
             yield row
@@ -276,13 +279,19 @@ def _lines_of_classes(d: Descriptor) -> Iterator[TableChunk]:
             yield chunk
 
 
-def _number(text: str) -> float:
-    """Raises MalformedError for what is no finite decimal number."""
+def number_in(text: str) -> float | None:
+    """The finite decimal number that a cell holds, if it holds one."""
     try:
         # float() also takes underscores, "nan" and "infinity".
         value = float(text) if "_" not in text else math.nan
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _number(text: str) -> float:
+    """Raises MalformedError for what is no finite decimal number."""
+    value = number_in(text)
+    if value is None:
         raise MalformedError(f"{text!r:.60} is not a finite number")
     return value

@@ -90,7 +90,7 @@ def test_images_are_described(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("arguments", "sentence"),
     [
         (("describe", "visits.csv", "--out", "visits.csv"), "visits.csv exists"),
-        (("describe", "visits.csv", "--out", "a.toml"), "--target must be one of who, age, sex, note, out"),
+        (("describe", "visits.csv", "--out", "a.toml"), "--target must be one of the columns who, age, sex, note, out"),
         (("describe", "visits.csv", "--target", "note", "--out", "a.toml"), "note has 300 different values"),
         (("describe", "visits.csv", "--target", "out", "--without", "x", "--out", "a.toml"), "--without names 'x'"),
         (("describe", "visits.xls", "--out", "a.toml"), "its name does not say what it is"),

@@ -19,11 +19,12 @@ from requester.data import feature_scale_of, practice_bytes
 from requester.data import load_rows as requester_rows
 from requester.targets import read_task_rows
 from services.data.descriptor import load_projection, read_descriptor, save_projection
-from services.data.fitting import fit_projection, fit_standard, guess_columns, summarise, to_toml
+from services.data.fitting import fit_projection, fit_standard, to_toml
 from services.data.loading import load_rows, rows_of
 from services.data.partition import by_key, dirichlet, even, split
 from services.data.recipe import Column, Recipe, recipe_from_bytes, recipe_from_table
 from services.data.stored import recipe_in, save_rows
+from services.data.survey import choose_columns, survey
 from services.data.transform import MAX_VALUE, Projection, Transform, resize_numerators
 from tests.data_files import descriptor, idx
 
@@ -308,7 +309,8 @@ def test_standardising_and_guessing_make_descriptors_that_read_back(tmp_path: Pa
     made = replace(
         plain, path=tmp_path / "t.toml", kind="csv", files=(tmp_path / "t.csv",), labels=(), target='t\\"', recipe=table
     )
-    found = guess_columns(summarise(made, ("?",)), frozenset({'t\\"'}), 3)
+    found, left_out = choose_columns(survey(made, ("?",)), frozenset({'t\\"'}), 3)
+    assert left_out == ("id (4 values, more than --categories 3)", "k (one value)")
     assert [c.name for c in found] == ["n", "c"]
     assert (found[0].center, found[0].fill) == (3.0, 3.0)
     made = replace(made, recipe=replace(table, columns=found))
