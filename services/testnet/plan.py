@@ -213,7 +213,7 @@ def load_settings(folder: Path) -> Settings | None:
     try:
         with path.open("rb") as file:
             read = json.loads(file.read(MOST_FILE))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # whoever makes a testnet there says what is in the way
         return None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
