@@ -34,6 +34,7 @@ setup: .venv/.installed ## create .venv and install everything, at the versions 
 
 check: setup ## style, types, import rules, and that the stubs are up to date
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy $(SOURCES)
 	PYTHONPATH=.:proto $(BIN)/lint-imports
 	$(BIN)/python tools/generate_stubs.py --check
@@ -45,7 +46,7 @@ check: setup ## style, types, import rules, and that the stubs are up to date
 test: setup ## the tests, on two workers; say ARGS='-k name' to choose, ARGS='-n 0' for one process
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not e2e' $(ARGS)
 
-e2e: setup ## the longest tests: networks on real data, a pool that leaks, stock Flower, containers
+e2e: setup ## the longest tests: networks on real data, manifests with faults and liars, hosts, stock Flower, containers
 	$(BIN)/python -m pytest -m e2e $(ARGS)
 
 audit: setup ## are all dependencies pinned, and is a hole in one of them known (tools/audit.py)

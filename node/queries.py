@@ -82,9 +82,7 @@ class Names:
 def account_view(state: State, names: Names, account: AccountId, next_nonce: int) -> AccountView:
     """``next_nonce`` counts the transactions of this account that wait."""
     known = state.account(account)
-    return AccountView(
-        known.balance, next_nonce, state.reputation(account), names.find(account), state.height
-    )
+    return AccountView(known.balance, next_nonce, state.reputation(account), names.find(account), state.height)
 
 
 def phase_of(task: Task) -> TaskPhase:
@@ -202,8 +200,7 @@ def trade_views(
     found = (
         (trade.height, trade_id)
         for trade_id, trade in state.trades.items()
-        if provider in (None, trade.provider) and pool in (None, trade.pool)
-        and (end is None or (trade.height, trade_id) < end)
+        if provider in (None, trade.provider) and pool in (None, trade.pool) and (end is None or (trade.height, trade_id) < end)
     )
     newest = heapq.nlargest(limit, found)
     views = (trade_view(state, Digest(trade_id)) for _, trade_id in newest)
@@ -363,9 +360,7 @@ def _own_lines(
 
 def transcript_view(kept: KeptTranscript, own: NodeId) -> TranscriptView:
     purpose = Purpose(kept.purpose).name.lower().replace("_", "-")
-    return TranscriptView(
-        kept.digest, own, purpose, kept.task_id, kept.model_commitment, kept.size, kept.head, kept.result
-    )
+    return TranscriptView(kept.digest, own, purpose, kept.task_id, kept.model_commitment, kept.size, kept.head, kept.result)
 
 
 def contradiction_lines(found: Iterable[Contradiction], names: Names) -> list[str]:
@@ -457,4 +452,3 @@ def _sentence(verdict: Verdict) -> str:
             return f"its block or model was not to be had in time{reason}."
         case VerdictKind.REQUESTER_FAULT:
             return f"the requester did not answer, or not correctly{reason}."
-

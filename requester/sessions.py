@@ -230,9 +230,7 @@ class Sessions:
         for name in [name for name, live in self._live.items() if live.record.task_id == task_id]:
             del self._live[name]
 
-    async def serve(
-        self, purpose: Purpose, caller: bytes, incoming: AsyncIterator[Envelope]
-    ) -> AsyncIterator[Envelope]:
+    async def serve(self, purpose: Purpose, caller: bytes, incoming: AsyncIterator[Envelope]) -> AsyncIterator[Envelope]:
         """One stream of ``caller``, whose certificate has been checked: replies to what comes in, until it ends.
 
         Raises:
@@ -384,9 +382,7 @@ class Sessions:
         if purpose is Purpose.STORED_CHECK and standing.phase is not TaskPhase.PENDING:
             raise SequenceError("the stored check is made while the task is pending; it is not any more")
 
-    def _make(
-        self, purpose: Purpose, caller: bytes, session: bytes, sides: TaskSides, standing: TaskStanding
-    ) -> _Live:
+    def _make(self, purpose: Purpose, caller: bytes, session: bytes, sides: TaskSides, standing: TaskStanding) -> _Live:
         record = self._store.session(purpose, sides.task.task_id, caller, session, self._rng)
         if record.failure:
             raise SequenceError(f"the session is over: {record.failure}")

@@ -150,9 +150,7 @@ class TaskStanding:
             for entry in settled.task.entries
         )
 
-    def check_turn(
-        self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]
-    ) -> None:
+    def check_turn(self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]) -> None:
         """Raises TurnError, MalformedError; UnavailableError if this is not the task's work height."""
         settled = self._follower.at_work(self._task_id)
         if settled is None:

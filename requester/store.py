@@ -204,9 +204,7 @@ class RequesterStore:
 
     def add_received(self, record: SessionRecord, index: int, digest: bytes) -> None:
         """Before the replies to message ``index`` leave."""
-        self._store.put_batch(
-            {_SESSION + record.key: encode(record), _MESSAGE + record.key + index.to_bytes(4, "big"): digest}
-        )
+        self._store.put_batch({_SESSION + record.key: encode(record), _MESSAGE + record.key + index.to_bytes(4, "big"): digest})
 
     def end_session(self, record: SessionRecord) -> None:
         """``record`` with its failure: nothing is answered in it any more."""

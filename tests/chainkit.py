@@ -103,9 +103,7 @@ def make_vm(state: State, task: TaskId, pool: str, model: str, requester: str = 
     return Vm(commitment, circuit, Receipt(keys, sign(key(requester), b"pofl/receipt/1", message)))
 
 
-def make_certificate(
-    state: State, time_ms: int, signers: Sequence[str], round_: int = 0
-) -> Certificate:
+def make_certificate(state: State, time_ms: int, signers: Sequence[str], round_: int = 0) -> Certificate:
     votes = []
     for name in signers:
         vote = Vote(
@@ -236,12 +234,7 @@ class Chain:
         self.until(windows.commit_close_ms)
 
     def claim(self, task: TaskId, models: dict[str, str], **correct: int) -> None:
-        self.block(
-            *(
-                self.tx(p, make_claim(self.state, task, p, models[p], n))
-                for p, n in correct.items()
-            )
-        )
+        self.block(*(self.tx(p, make_claim(self.state, task, p, models[p], n)) for p, n in correct.items()))
         windows = self.state.windows(task)
         assert windows is not None
         self.until(windows.claim_close_ms)
@@ -256,9 +249,7 @@ class Chain:
         assert rules.is_work_height(self.state)
         return task
 
-    def work_block(
-        self, pool: str, change: Callable[[dict[str, object]], None] | None = None, after_ms: int = 1000
-    ) -> Block:
+    def work_block(self, pool: str, change: Callable[[dict[str, object]], None] | None = None, after_ms: int = 1000) -> Block:
         """The pool's work block on the tip; ``change`` may spoil its parts."""
         self.clock += after_ms
         state, certificate = self.state, self.certificate()

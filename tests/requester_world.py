@@ -190,9 +190,7 @@ class World(Surroundings):
 
     async def win(self, task: TaskView, pool: str) -> None:
         height = Height(self.chain.height + 1)
-        await self.chain.change(
-            task.task_id, phase=TaskPhase.WON, winner=AccountId(key(pool).public_key), ended_height=height
-        )
+        await self.chain.change(task.task_id, phase=TaskPhase.WON, winner=AccountId(key(pool).public_key), ended_height=height)
 
     async def close(self) -> None:
         for channel in self.channels:
@@ -213,9 +211,7 @@ def audit_machine(
     return AuditNode(context, RNG.bytes(32), key(node), pk, test_set, claim, RNG, attempt)
 
 
-def stored_machine(
-    loaded: tuple[TaskContext, PublicKey, EncryptedTestSet], node: str, attempt: int = 0
-) -> StoredNode:
+def stored_machine(loaded: tuple[TaskContext, PublicKey, EncryptedTestSet], node: str, attempt: int = 0) -> StoredNode:
     context, pk, test_set = loaded
     return StoredNode(context, RNG.bytes(32), NodeId(key(node).public_key), pk, test_set, RNG, attempt)
 

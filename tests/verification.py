@@ -171,9 +171,7 @@ class Claims:
     def is_claimed(self, pool: AccountId, model_commitment: ModelCommitment) -> bool:
         return self.claimed
 
-    def check_turn(
-        self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]
-    ) -> None:
+    def check_turn(self, pool: AccountId, model_commitment: ModelCommitment, higher: tuple[SignedVerdict, ...]) -> None:
         """Every claim's turn."""
 
     def is_validator(self, validator: NodeId) -> bool:

@@ -76,4 +76,3 @@ def fuzzed_exchange(caller: Session, requester: Session, opening: Sequence[Envel
             to_requester += replies
             refused += count
     return refused
-

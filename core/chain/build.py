@@ -96,9 +96,7 @@ def make_verdict(key: KeyPair, verdict: Verdict) -> SignedVerdict:
     return SignedVerdict(data, sign(key, DOMAIN_VERDICT, data))
 
 
-def make_proposal(
-    key: KeyPair, proposal: Proposal, block: Block, verdicts: Sequence[SignedVerdict] = ()
-) -> SignedProposal:
+def make_proposal(key: KeyPair, proposal: Proposal, block: Block, verdicts: Sequence[SignedVerdict] = ()) -> SignedProposal:
     data = encode(proposal)
     return SignedProposal(data, sign(key, DOMAIN_PROPOSAL, data), block.to_bytes(), tuple(verdicts))
 

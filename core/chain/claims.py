@@ -199,15 +199,11 @@ def check_receipt(
     garbled_circuit_digest: Digest,
 ) -> None:
     """Raises CryptoError unless the requester signed this receipt for this model, pool and task."""
-    message = receipt_message(
-        chain_id, task_id, pool, model_commitment, garbled_circuit_digest, receipt.output_keys_digest
-    )
+    message = receipt_message(chain_id, task_id, pool, model_commitment, garbled_circuit_digest, receipt.output_keys_digest)
     signing.verify(requester, DOMAIN_RECEIPT, message, receipt.signature)
 
 
-def tag(
-    chain_id: Digest, task_id: TaskId, model_commitment: ModelCommitment, audited: Digest, validator: NodeId
-) -> Digest:
+def tag(chain_id: Digest, task_id: TaskId, model_commitment: ModelCommitment, audited: Digest, validator: NodeId) -> Digest:
     """A verdict's tag from ``audited``, the z_digest: shows, once that is revealed, that its signer audited too."""
     return digest(DOMAIN_TAG, chain_id, task_id, model_commitment, audited, validator)
 

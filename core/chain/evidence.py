@@ -146,9 +146,7 @@ def _check_verdicts(
     return tuple(found)
 
 
-def _pay(
-    state: State, pot: Pot, z_digest: Digest, found: tuple[Verdict, ...], voters: Sequence[Validator]
-) -> State:
+def _pay(state: State, pot: Pot, z_digest: Digest, found: tuple[Verdict, ...], voters: Sequence[Validator]) -> State:
     """Each right tag gets its signer's share of the pot by power: nobody gains by leaving another's verdict out."""
     total = sum(v.power for v in voters)
     paid = 0

@@ -216,9 +216,7 @@ def claim(state: State, tx: Transaction, payload: Claim) -> State:
             Refusal.NOT_COMMITTED,
         )
     if payload.correct > task.published.spec.samples:
-        raise TransactionError(
-            f"{payload.correct} correct of {task.published.spec.samples} samples", Refusal.OUT_OF_RANGE
-        )
+        raise TransactionError(f"{payload.correct} correct of {task.published.spec.samples} samples", Refusal.OUT_OF_RANGE)
     try:
         check_receipt(
             vm.receipt, task.requester, state.chain_id, task.task_id, tx.sender, vm.model_commitment,

@@ -15,7 +15,6 @@ __all__ = ["proposer"]
 MAX_TURNS: Final = 4096
 
 
-
 def proposer(validators: Sequence[Validator], height: Height, round_: int) -> NodeId:
     """Whose turn it is: one after another, each as often as its power says, spread evenly; successive rounds differ."""
     order = _turns(tuple((v.node_id, v.power) for v in validators))

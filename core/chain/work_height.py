@@ -62,9 +62,7 @@ class WorkHeight:
         if self.is_known(signed):
             return False, None
         pairs = self._pairs.setdefault((verdict.validator, verdict.model_commitment), [])
-        evidence = next(
-            (VerdictEquivocation(other, signed) for v, other in pairs if is_verdict_equivocation(v, verdict)), None
-        )
+        evidence = next((VerdictEquivocation(other, signed) for v, other in pairs if is_verdict_equivocation(v, verdict)), None)
         if any(v.kind is verdict.kind for v, _ in pairs):
             return False, evidence
         pairs.append((verdict, signed))

@@ -22,4 +22,3 @@ async def main(role: Role[PlatformConfig], life: Lifecycle) -> None:
     await wait_for_chain(role, chain)
     await server.ready()
     await life.wait()
-

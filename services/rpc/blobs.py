@@ -22,9 +22,7 @@ __all__ = ["SERVICE", "BlobServicer", "BlobStore", "Part", "fetch", "upload"]
 
 SERVICE = blob_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
-_turns: weakref.WeakKeyDictionary[BlobStore, weakref.WeakValueDictionary[bytes, asyncio.Lock]] = (
-    weakref.WeakKeyDictionary()
-)
+_turns: weakref.WeakKeyDictionary[BlobStore, weakref.WeakValueDictionary[bytes, asyncio.Lock]] = weakref.WeakKeyDictionary()
 
 
 class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
@@ -137,9 +135,7 @@ async def _turn(store: BlobStore, digest: bytes, end: float) -> AsyncIterator[No
         turn.release()
 
 
-async def _receive(
-    stub: blob_pb2_grpc.BlobServiceStub, digest: bytes, size: int, part: Part, end: float, peer: str
-) -> None:
+async def _receive(stub: blob_pb2_grpc.BlobServiceStub, digest: bytes, size: int, part: Part, end: float, peer: str) -> None:
     """The content, and once more from its beginning if the part that was here already came from a liar."""
     resumed = part.offset > 0
     await _read_all(stub, digest, size, part, end, peer)
@@ -152,9 +148,7 @@ async def _receive(
         await asyncio.to_thread(part.finish)
 
 
-async def _read_all(
-    stub: blob_pb2_grpc.BlobServiceStub, digest: bytes, size: int, part: Part, end: float, peer: str
-) -> None:
+async def _read_all(stub: blob_pb2_grpc.BlobServiceStub, digest: bytes, size: int, part: Part, end: float, peer: str) -> None:
     """As many reads as it takes. A read that brought something starts the count of failures anew."""
     failures = 0
     while part.offset < size:
@@ -172,9 +166,7 @@ async def _read_all(
             await asyncio.sleep(delay)
 
 
-async def _read_on(
-    stub: blob_pb2_grpc.BlobServiceStub, digest: bytes, size: int, part: Part, end: float, peer: str
-) -> None:
+async def _read_on(stub: blob_pb2_grpc.BlobServiceStub, digest: bytes, size: int, part: Part, end: float, peer: str) -> None:
     left = end - time.monotonic()
     if left <= 0:
         raise DeadlineError(f"blob {digest.hex()} stopped at {part.offset} of {size} bytes: no time left")

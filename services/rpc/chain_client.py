@@ -114,9 +114,7 @@ class ChainClient:
         request = pb.GetAccountRequest(account=account)
         return convert.account_from_proto(await self._ask(lambda stub: stub.GetAccount(request, timeout=CALL_TIMEOUT)))
 
-    async def tasks(
-        self, phases: Sequence[TaskPhase] = (), limit: int = 100, after: bytes = b""
-    ) -> tuple[TaskView, ...]:
+    async def tasks(self, phases: Sequence[TaskPhase] = (), limit: int = 100, after: bytes = b"") -> tuple[TaskView, ...]:
         """Tasks of these phases (none: all), oldest first, at most ``limit`` that follow task ``after``."""
         request = pb.ListTasksRequest(phases=[convert.phase_to_proto(p) for p in phases], limit=limit, after=after)
         answer = await self._ask(lambda stub: stub.ListTasks(request, timeout=CALL_TIMEOUT))

@@ -170,5 +170,3 @@ def backoff(attempt: int) -> float:
     """
     ceiling = min(LARGEST_DELAY, FIRST_DELAY * 2 ** min(attempt, 16))
     return _random.uniform(ceiling / 2, ceiling)
-
-

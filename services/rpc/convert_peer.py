@@ -76,9 +76,7 @@ def gossip_to_proto(message: Gossip) -> pb.GossipMessage:
                 )
             )  # fmt: skip
         case Progress():
-            return pb.GossipMessage(
-                progress=pb.Progress(height=message.height, round=message.round, tip_hash=message.tip_hash)
-            )
+            return pb.GossipMessage(progress=pb.Progress(height=message.height, round=message.round, tip_hash=message.tip_hash))
         case SignedTransaction():
             return pb.GossipMessage(transaction=message.to_bytes())
         case Transactions():
@@ -108,9 +106,7 @@ def gossip_from_proto(message: pb.GossipMessage) -> Gossip:
         )
     if kind == "progress":
         progress = message.progress
-        return Progress(
-            Height(progress.height), progress.round, BlockHash(exact("progress.tip_hash", progress.tip_hash))
-        )
+        return Progress(Height(progress.height), progress.round, BlockHash(exact("progress.tip_hash", progress.tip_hash)))
     if kind == "transaction":
         return SignedTransaction.from_bytes(message.transaction)
     if kind == "transactions":

@@ -139,9 +139,7 @@ def _hello(local: LocalIdentity, direction: int, certificate: bytes, nonce: byte
     return hello
 
 
-def _verify(
-    chain: ChainIdentity, hello: admin_pb2.Hello, direction: int, certificate: bytes, nonce: bytes, who: str
-) -> None:
+def _verify(chain: ChainIdentity, hello: admin_pb2.Hello, direction: int, certificate: bytes, nonce: bytes, who: str) -> None:
     """The chain is compared first: a wrong genesis file should say so, whatever else does not match."""
     if len(hello.signature) != signing.SIGNATURE_SIZE:
         raise MalformedError(f"a handshake's signature has {signing.SIGNATURE_SIZE} bytes, got {len(hello.signature)}")

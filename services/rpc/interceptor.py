@@ -35,9 +35,7 @@ RUNNING = gauge("rpc_running", "Calls being served now.", ("method",))
 SECONDS = histogram("rpc_seconds", "Time from the start of a served call to its end.", ("method",))
 
 # Their clients keep a stream open for as long as they look; both come from gRPC's own packages.
-WITHOUT_DEADLINE = frozenset(
-    {"/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}
-)
+WITHOUT_DEADLINE = frozenset({"/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"})
 
 DRAIN_SECONDS: Final = 2.0
 """For the request of a call that is refused."""
@@ -54,7 +52,10 @@ class Interceptor(_Base):
     """Wraps every method of a server. Without ``rules`` every caller may call everything (the operator's port)."""
 
     def __init__(
-        self, rules: RoleRules | None, limiter: Limiter | None, request_ms: int = REQUEST_MS,
+        self,
+        rules: RoleRules | None,
+        limiter: Limiter | None,
+        request_ms: int = REQUEST_MS,
     ) -> None:
         self._rules = rules
         self._limiter = limiter
@@ -104,9 +105,7 @@ class Interceptor(_Base):
         return make(one_to_many if handler.response_streaming else one_to_one, None, handler.response_serializer)
 
     @asynccontextmanager
-    async def _guard(
-        self, method: str, context: Context, request: _Request | _Requests | None = None
-    ) -> AsyncIterator[None]:
+    async def _guard(self, method: str, context: Context, request: _Request | _Requests | None = None) -> AsyncIterator[None]:
         started = time.monotonic()
         code = StatusCode.OK.name
         # Asked now: once the other side has gone away, gRPC's answer to this is a segmentation fault.
@@ -209,9 +208,7 @@ class _Requests:
                     pass
 
 
-async def _abort(
-    context: Context, status: StatusCode, details: str, trailers: tuple[tuple[str, str], ...]
-) -> None:
+async def _abort(context: Context, status: StatusCode, details: str, trailers: tuple[tuple[str, str], ...]) -> None:
     """End the call with a status, unless its caller has gone away."""
     if not (context.cancelled() or context.done()):
         await context.abort(status, details, trailers)

@@ -66,9 +66,7 @@ class Limiter:
     Remembers at most ``callers`` callers: the longest idle one is forgotten, which can only give it a full bucket again.
     """
 
-    def __init__(
-        self, limits: CallerLimits, callers: int = 1024, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, limits: CallerLimits, callers: int = 1024, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._callers = callers
         self._monotonic = monotonic

@@ -296,9 +296,7 @@ def _checked(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
     now = datetime.datetime.now(datetime.UTC)
     for path, each in ((files.ca, authority), (files.cert, certificate)):
         if not each.not_valid_before_utc <= now <= each.not_valid_after_utc:
-            raise ConfigError(
-                f"{path} is valid from {each.not_valid_before_utc} to {each.not_valid_after_utc}, now is {now}"
-            )
+            raise ConfigError(f"{path} is valid from {each.not_valid_before_utc} to {each.not_valid_after_utc}, now is {now}")
     return ca_pem, certificate_pem, key_pem
 
 
@@ -337,9 +335,7 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def _write_secret(path: Path, data: bytes) -> None:

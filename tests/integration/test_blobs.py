@@ -198,9 +198,7 @@ async def test_a_broken_transfer_goes_on_where_it_broke(store: BlobStore, serve:
     assert servicer.offsets == [0, CHUNK, 2 * CHUNK]
 
 
-async def test_what_a_liar_left_does_not_spoil_an_honest_transfer(
-    store: BlobStore, serve: Serve, tmp_path: Path
-) -> None:
+async def test_what_a_liar_left_does_not_spoil_an_honest_transfer(store: BlobStore, serve: Serve, tmp_path: Path) -> None:
     def lie(number: int, offset: int) -> Any:
         yield 0, b"?" * CHUNK
         yield MalformedError("gone")

@@ -26,9 +26,7 @@ def say(text): print(text, flush=True)
 
 def start(body: str, grace: float = 3.0) -> subprocess.Popen[str]:
     code = PREAMBLE + textwrap.dedent(body) + f"\nsys.exit(run(main, grace_s={grace}))"
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str], *signals: int) -> tuple[int, str, str]:

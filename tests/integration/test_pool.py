@@ -157,9 +157,7 @@ async def test_a_task_from_entry_to_the_won_block(world: World) -> None:
 
 async def test_users_may_look_but_not_join_or_fetch_models(world: World) -> None:
     key = read_key(world.layout.user_key)
-    join = Join(
-        world.layout.genesis.chain_id, world.account, AccountId(key.public_key), new_node_key()[1], 10, 64, b""
-    )
+    join = Join(world.layout.genesis.chain_id, world.account, AccountId(key.public_key), new_node_key()[1], 10, 64, b"")
     with pytest.raises(AuthError, match="may not call"):
         await world.pool.join(key, join)
     channel = connect(world.layout.member("pool0").listen, world.layout.user_tls, expect_role="pool")

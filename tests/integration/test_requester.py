@@ -49,9 +49,7 @@ from tests.requester_world import (
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     test, practice = write_rows(tmp_path)
-    async with make_world(
-        tmp_path, tasks=1, test_set=str(test), practice_set=str(practice), hidden=[4], reward=1000
-    ) as made:
+    async with make_world(tmp_path, tasks=1, test_set=str(test), practice_set=str(practice), hidden=[4], reward=1000) as made:
         yield made
 
 
@@ -314,6 +312,7 @@ async def test_refused_publications_leave_nothing(world: World) -> None:
     await world.start()
     owner = RequesterClient(world.channel("user", "user"))
     test, practice = world.folder / "test.npz", world.folder / "practice.npz"
+
     async def publish(path: Path = test, leak: int = 0) -> object:
         return await owner.publish("mine", path, practice, [4], Activation.RELU, Amount(1000), Amount(0), 0, leak)
 

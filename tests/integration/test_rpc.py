@@ -72,9 +72,7 @@ class World:
     authority: tls.Authority
 
     def files(self, role: str, name: str, account: bytes | None = None) -> tls.TlsFiles:
-        return tls.issue(self.authority, role, name, ["localhost", "127.0.0.1"], account).write(
-            self.folder / f"{role}-{name}"
-        )
+        return tls.issue(self.authority, role, name, ["localhost", "127.0.0.1"], account).write(self.folder / f"{role}-{name}")
 
     def identity(self, role: str, name: str, seed: int, chain: ChainIdentity = CHAIN) -> LocalIdentity:
         return LocalIdentity(role, name, chain, KeyPair.from_seed(bytes([seed]) * 32))
@@ -240,9 +238,7 @@ async def test_a_message_above_the_limit_is_refused(world: World, served: Served
         stub = blob_pb2_grpc.BlobServiceStub(on)
         with pytest.raises(LimitError), translate():
             await stub.Stat(blob_pb2.StatRequest(digest=bytes(5 * 1024 * 1024)), timeout=5)
-    big = channel.connect(
-        served.server.address, world.files("miner", "m-2"), expect_role="node", max_message=64 * 1024 * 1024
-    )
+    big = channel.connect(served.server.address, world.files("miner", "m-2"), expect_role="node", max_message=64 * 1024 * 1024)
     async with big as on:
         with pytest.raises(LimitError), translate():
             await blob_pb2_grpc.BlobServiceStub(on).Stat(blob_pb2.StatRequest(digest=bytes(5 * 1024 * 1024)), timeout=5)
@@ -471,9 +467,7 @@ async def test_dialling_goes_on_until_somebody_is_there(world: World, caplog: py
     identity = world.identity("node", "node-0", 1)
     with caplog.at_level(logging.INFO):
         dialling = asyncio.create_task(
-            channel.dial_forever(
-                address, world.files("miner", "m-1"), world.identity("miner", "m-1", 2), expect_role="node"
-            )
+            channel.dial_forever(address, world.files("miner", "m-1"), world.identity("miner", "m-1", 2), expect_role="node")
         )
         await asyncio.sleep(0.3)
         server = RpcServer(address, world.files("node", "node-0"), "127.0.0.1:0", role_rules={}, identity=identity)

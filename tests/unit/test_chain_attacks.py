@@ -349,9 +349,7 @@ def test_a_transaction_signed_by_another() -> None:
 )
 def test_tasks_that_cannot_be(changes: dict[str, int], match: str) -> None:
     chain = started()
-    good = PublishTask(
-        make_spec(chain.state.params), Amount(1000), Amount(1000), Amount(50), some("n"), Milliseconds(2**62)
-    )
+    good = PublishTask(make_spec(chain.state.params), Amount(1000), Amount(1000), Amount(50), some("n"), Milliseconds(2**62))
     with pytest.raises(TransactionError, match=match):
         chain.block(chain.tx("requester", replace(good, **changes)))  # type: ignore[arg-type]
     chain.nonces.clear()
@@ -512,9 +510,7 @@ def test_equivocation_by_verdicts_and_its_cost() -> None:
     chain.apply(chain.work_block("pool0"))
     assert chain.refused(chain.tx("other", pair(gone, valid), fee=0)) == Refusal.BAD_EVIDENCE
     assert chain.refused(chain.tx("other", pair(valid, valid), fee=0)) == Refusal.BAD_EVIDENCE
-    audits: list[SignedVerdict] = [
-        signed_verdict(make_verdict(at_work, entry, v, VerdictKind.VALID), v) for v in ("v0", "v1")
-    ]
+    audits: list[SignedVerdict] = [signed_verdict(make_verdict(at_work, entry, v, VerdictKind.VALID), v) for v in ("v0", "v1")]
     chain.block(
         chain.tx("v0", Verdicts(Height(at_work.height + 1), some(b"z".hex()), tuple(audits)), fee=0),
         chain.tx("other", pair(valid, fault), fee=0),

@@ -91,9 +91,7 @@ def test_a_task_whose_bonds_are_locked_is_not_forgotten() -> None:
     won = chain.to_work_height(pool0=900)
     chain.apply(chain.work_block("pool0"))
     for number in range(9):
-        chain.block(
-            *(chain.tx("requester", task(chain, f"{number} {i}", 1000)) for i in range(4)), after_ms=500
-        )
+        chain.block(*(chain.tx("requester", task(chain, f"{number} {i}", 1000)) for i in range(4)), after_ms=500)
     assert won in chain.state.settling
     assert chain.state.entry(won, account("pool0")) is not None
     for number in range(9, 40):

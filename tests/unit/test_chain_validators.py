@@ -260,9 +260,7 @@ def test_verdicts_are_counted_by_the_validators_of_the_work_height() -> None:
     work = chain.state
     assert rules.is_work_height(work)
     entry = (work.work_claims() or ())[0]
-    found = tuple(
-        signed_verdict(make_verdict(work, entry, v, VerdictKind.VALID), v) for v in ("v0", "v1", "v2", "v3")
-    )
+    found = tuple(signed_verdict(make_verdict(work, entry, v, VerdictKind.VALID), v) for v in ("v0", "v1", "v2", "v3"))
     changed = (*work.next_validators, replace(work.next_validators[0], node_id=node("pool0")))
     chain.state = replace(work, next_validators=tuple(sorted(changed, key=lambda v: v.node_id)))
     chain.apply(chain.work_block("pool1"))

@@ -117,7 +117,7 @@ def test_processes_start_when_what_they_need_is_healthy(compose: dict[str, Any])
     nodes = {f"node{i}" for i in range(4)}
     others = set(processes(compose)) - nodes - {"requester0"}
     needs = {name: set(service["depends_on"]) - {"init"} for name, service in processes(compose).items()}
-    assert needs == {**dict.fromkeys(nodes, set()), **dict.fromkeys(others, nodes), "requester0": others}
+    assert needs == {**{name: set() for name in nodes}, **dict.fromkeys(others, nodes), "requester0": others}
 
 
 def test_each_image_is_built_by_one_service(compose: dict[str, Any]) -> None:

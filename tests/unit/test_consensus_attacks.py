@@ -32,6 +32,7 @@ from tests.unit.test_consensus_machine import Bench, at_work, follower, of, own_
 def verdicts_in(bench: Bench, entry: Entry) -> set[VerdictKind]:
     return set(bench.machine.work.own_kinds(commitment_of(entry)))
 
+
 def test_no_claim_is_called_valid_before_its_work_block_is_here() -> None:
     """Else a pool that shows its body and never its block is adopted, and nobody can propose: the height never ends."""
     bench, blocks = at_work()
@@ -47,12 +48,14 @@ def test_no_claim_is_called_valid_before_its_work_block_is_here() -> None:
     bench.restart()
     assert verdicts_in(bench, claim) == {VerdictKind.UNAVAILABLE, VerdictKind.VALID}
 
+
 def test_a_pool_at_fault_is_said_to_be_without_its_work_block() -> None:
     bench, _ = at_work()
     claim = of(bench.do(Start()), AuditClaim)[0].claim
     bench.do(BodyHeld(commitment_of(claim)))
     bench.do(AuditDone(commitment_of(claim), VerdictKind.POOL_FAULT, Correct(3), "fewer", some("z")))
     assert verdicts_in(bench, claim) == {VerdictKind.POOL_FAULT}
+
 
 def test_every_kind_of_verdict_of_one_signer_counts_in_whatever_order() -> None:
     """Else a validator that signs all four leaves honest ones with different tallies for ever, and no block is preferred."""
@@ -69,6 +72,7 @@ def test_every_kind_of_verdict_of_one_signer_counts_in_whatever_order() -> None:
     assert found[0].status is ClaimStatus.ADOPTED
     assert len(set(found)) == 1
 
+
 def test_many_verdicts_of_one_kind_are_kept_once_and_their_signer_is_reported_once() -> None:
     bench, _ = at_work()
     bench.do(Start())
@@ -79,6 +83,7 @@ def test_many_verdicts_of_one_kind_are_kept_once_and_their_signer_is_reported_on
     kept = [s for s in bench.machine.work.all_signed() if decode(Verdict, s.verdict).validator == key("v3").public_key]
     assert len(kept) == 1
     assert len(of(bench.actions, Faulty)) == 1
+
 
 def test_a_liar_who_votes_three_ways_cannot_hide_a_polka() -> None:
     """He gives this node two other votes first. Then 2/3 have locked a block whose polka this node would never count: it
@@ -95,6 +100,7 @@ def test_a_liar_who_votes_three_ways_cannot_hide_a_polka() -> None:
     bench.do(bench.vote(liar, 0, Step.PREVOTE, block.block_hash))
     assert (1, Step.PREVOTE, block.block_hash) in own_votes(bench)
 
+
 def test_what_a_liar_votes_beyond_that_is_not_kept() -> None:
     bench = follower()
     liar = bench.at(2)
@@ -107,6 +113,7 @@ def test_what_a_liar_votes_beyond_that_is_not_kept() -> None:
     assert len(list(bench.machine._votes.votes(0, Step.PRECOMMIT))) <= 2
     assert len(of(bench.actions, Faulty)) == 1
 
+
 def test_a_liar_who_precommits_three_ways_cannot_hide_a_decision() -> None:
     bench = follower()
     liar, others = bench.at(2), [n for n in bench.chain.names if n not in (bench.name, bench.at(2))]
@@ -118,6 +125,7 @@ def test_a_liar_who_precommits_three_ways_cannot_hide_a_decision() -> None:
         bench.do(bench.vote(who, 0, Step.PRECOMMIT, block.block_hash))
     assert of(bench.actions, Finalise)[0].block == block
 
+
 def test_a_proposal_whose_verdicts_were_stripped_on_its_way_does_no_harm() -> None:
     name = next(n for n in ("v0", "v1", "v2", "v3") if at_work(n)[0].at(0) != n)
     bench, blocks = at_work(name)
@@ -128,5 +136,6 @@ def test_a_proposal_whose_verdicts_were_stripped_on_its_way_does_no_harm() -> No
     bench.do(ReceivedProposal(good))
     bench.do(ReceivedProposal(replace(good, verdicts=tuple(valid))))
     assert bench.machine._blocks.is_valid(blocks[0].block_hash)
+
 
 _ = (account, NodeId, ModelCommitment, SignedVerdict)

@@ -273,5 +273,3 @@ def test_a_prevote_carries_no_time() -> None:
     vote = Vote(state.chain_id, Height(2), 0, Step.PREVOTE, state.tip.block_hash, Milliseconds(1), node)
     with pytest.raises(VoteError, match="carries no time"):
         check_vote(build.make_vote(key("v1"), vote), state.chain_id, Height(2), powers(state.validators))
-
-

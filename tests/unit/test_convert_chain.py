@@ -35,9 +35,7 @@ def spec() -> TaskSpec:
 
 
 def task() -> TaskView:
-    vm = Vm(
-        ModelCommitment(b"w" * 32), Digest(b"g" * 32), Receipt(Digest(b"o" * 32), Signature(b"s" * 64))
-    )
+    vm = Vm(ModelCommitment(b"w" * 32), Digest(b"g" * 32), Receipt(Digest(b"o" * 32), Signature(b"s" * 64)))
     return TaskView(
         task_id=TaskId(b"t" * 32), requester=AccountId(b"q" * 32), spec=spec(), reward=Amount(1000), bond=Amount(1000),
         min_pool_bond=Amount(50), task_nonce=b"n" * 32, published_height=Height(3), phase=TaskPhase.EVALUATION,

@@ -28,7 +28,9 @@ def test_a_dependency_that_nobody_pinned_is_named() -> None:
     assert wrong_versions(project, {"pytest": "1"})[0].endswith("constraints.txt says 1")
 
 
-@pytest.mark.parametrize("text", ["numpy>=2", "numpy", "numpy==2.*", "numpy==2\nNumPy==2", "-r other.txt", "numpy @ file:///tmp/x"])
+@pytest.mark.parametrize(
+    "text", ["numpy>=2", "numpy", "numpy==2.*", "numpy==2\nNumPy==2", "-r other.txt", "numpy @ file:///tmp/x"]
+)
 def test_a_line_that_pins_nothing_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"exact version|twice"):
         pinned(text)

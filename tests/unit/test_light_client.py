@@ -169,9 +169,7 @@ async def test_a_client_sees_no_seam(world: World) -> None:
     assert [u.height for u in updates] == [0, *(u.height for u in kept)]
 
 
-async def test_updates_that_are_no_longer_kept_are_refused_with_advice(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_updates_that_are_no_longer_kept_are_refused_with_advice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_module, "KEPT", 2)
     world.driver.history = TaskHistory(world.store.state)
     to_claims(world)

@@ -65,7 +65,7 @@ def test_secrets_have_no_way_in(file: Path) -> None:
     except PoflError as error:
         log.exception("failed", error=error)
     written = file.read_text()
-    for secret in ("MC4CAQAwBQYDK2Vw", "aaaaaaaa", "tok\"", "0506"):
+    for secret in ("MC4CAQAwBQYDK2Vw", "aaaaaaaa", 'tok"', "0506"):
         assert secret not in written
     assert '"blob": "01020304"' in written
 

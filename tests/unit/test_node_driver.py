@@ -150,6 +150,7 @@ async def test_an_unexpected_failure_over_a_peers_message_costs_the_message_and_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with running() as (driver, _):
+
         def broken(event: object, now_ms: int) -> None:
             raise AssertionError("a rule that nobody thought of")
 

@@ -23,9 +23,7 @@ def account(number: int) -> AccountId:
     amounts=st.dictionaries(st.integers(1, 60).map(account), st.integers(0, 2**60), max_size=40),
     cut=st.integers(0, 1_000_000),
 )
-def test_payouts_are_positive_distinct_and_sum_to_the_total(
-    total: int, amounts: dict[AccountId, int], cut: int
-) -> None:
+def test_payouts_are_positive_distinct_and_sum_to_the_total(total: int, amounts: dict[AccountId, int], cut: int) -> None:
     paid = share_out(Amount(total), amounts, POOL, cut)
     assert sum(p.amount for p in paid) == total
     assert all(p.amount > 0 for p in paid)

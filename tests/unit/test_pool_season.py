@@ -163,9 +163,7 @@ async def test_a_requester_who_stalls_one_pool_is_passed_over(tmp_path: Path, mo
     """Nodes hold the test set; a requester who sends a rival a byte a minute must not use up its time."""
     asked: list[str] = []
 
-    async def fetch(
-        channel: object, digest: bytes, limit: int, store: object, deadline: float, *, peer: str = ""
-    ) -> None:
+    async def fetch(channel: object, digest: bytes, limit: int, store: object, deadline: float, *, peer: str = "") -> None:
         asked.append(peer)
         if peer == "requester":
             await asyncio.sleep(deadline)

@@ -485,9 +485,7 @@ async def test_a_model_is_decrypted_once_for_all_validators(bench: Bench, monkey
     sessions = bench.start(replace(FAST, audit_slots=4))
     await bench.chain.become(view(TaskPhase.WORK))
     machines = [audit_machine(node) for node in range(4)]
-    await asyncio.gather(
-        *(talk(sessions, Purpose.AUDIT, NODES[i].public_key, m.start(), m) for i, m in enumerate(machines))
-    )
+    await asyncio.gather(*(talk(sessions, Purpose.AUDIT, NODES[i].public_key, m.start(), m) for i, m in enumerate(machines)))
     assert [type(m.finding) for m in machines] == [Valid] * 4
     assert len(calls) == 1
     assert RequesterStore(bench.kv).decrypted(TASK.task_id, CLAIM.vm.model_commitment) is not None

@@ -81,7 +81,7 @@ def test_a_folder_in_use_is_left_alone(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"nodes": 0}, {"pools": 17}, {"miners": 33}, {"tasks": -1}])
 def test_wrong_shapes_are_named(change: dict[str, int], tmp_path: Path) -> None:
-    (name, value), = change.items()
+    ((name, value),) = change.items()
     with pytest.raises(ConfigError, match=rf"{name} is {value}, it must be from"):
         make_layout(tmp_path / "x", dataclasses.replace(Shape(), **change))
     assert not (tmp_path / "x").exists()

@@ -12,7 +12,8 @@ from services.testnet.runner import _pass_on
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [(UnavailableError("the requester is gone"), "the requester is gone"), (TimeoutError(), "TimeoutError()")]
+    ("error", "said"),
+    [(UnavailableError("the requester is gone"), "the requester is gone"), (TimeoutError(), "TimeoutError()")],
 )
 async def test_an_error_without_words_is_named(error: Exception, said: str) -> None:
     async def publish() -> None:

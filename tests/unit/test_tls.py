@@ -22,9 +22,7 @@ def authority(tmp_path: Path) -> tls.Authority:
 def test_a_certificate_says_role_name_and_account(authority: tls.Authority) -> None:
     issued = tls.issue(authority, "node", "node-0", ["localhost", "127.0.0.1", "::1"], ACCOUNT)
     assert tls.identity_of(issued.certificate) == tls.Identity("node", "node-0", ACCOUNT)
-    names = x509.load_pem_x509_certificate(issued.certificate).extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
-    )
+    names = x509.load_pem_x509_certificate(issued.certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert names.value.get_values_for_type(x509.DNSName) == [
         "localhost", "node.pofl.internal", "node-0.node.pofl.internal",
     ]  # fmt: skip
