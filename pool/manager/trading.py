@@ -38,7 +38,9 @@ LONGEST_DELIVERY_MS: Final = 60_000
 
 
 WARY_MS: Final = 3_600_000
-"""No trade for so long with a provider whose last one brought nothing: the draw pays her the first chunks."""
+"""No trade for so long with a provider whose last one was refunded: the draw pays her the first chunks, receipts the others."""
+LOOK_BACK: Final = 16
+"""Trades with a provider, the newest first, among which her last deal is looked for."""
 
 
 async def most_rows(pool: Pool, miners: int) -> int:
@@ -86,8 +88,8 @@ def _most_buyers(provider: ProviderView) -> int:
 
 async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: TaskView, miners: Sequence[AccountId]) -> None:
     last = await _last_trade(pool, provider)
-    if _brought_nothing(pool, last):
-        log.warning("no trade: her last one brought no receipt at all", provider=provider.provider)
+    if _was_refunded(pool, last):
+        log.warning("no trade: her last one was not delivered whole", provider=provider.provider)
         return
     lacking = _without_share(pool, provider, last, miners)
     if 2 * len(lacking) < len(miners):
@@ -112,18 +114,24 @@ async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: Task
 
 
 async def _last_trade(pool: Pool, provider: ProviderView) -> TradeView | None:
-    found = await pool.chain.trades(provider.provider, pool.account, limit=1)
-    return found[0] if found else None
+    """The last one with her that was a deal; a draw that said no tells nothing of what is held or was delivered."""
+    found = await pool.chain.trades(provider.provider, pool.account, limit=LOOK_BACK)
+    return next((trade for trade in found if trade.phase not in (TradePhase.BID, TradePhase.NO_DEAL)), None)
 
 
-def _brought_nothing(pool: Pool, last: TradeView | None) -> bool:
-    """Whether the last trade with her ended within WARY_MS, without a chunk that a miner signed for."""
-    if last is None or last.phase is not TradePhase.REFUNDED or last.chunks_delivered:
+def _was_refunded(pool: Pool, last: TradeView | None) -> bool:
+    """Whether the last deal with her fell short within WARY_MS.
+
+    However little was missing: rows that do not come whole are of no use, and most of their price may be hers.
+    """
+    if last is None or last.phase is not TradePhase.REFUNDED:
         return False
     return pool.clock.now_ms() < (last.delivery_deadline_ms or 0) + WARY_MS
 
 
-def _without_share(pool: Pool, provider: ProviderView, last: TradeView | None, miners: Sequence[AccountId]) -> list[AccountId]:
+def _without_share(
+    pool: Pool, provider: ProviderView, last: TradeView | None, miners: Sequence[AccountId]
+) -> list[AccountId]:
     """Members for whom her data set is new. The same rows once more teach nothing, and cost the same.
 
     All of them after a trade that was refunded: whose share did not come is not told apart.

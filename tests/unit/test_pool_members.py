@@ -288,7 +288,14 @@ async def test_who_joins_without_bought_rows_lacks_them() -> None:
     group.assign_rows(miner, fetch)
     await group.join(sign_join(ANN, replace(join(ANN, node_key=2), rows=join(ANN).rows + 30)))
     assert group.has_share(miner, root)
-    await group.join(sign_join(ANN, join(ANN, node_key=3)))
+    # Its connection breaks: the membership is over before it comes again.
+    async with attending(group, ANN, node_key=2):
+        pass
+    assert not group.online
+    await group.join(sign_join(ANN, replace(join(ANN, node_key=3), rows=join(ANN).rows + 30)))
+    assert group.has_share(miner, root)
+    # Started anew: it says itself that they are gone.
+    await group.join(sign_join(ANN, join(ANN, node_key=4)))
     assert not group.has_share(miner, root)
 
 

@@ -64,28 +64,32 @@ def deal(**values: object) -> TradeView:
 
 async def with_last(pool: Pool, last: TradeView | None) -> None:
     async def trades(seller: AccountId, buyer: AccountId, limit: int) -> list[TradeView]:
-        assert (seller, buyer, limit) == (account("p0"), account("pool0"), 1)
-        return [] if last is None else [last]
+        assert (seller, buyer, limit) == (account("p0"), account("pool0"), trading.LOOK_BACK)
+        no_deals = [deal(phase=TradePhase.BID), deal(phase=TradePhase.NO_DEAL)]
+        return no_deals if last is None else [*no_deals, last]
 
     pool.chain.trades = trades  # type: ignore[method-assign, assignment]
     cast(Any, pool).account = account("pool0")
 
 
-async def test_a_provider_that_brought_nothing_is_let_alone_for_a_while() -> None:
-    """The draw pays the first chunks: who delivers none gets that once in a while, not at every task."""
+async def test_a_provider_that_did_not_deliver_whole_is_let_alone_for_a_while() -> None:
+    """The draw pays the first chunks, receipts the others: who keeps back the last one gets that once in a while."""
     pool = make_pool(100)
     (provider,) = await pool.chain.providers()
     now = 2_000
     cast(Any, pool).clock = SimpleNamespace(now_ms=lambda: now)
-    nothing = deal(phase=TradePhase.REFUNDED, chunks_delivered=0)
-    await with_last(pool, nothing)
-    assert await trading._last_trade(pool, provider) is nothing
-    assert trading._brought_nothing(pool, nothing)
-    assert not trading._brought_nothing(pool, deal(phase=TradePhase.REFUNDED))
-    assert not trading._brought_nothing(pool, deal(chunks_delivered=0))
-    assert not trading._brought_nothing(pool, None)
+    short = deal(phase=TradePhase.REFUNDED, chunks_delivered=99)
+    await with_last(pool, short)
+    # A draw that said no, after it, does not hide it.
+    assert await trading._last_trade(pool, provider) is short
+    await with_last(pool, None)
+    assert await trading._last_trade(pool, provider) is None
+    assert trading._was_refunded(pool, short)
+    assert trading._was_refunded(pool, deal(phase=TradePhase.REFUNDED, chunks_delivered=0))
+    assert not trading._was_refunded(pool, deal())
+    assert not trading._was_refunded(pool, None)
     now = 1_000 + trading.WARY_MS
-    assert not trading._brought_nothing(pool, nothing)
+    assert not trading._was_refunded(pool, short)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +102,9 @@ async def test_a_provider_that_brought_nothing_is_let_alone_for_a_while() -> Non
         (2, deal(), 3),
         # Another data set of hers was the last one; this one they have all the same.
         (5, deal(data_root=some("older")), None),
-        # Whose share did not come is not known: all of them once more.
-        (5, deal(phase=TradePhase.REFUNDED), 5),
+        # Whose share did not come is not known: all of them once more, after a while.
+        (5, deal(phase=TradePhase.REFUNDED), None),
+        (5, deal(phase=TradePhase.REFUNDED, delivery_deadline_ms=2_000 - trading.WARY_MS), 5),
     ],
 )
 async def test_the_same_rows_are_not_bought_again(
