@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import StatusCode, aio
 
-from core.errors import DeadlineError, MalformedError, PoflError
+from core.errors import AuthError, DeadlineError, MalformedError, PoflError
 from services.rpc.auth import RoleRules, caller
 from services.rpc.errors import to_status
 from services.rpc.limits import REQUEST_MS, Limiter
@@ -38,7 +38,11 @@ SECONDS = histogram("rpc_seconds", "Time from the start of a served call to its 
 WITHOUT_DEADLINE = frozenset({"/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"})
 
 DRAIN_SECONDS: Final = 2.0
-"""For the request of a call that is refused."""
+"""For the request of a call that is refused, so that who is still sending it hears why."""
+DRAIN_BYTES: Final = 1024 * 1024
+"""Of a stream that is refused."""
+MOST_DRAINS: Final = 16
+"""Of one server at a time: they are no open calls, for their caller was not admitted."""
 
 # gRPC's classes are generic for the type checker only.
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ class Interceptor(_Base):
         self._rules = rules
         self._limiter = limiter
         self._request_seconds = request_ms / 1000
+        self._drains = 0
 
     async def intercept_service(
         self,
@@ -118,8 +123,13 @@ class Interceptor(_Base):
             status, details, trailers = to_status(error)
             code = status.name
             log.debug("call refused", method=method, peer=peer, code=code, error=error)
-            if request is not None:
-                await request.drain()
+            # Who has no business here gets nothing read, and gRPC no reason to let more of it come.
+            if request is not None and not isinstance(error, AuthError) and self._drains < MOST_DRAINS:
+                self._drains += 1
+                try:
+                    await request.drain()
+                finally:
+                    self._drains -= 1
             await _abort(context, status, details, trailers)
         except DecodeError as error:
             status, details, trailers = to_status(MalformedError(f"a request of {method} does not decode: {error}"))
@@ -169,7 +179,8 @@ class _Request:
 
     def __init__(self, method: str, messages: AsyncIterator[bytes], seconds: float) -> None:
         self._method = method
-        self._messages = aiter(messages)
+        # gRPC makes a reader of it when it is iterated, which must then be read.
+        self._messages = messages
         self._seconds = seconds
         self._is_read = False
 
@@ -178,7 +189,7 @@ class _Request:
         self._is_read = True
         try:
             async with asyncio.timeout(self._seconds):
-                return await anext(self._messages)
+                return await anext(aiter(self._messages))
         except TimeoutError:
             raise DeadlineError(
                 f"the request of {self._method} did not arrive whole within {self._seconds:g} s", method=self._method
@@ -192,7 +203,7 @@ class _Request:
             self._is_read = True
             with suppress(TimeoutError, StopAsyncIteration):
                 async with asyncio.timeout(min(DRAIN_SECONDS, self._seconds)):
-                    await anext(self._messages)
+                    await anext(aiter(self._messages))
 
 
 class _Requests:
@@ -204,8 +215,11 @@ class _Requests:
     async def drain(self) -> None:
         with suppress(TimeoutError, DecodeError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                async for _ in self._messages:
-                    pass
+                left = DRAIN_BYTES
+                async for message in self._messages:
+                    left -= message.ByteSize()
+                    if left <= 0:
+                        break
 
 
 async def _abort(context: Context, status: StatusCode, details: str, trailers: tuple[tuple[str, str], ...]) -> None:

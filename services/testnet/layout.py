@@ -176,7 +176,9 @@ def _write_layout(
     params = fitted(shape, params or _wider(PARAMS, rows.subject.features))
     names = process_names(shape)
     where = (places or _here)([(name, role) for name, role, _ in names])
-    folder.mkdir(parents=True, exist_ok=True)
+    # Keys have modes of their own; the requester's secret test rows and everybody's data lie here too.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
     authority = tls.make_authority(folder / "ca")
     keys = {name: KeyPair.generate(SystemRng()) for name, _, _ in names}
     keys["user"] = KeyPair.generate(SystemRng())

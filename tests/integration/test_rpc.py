@@ -30,7 +30,7 @@ from core.errors import (
     UnavailableError,
     WrongChainError,
 )
-from services.rpc import auth, channel, tls
+from services.rpc import auth, channel, interceptor, tls
 from services.rpc.errors import translate
 from services.rpc.handshake import ChainIdentity, LocalIdentity
 from services.rpc.limits import CallerLimits
@@ -476,3 +476,42 @@ async def test_dialling_goes_on_until_somebody_is_there(world: World, caplog: py
     assert any("cannot reach peer" in record.message for record in caplog.records)
     await connection.close()
     await server.stop(0)
+
+
+async def test_a_refused_call_is_drained_only_from_who_has_business_here(
+    world: World, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What drains is no open call: so few at a time, and nothing of a role that may not call at all."""
+    monkeypatch.setattr(interceptor, "DRAIN_SECONDS", 300.0)
+    monkeypatch.setattr(interceptor, "MOST_DRAINS", 2)
+    never = asyncio.Event()
+
+    async def silent() -> AsyncIterator[bytes]:
+        await never.wait()
+        yield b""
+
+    def calls(on: aio.Channel, count: int) -> list[asyncio.Task[bytes]]:
+        raw = on.stream_unary(f"/{BLOBS}/Stat", lambda data: data, lambda data: data)
+
+        async def one() -> bytes:
+            return await raw(silent(), timeout=100)
+
+        return [asyncio.create_task(one()) for _ in range(count)]
+
+    async with served.channel(world.files("provider", "p-1")) as on:
+        done, _ = await asyncio.wait(calls(on, 6), timeout=60)
+        assert {task.exception().code() for task in done} == {grpc.StatusCode.PERMISSION_DENIED}  # type: ignore[union-attr]
+        assert len(done) == 6
+    async with served.channel(world.files("miner", "m-1")) as on:
+        # Three may be open; of the others two are drained, and the rest is told at once.
+        waiting = calls(on, 8)
+        told: set[asyncio.Task[bytes]] = set()
+        async with asyncio.timeout(60):
+            while len(told) < 3:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                told |= done
+                waiting = [task for task in waiting if task not in told]
+        assert {task.exception().code() for task in told} == {grpc.StatusCode.RESOURCE_EXHAUSTED}  # type: ignore[union-attr]
+        assert len(told) == 3
+        for task in waiting:
+            task.cancel()

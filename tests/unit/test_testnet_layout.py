@@ -79,6 +79,13 @@ def test_a_folder_in_use_is_left_alone(folder: Path) -> None:
     assert (folder / "genesis.json").read_bytes() == before
 
 
+def test_nobody_else_can_look_into_it(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir(mode=0o755)
+    make_layout(folder, Shape(nodes=1, pools=1, miners=1))
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("change", [{"nodes": 0}, {"pools": 17}, {"miners": 33}, {"tasks": -1}])
 def test_wrong_shapes_are_named(change: dict[str, int], tmp_path: Path) -> None:
     ((name, value),) = change.items()
