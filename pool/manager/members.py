@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -272,15 +272,16 @@ class Members:
                 await asyncio.wait_for(changed.wait(), LOOK_AGAIN_S)
 
     def note_round(self, heard: Collection[bytes], silent: Collection[bytes]) -> None:
-        """Who sent an update in a round of training, and who was asked and sent none, by Flower keys."""
+        """Who sent a usable update in a round of training, and who was asked and sent none, by Flower keys."""
         now = self._clock.now_ms()
         for member in self._members.values():
             if member.node_key in heard:
                 member.heard_ms, member.silent_rounds, member.pauses, member.paused_until_ms = now, 0, 0, 0
-            elif member.node_key in silent and member.is_online:
+            elif member.node_key in silent and member.is_online and now >= member.paused_until_ms:
                 member.silent_rounds += 1
-                is_long = member.silent_rounds >= SILENT_ROUNDS and now - member.heard_ms >= SILENT_MS
-                if is_long and now >= member.paused_until_ms:
+                # A pause that ended is another try, and one late round is not the end of it.
+                since = max(member.heard_ms, member.paused_until_ms)
+                if member.silent_rounds >= SILENT_ROUNDS and now - since >= SILENT_MS:
                     self._pause(member, now)
 
     def _pause(self, member: _Member, now: int) -> None:
@@ -290,6 +291,7 @@ class Members:
             "a member is asked and sends nothing: tasks are not entered for it", miner=member.miner,
             rounds=member.silent_rounds, minutes=pause // 60_000,
         )  # fmt: skip
+        member.silent_rounds = 0
 
     def roster(self, features: int, allowance: int = 0) -> Roster:
         """A live view of Flower keys for the engine. ``allowance``: rows that a member may get while it trains."""
@@ -419,8 +421,15 @@ class Roster(Mapping[bytes, int]):
     def __getitem__(self, node_key: bytes) -> int:
         for member in self._present():
             if member.node_key == node_key:
-                return member.rows + member.bought + self._allowance
+                return self._most(member)
         raise KeyError(node_key)
+
+    def items(self) -> ItemsView[bytes, int]:
+        """As they are now, in one pass: by ``__getitem__`` it would be one for each."""
+        return {m.node_key: self._most(m) for m in self._present()}.items()
+
+    def _most(self, member: _Member) -> int:
+        return member.rows + member.bought + self._allowance
 
     def _present(self) -> list[_Member]:
         return [m for m in self._members.values() if m.is_online and m.features == self._features]
