@@ -43,14 +43,29 @@ async def answer(process: asyncio.subprocess.Process, seconds: float = 60.0) -> 
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[str]:
+    ended: list[asyncio.Event] = []
+    writers: list[asyncio.StreamWriter] = []
+
     async def back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            writer.write(line)
-        writer.close()
+        end = asyncio.Event()
+        ended.append(end)
+        writers.append(writer)
+        try:
+            while line := await reader.readline():
+                writer.write(line)
+        except OSError:
+            pass  # a relay that was cut resets
+        finally:
+            writer.transport.abort()
+            end.set()
 
     server = await asyncio.start_server(back, HOST, 0)
     yield f"{HOST}:{server.sockets[0].getsockname()[1]}"
     server.close()
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.gather(*(end.wait() for end in ended))
+    await asyncio.sleep(0)
 
 
 @pytest.mark.slow
