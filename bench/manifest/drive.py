@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -93,11 +93,23 @@ async def run_manifest(manifest: Manifest, backend: Backend, say: Callable[[str]
     try:
         await run.all()
     except (PoflError, aio.AioRpcError, OSError, TimeoutError) as error:
-        run.problem(f"{type(error).__name__}: {error.details() if isinstance(error, aio.AioRpcError) else error}")
+        run.problem(_told(error))
     finally:
         await run.close()
     run.outcome.seconds = round(time.monotonic() - run.began, 1)
     return run.outcome
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error.details() if isinstance(error, aio.AioRpcError) else error}"
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 class _Run:
@@ -166,15 +178,20 @@ class _Run:
         await self._judge()
 
     async def _goal(self) -> None:
-        """Until the work blocks are there, every liar has lied, and all that is done to the network is over."""
-        async with asyncio.TaskGroup() as group:
-            for number, what in enumerate(self.manifest.perturbations, start=1):
-                group.create_task(self._perturb(number, what))
-            if self.manifest.blocks:
-                # Both are asked each time: when a lie is first seen matters.
-                await self._when(lambda: self._all_have_lied() & (self._seen.won >= self.manifest.blocks))
-            else:
-                await asyncio.sleep(self.manifest.seconds - 1.0)
+        """Until the work blocks are there, every liar has lied, and all that is done to the network is over. What cannot be
+        done or undone is a problem and ends the others; what is there then is judged."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, what in enumerate(self.manifest.perturbations, start=1):
+                    group.create_task(self._perturb(number, what))
+                if self.manifest.blocks:
+                    # Both are asked each time: when a lie is first seen matters.
+                    await self._when(lambda: self._all_have_lied() & (self._seen.won >= self.manifest.blocks))
+                else:
+                    await asyncio.sleep(self.manifest.seconds - 1.0)
+        except ExceptionGroup as failed:
+            for error in _leaves(failed):
+                self.problem(f"perturbation failed: {_told(error)}")
 
     async def _perturb(self, number: int, what: Perturbation) -> None:
         await self._when(lambda: self._is_time(what.at))
@@ -222,8 +239,9 @@ class _Run:
         await self._until(lambda: self._all_at(last + 1), AGREE_SECONDS, f"every node is at height {last + 1}")
         if any(liar.lie is Lie.LEAK for liar in self.manifest.liars):
             await self.backend.report_leaks()
-        models = await self._models()
         facts = await self._fetch()
+        # Of the blocks that were found: one that came since then is judged by nobody.
+        models = await self._models({b.task_id for b in facts.longest().blocks.values() if b.kind == "work"})
         accounts = self.backend.accounts
         lying = frozenset(accounts[liar.who] for liar in self.manifest.liars if liar.lie is Lie.COUNT)
         names = {account: name for name, account in accounts.items()}
@@ -238,9 +256,13 @@ class _Run:
         self.say(f"judged: {len(facts.nodes)} nodes, {node.height} blocks, {self.outcome.work_blocks} of them work")
 
     async def _fetch(self) -> Facts:
-        """The chain goes on while it is asked for: up to the last block that all of them had when it was their turn."""
+        """The chain goes on while it is asked for: up to the last block that any of them had before the first was asked.
+        The others have time to get it; who has not got it then is judged for it."""
+        final = max(await self._eventually(self._heights))
+        with contextlib.suppress(DeadlineError):
+            await self._until(lambda: self._all_at(final), AGREE_SECONDS, f"every node is at height {final}")
         facts = await fetch({name: self._channels[name] for name in self._nodes})
-        return facts.up_to(min(node.height for node in facts.nodes))
+        return replace(facts.up_to(final), final=final)
 
     # Questions
 
@@ -255,8 +277,10 @@ class _Run:
         return await self._chain(node).GetTip(pb.GetTipRequest(), timeout=CALL_SECONDS)
 
     async def _all_at(self, height: int) -> bool:
-        tips = await asyncio.gather(*(self._tip(node) for node in self._nodes))
-        return all(tip.height >= height for tip in tips)
+        return min(await self._heights()) >= height
+
+    async def _heights(self) -> list[int]:
+        return [tip.height for tip in await asyncio.gather(*(self._tip(node) for node in self._nodes))]
 
     async def _is_ready(self) -> bool:
         await asyncio.gather(*(self._tip(node) for node in self._nodes))
@@ -322,12 +346,12 @@ class _Run:
                 if known is not None:
                     return known
 
-    async def _models(self) -> Mapping[bytes, Model]:
-        """Of each won task, what its requester was given, scored here."""
+    async def _models(self, won: Iterable[bytes]) -> Mapping[bytes, Model]:
+        """Of each of these tasks, what its requester was given, scored here."""
         requester = next(name for name, role in self.manifest.processes if role == "requester")
         stub = task_pb2_grpc.RequesterServiceStub(self._channels[requester])
         found: dict[bytes, Model] = {}
-        for task_id in [task_id for task_id, phase in self._seen.tasks if phase == "won"]:
+        for task_id in won:
             request = task_pb2.FetchModelRequest(task_id=task_id)
             answer = await self._eventually(lambda request=request: stub.FetchModel(request, timeout=CALL_SECONDS))  # type: ignore[misc]
             task = (await self._chain(self._nodes[0]).GetTask(pb.GetTaskRequest(task_id=task_id), timeout=CALL_SECONDS)).task

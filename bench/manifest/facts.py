@@ -144,6 +144,8 @@ class Facts:
     """Of accounts, for messages."""
     lying_pools: frozenset[bytes] = frozenset()
     """Those that the manifest has lie: of all others no claim may be called false."""
+    final: int = 0
+    """The height that every node must serve up to: what the most advanced had before anything was fetched."""
 
     def name(self, account: bytes) -> str:
         return self.names.get(account, account.hex()[:8])

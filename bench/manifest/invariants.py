@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import combinations, pairwise
 from typing import Final
 
-from bench.manifest.facts import Block, Claim, Facts, Task, Verdict
+from bench.manifest.facts import Block, Claim, Facts, Node, Task, Verdict
 from core.crypto.hashing import digest
 
 __all__ = [
@@ -29,9 +30,12 @@ def judge(facts: Facts) -> dict[str, list[str]]:
 
 
 def same_chain(facts: Facts) -> list[str]:
-    """One block and one state at every height on all nodes; each block is built on the one before and has its own hash."""
+    """One block, all that is told of it, and one state at every height on all nodes; each block is built on the one before
+    and has its own hash. Tasks that ended up to a node's height are told as by the others: what becomes of one later, or of
+    a trade, depends on how far a node is when it is asked, so that is not compared."""
     found = []
     for a, b in combinations(facts.nodes, 2):
+        found += _same_ends(a, b)
         for height in sorted(set(a.blocks) & set(b.blocks)):
             first, second = a.blocks[height], b.blocks[height]
             for what, one, other in (
@@ -39,6 +43,10 @@ def same_chain(facts: Facts) -> list[str]:
             ):  # fmt: skip
                 if one != other:
                     found.append(f"height {height}: {a.name} has {what} {_hex(one)}, {b.name} {_hex(other)}")
+            # The messages' fields stand beside the bytes that are hashed: a node could tell the one and mean the other.
+            told = [f.name for f in fields(Block) if getattr(first, f.name) != getattr(second, f.name)]
+            if told:
+                found.append(f"height {height}: {a.name} and {b.name} tell different {', '.join(told)}")
     for node in facts.nodes:
         for height, block in sorted(node.blocks.items()):
             if block.height != height:
@@ -53,9 +61,28 @@ def same_chain(facts: Facts) -> list[str]:
     return found
 
 
+def _same_ends(a: Node, b: Node) -> list[str]:
+    found, common = [], min(a.height, b.height)
+    for task_id in sorted({*a.tasks, *b.tasks}):
+        one, other = (_ended(node.tasks.get(task_id), common) for node in (a, b))
+        if one != other:
+            found.append(f"task {_hex(task_id)}: {a.name} says {_end(one)}, {b.name} {_end(other)}")
+    return found
+
+
+def _ended(task: Task | None, height: int) -> Task | None:
+    return task if task is not None and 0 < task.ended_height <= height else None
+
+
+def _end(task: Task | None) -> str:
+    if task is None:
+        return "it has not ended"
+    return f"{task.phase} at height {task.ended_height} for {task.reward} by {_hex(task.winner) or 'nobody'}"
+
+
 def every_block_served(facts: Facts) -> list[str]:
-    """Every node serves every block up to the last that any has: nobody is left behind."""
-    found, last = [], facts.longest().height
+    """Every node serves every block up to the last that any has, and to ``facts.final``: nobody is left behind."""
+    found, last = [], max(facts.final, facts.longest().height)
     for node in facts.nodes:
         found += [f"{node.name} does not serve block {height}: {why}" for height, why in sorted(node.missing.items())]
         if node.height < last:

@@ -96,8 +96,8 @@ def with_verdicts(facts: Facts, height: int, found: list[Verdict]) -> Facts:
     return facts
 
 
-def with_task(facts: Facts, task_id: bytes, **fields: object) -> Facts:
-    for number in range(4):
+def with_task(facts: Facts, task_id: bytes, /, *numbers: int, **fields: object) -> Facts:
+    for number in numbers or range(4):
         tasks = dict(facts.nodes[number].tasks)
         tasks[task_id] = replace(tasks[task_id], **fields)  # type: ignore[arg-type]
         facts = with_node(facts, number, tasks=tasks)
@@ -112,12 +112,23 @@ Doctor = Callable[[Facts], Facts]
 DOCTORED: list[tuple[str, Doctor, str]] = [
     ("same chain", lambda f: with_block(f, 3, 2, block_hash=name("fork")), "height 3: node0 has block"),
     ("same chain", lambda f: with_block(f, 4, 1, state_root=name("other")), "height 4: node0 has state"),
+    ("same chain", lambda f: with_block(f, 2, 3, payouts=((MINER, 85_000),)), "2: node0 and node3 tell different payouts"),
+    ("same chain", lambda f: with_block(f, 2, 1, kind="void", author=LIAR), "node0 and node1 tell different kind, author"),
+    ("same chain", lambda f: with_block(f, 2, 1, correct=400, model=LIE), "node0 and node1 tell different correct, model"),
+    ("same chain", lambda f: with_block(f, 1, 2, claims=()), "height 1: node1 and node2 tell different claims"),
+    ("same chain", lambda f: with_block(f, 4, 3, outcome=()), "height 4: node0 and node3 tell different outcome"),
+    ("same chain", lambda f: with_block(f, 3, 3, transactions=(), kinds=()), "tell different transactions, kinds"),
+    ("same chain", lambda f: with_task(f, WON, 2, winner=LIAR), "node0 says won at height 2 for 100000 by"),
+    ("same chain", lambda f: with_task(f, VOID, 1, reward=5), "node1 void at height 4 for 5 by nobody"),
+    ("same chain", lambda f: with_task(f, VOID, 3, phase="work", ended_height=0), "node3 it has not ended"),
+    ("same chain", lambda f: with_node(f, 2, tasks={}), "node2 it has not ended"),
     ("same chain", lambda f: with_block(f, 3, header=b"another"), "block 3 has another hash than its header"),
     ("same chain", lambda f: with_block(f, 3, prev_hash=name("other")), "block 3 is not built on block 2"),
     ("same chain", lambda f: with_block(f, 3, parent_state_root=name("x")), "block 3 names another state after block 2"),
     ("same chain", lambda f: with_block(f, 3, height=2), "gives block 2 as block 3"),
     ("every block served", lambda f: with_node(f, 3, missing={2: "NOT_FOUND: gone"}), "node3 does not serve block 2: NOT"),
     ("every block served", lambda f: with_node(f, 1, height=3), "node1 is at height 3, others at 4"),
+    ("every block served", lambda f: replace(f, final=5), "node3 is at height 4, others at 5"),
     ("every block served", lambda f: with_node(f, 1, blocks={1: f.nodes[1].blocks[1]}), "node1 does not serve block 2"),
     ("best true claim", lambda f: with_verdicts(f, 2, verdicts("valid", HONEST, GOOD, 2)),
      "the claim of pool1 with 400 ranks higher and is undecided"),
@@ -191,6 +202,15 @@ def test_a_liar_who_is_not_caught_is_a_problem(liar: Liar, doctor: Doctor, said:
     manifest = Manifest("m", liars=(liar,))
     assert liars_caught(manifest, ACCOUNTS, honest()) == []
     assert said in liars_caught(manifest, ACCOUNTS, doctor(honest()))[0]
+
+
+def test_what_nodes_tell_at_different_tips_is_no_problem() -> None:
+    """A node that is asked a block later, or before its task ended, tells of the same chain."""
+    behind = with_node(honest(), 1, height=3, blocks={h: b for h, b in honest().nodes[1].blocks.items() if h < 4})
+    behind = with_node(with_task(behind, VOID, 1, phase="work", ended_height=0), 1, trades={})
+    later = name("task 3")
+    ahead = with_node(behind, 2, tasks={**behind.nodes[2].tasks, later: Task(later, REWARD, "entry", 0, b"")})
+    assert judge(ahead)["same chain"] == []
 
 
 def test_what_came_after_a_height_is_left_out() -> None:
