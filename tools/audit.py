@@ -3,7 +3,8 @@
 Two questions. The first needs no network: everything that `pyproject.toml` asks for, and everything that that asks for in
 turn, has one exact version in `constraints.txt`, and what is installed here has that version. The second is asked of a public
 database through pip-audit, which is put into a folder of its own for it. Where the database, or pip-audit itself, cannot be
-had, one sentence says so, and the answer is "not known": exit code 0, or 3 with ``--require``.
+had, one sentence says so, and the answer is "not known": exit code 0, or 3 with ``--require``. So it is with packages that the
+database was not asked about: they are named.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-__all__ = ["Hole", "main", "pinned", "unpinned", "wrong_versions"]
+__all__ = ["Hole", "Skipped", "main", "pinned", "read_answer", "unpinned", "wrong_versions"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600
 Hole = tuple[str, str, str, str]
 """Package, version, number of the report, the versions that mend it."""
+Skipped = tuple[str, str]
+"""A package that pip-audit did not look at, and why."""
 
 
 def pinned(text: str) -> dict[str, str]:
@@ -97,8 +100,23 @@ def _asked_by(name: str, extras: Iterable[str]) -> Iterator[Requirement]:
             yield requirement
 
 
-def _pip_audit(constraints: Path, folder: Path) -> tuple[list[Hole] | None, str]:
-    """The known holes, or None and why they could not be had."""
+def read_answer(text: str, pins: Mapping[str, str]) -> tuple[list[Hole], list[Skipped]]:
+    """The holes that pip-audit tells of, and which of ``pins`` it did not look at: by its own words, or by saying nothing.
+    Raises ValueError, KeyError or TypeError for what is no answer of it."""
+    holes: list[Hole] = []
+    skipped: dict[str, str] = dict.fromkeys(pins, "pip-audit says nothing of it")
+    for each in json.loads(text)["dependencies"]:
+        name = canonicalize_name(each["name"])
+        if "skip_reason" in each:
+            skipped[name] = str(each["skip_reason"])
+            continue
+        holes += [(name, each["version"], h["id"], ", ".join(h["fix_versions"]) or "none") for h in each["vulns"]]
+        skipped.pop(name, None)
+    return holes, sorted(skipped.items())
+
+
+def _pip_audit(constraints: Path, folder: Path, pins: Mapping[str, str]) -> tuple[tuple[list[Hole], list[Skipped]] | None, str]:
+    """The known holes and what was not looked at, or None and why they could not be had."""
     venv.create(folder, with_pip=True)
     install = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "pip-audit"]
     ran = _run(install)
@@ -111,12 +129,7 @@ def _pip_audit(constraints: Path, folder: Path) -> tuple[list[Hole] | None, str]
     if ran is None:
         return None, f"pip-audit had no answer within {SECONDS} s"
     try:
-        answer = json.loads(ran.stdout)
-        return [
-            (each["name"], each["version"], hole["id"], ", ".join(hole["fix_versions"]) or "none")
-            for each in answer["dependencies"]
-            for hole in each.get("vulns", [])
-        ], ""
+        return read_answer(ran.stdout, pins), ""
     except (ValueError, KeyError, TypeError):
         return None, f"the database of known holes cannot be reached ({_last(ran)})"
 
@@ -134,10 +147,11 @@ def _last(ran: subprocess.CompletedProcess[str] | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: nothing wrong is known; 1: something is; 3: the database had no answer, and ``--require`` was said."""
+    """0: nothing wrong is known; 1: something is; 3: the database had no answer, or not about all of them, and
+    ``--require`` was said."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pins-only", action="store_true", help="ask no database")
-    parser.add_argument("--require", action="store_true", help="fail where the database cannot be reached")
+    parser.add_argument("--require", action="store_true", help="fail where the database has no answer")
     parser.add_argument("--ignore", action="append", default=[], metavar="NUMBER", help="a report dealt with; repeatable")
     arguments = parser.parse_args(argv)
     constraints = ROOT / "constraints.txt"
@@ -151,16 +165,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pins_only:
         return int(bool(problems))
     with tempfile.TemporaryDirectory(prefix="pofl-audit-") as folder:
-        holes, why = _pip_audit(constraints, Path(folder))
-    if holes is None:
+        answer, why = _pip_audit(constraints, Path(folder), pins)
+    if answer is None:
         print(f"whether they have known holes is not known: {why}")  # noqa: T201
         return 1 if problems else 3 * int(arguments.require)
-    holes = [hole for hole in holes if hole[2] not in arguments.ignore]
+    holes, skipped = [hole for hole in answer[0] if hole[2] not in arguments.ignore], answer[1]
     for name, version, number, mended in holes:
         print(f"{name} {version}: {number}, mended in {mended}")  # noqa: T201
+    for name, why in skipped:
+        print(f"{name} was not looked at: {why}")  # noqa: T201
     if not holes:
-        print("no hole in any of them is known")  # noqa: T201
-    return int(bool(problems or holes))
+        which = f"the {len(pins) - len(skipped)} that were looked at" if skipped else "them"
+        print(f"no hole in any of {which} is known")  # noqa: T201
+    if problems or holes:
+        return 1
+    return 3 if skipped and arguments.require else 0
 
 
 if __name__ == "__main__":
