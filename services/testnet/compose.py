@@ -41,8 +41,8 @@ HEAD: Final = """\
 #   docker compose --profile monitoring down -v   # leaves nothing
 #
 # `init` makes certificates, keys, genesis and data once, and puts into each process's volume what that process needs. Later
-# starts find them there. No process sees another one's keys. From this machine only node0, platform and requester can be
-# called; from others nothing, unless TESTNET_BIND says so.
+# starts find them there. No process sees another one's keys. Only node0, platform and requester are published, to this machine;
+# to others nothing is, unless TESTNET_BIND says so.
 
 x-process: &process
   restart: unless-stopped
