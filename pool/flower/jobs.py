@@ -125,7 +125,8 @@ class RoundReport:
     """One round. ``accepted``: miner key hex -> examples counted; ``refused``: miner key hex -> reason.
 
     ``claimed``: miner key hex -> examples by its own update, for the accepted ones. ``again``: it may have been reported
-    before, to a process that died. ``silent``: keys (hex) of those who were asked and sent nothing usable in time.
+    before, to a process that died. ``silent``: keys (hex) of those who were asked and sent nothing usable in time;
+    ``heard``: of those who did, whatever the round made of it.
     """
 
     number: int
@@ -141,6 +142,7 @@ class RoundReport:
     claimed: Mapping[str, int] = field(default_factory=dict)
     again: bool = False
     silent: Sequence[str] = ()
+    heard: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

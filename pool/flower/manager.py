@@ -235,6 +235,7 @@ def report_of(log: RoundLog) -> RoundReport:
         {miner.hex(): reason for miner, reason in log.refused.items()},
         log.score.correct, log.score.total, log.score.loss, log.bytes_up, log.bytes_down,
         {miner.hex(): examples for miner, examples in log.claimed.items()}, silent=sorted(m.hex() for m in log.silent),
+        heard=sorted(m.hex() for m in log.heard),
     )  # fmt: skip
 
 

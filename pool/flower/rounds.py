@@ -93,7 +93,8 @@ class RoundLog:
     """One round, for the progress stream. ``accepted``: miner -> examples counted for it, after the weight cap.
 
     ``refused``: miner -> reason. ``claimed``: miner -> examples by its own update, for the accepted ones. ``silent``: who was
-    asked and sent nothing in time that could be opened, whatever the round made of the others.
+    asked and sent no usable update in time. ``heard``: who sent one, whatever the round made of it. Who was not asked is
+    neither.
     """
 
     number: int
@@ -107,6 +108,7 @@ class RoundLog:
     bytes_down: int
     claimed: Mapping[bytes, int] = field(default_factory=dict)
     silent: frozenset[bytes] = frozenset()
+    heard: frozenset[bytes] = frozenset()
 
 
 @dataclass(slots=True)
@@ -136,6 +138,7 @@ class OpenRound:
     accepted: list[Accepted] = field(default_factory=list)
     refused: dict[bytes, str] = field(default_factory=dict)
     silent: set[bytes] = field(default_factory=set)
+    heard: set[bytes] = field(default_factory=set)
     bytes_up: int = 0
 
 
@@ -252,14 +255,15 @@ class RoundLoop:
             if miner is None:
                 continue
             current.bytes_up += len(reply.blob)
-            current.silent.add(miner)
             try:
                 update = self._opened(reply, miner, current.number)
-                current.silent.discard(miner)
                 current.accepted.append(self._accept(update, miner))
                 current.answered_after.append(self._now() - current.started)
+                current.heard.add(miner)
             except PoflError as error:
+                # What no round can use brings none about: it is no better than silence.
                 current.refused[miner] = error.message
+                current.silent.add(miner)
 
     def _opened(self, reply: Reply, miner: bytes, number: int) -> Update:
         if reply.error:
@@ -426,6 +430,7 @@ class RoundLoop:
         return RoundLog(
             current.number, self._now() - current.started, current.participants, accepted, current.refused, score, loss,
             current.bytes_up, current.bytes_down, claimed, frozenset(current.silent),
+            frozenset(current.heard - current.silent),
         )  # fmt: skip
 
 

@@ -274,8 +274,9 @@ class SecureLoop(RoundLoop):
         started, answered = self._now(), list[float]()
         asked = self._send(current, orders, step.ends - started)
         for miner in set(orders) - set(asked.values()):
+            # Not its silence: nothing was asked of it.
             current.refused.setdefault(miner, f"not reached ({step.name})")
-            current.silent.add(miner)
+            current.heard.discard(miner)
         current.asked = asked
         replies: list[tuple[bytes, T]] = []
         while asked and self._now() < step.ends:
@@ -334,8 +335,10 @@ class SecureLoop(RoundLoop):
     def _take(self, current: OpenRound, miner: bytes, take: Callable[[], None]) -> None:
         try:
             take()
+            current.heard.add(miner)
         except PoflError as error:
             current.refused.setdefault(miner, error.message)
+            current.silent.add(miner)
 
 
 def _no_single_update(_: int, __: list[Accepted]) -> NDArray[np.float64]:

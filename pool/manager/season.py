@@ -279,8 +279,8 @@ class Season:
 
     def _on_round(self, report: RoundReport, book: Book) -> None:
         book.record(report, self._pool.members.owner)
-        silent = {bytes.fromhex(key) for key in report.silent}
-        self._pool.members.note_round({bytes.fromhex(key) for key in (*report.accepted, *report.refused)} - silent, silent)
+        heard, silent = ({bytes.fromhex(key) for key in keys} for keys in (report.heard, report.silent))
+        self._pool.members.note_round(heard, silent)
         ROUNDS.inc()
         ACCURACY.set(report.practice_correct / max(1, report.practice_total))
         self._round = Round(

@@ -344,6 +344,29 @@ def test_a_miner_whose_secrets_do_not_come_back_is_left_out_for_a_while() -> Non
     assert f"they could: {NAMES[3].hex()[:16]}; it dealt wrong shares" in logs[0].refused[NAMES[0]]
     assert [log.participants for log in logs] == [4, 3, 3]
     assert "left out of rounds 2 to 11: it dealt wrong shares in round 1" in logs[1].refused[NAMES[3]]
+    assert (logs[1].heard, logs[1].silent) == (set(NAMES[:3]), set()), "who is not asked is neither"
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_miner_that_no_order_reaches_is_neither_heard_nor_silent(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = MemoryFleet.instruct
+
+    def all_but_the_last(self: MemoryFleet, blob: bytes, miners: list[bytes], number: int, ttl_s: float) -> dict[str, bytes]:
+        at = STEPS[type(decode_as(ORDER, blob))]
+        return send(self, blob, [m for m in miners if at != step or m != NAMES[3]], number, ttl_s)
+
+    monkeypatch.setattr(MemoryFleet, "instruct", all_but_the_last)
+    logs, _, _ = run(crowd(4))
+    assert "not reached" in logs[0].refused[NAMES[3]]
+    assert (logs[0].heard, logs[0].silent) == (set(NAMES[:3]), set())
+
+
+def test_who_answers_with_what_is_refused_is_silent() -> None:
+    people = crowd(4)
+    people[3] = replace(people[3], examples=11)
+    logs, _, _ = run(people, registered={NAMES[3]: 10})
+    assert "registered 10" in logs[0].refused[NAMES[3]]
+    assert (logs[0].heard, logs[0].silent) == (set(NAMES[:3]), {NAMES[3]})
 
 
 def test_who_reveals_wrong_shares_is_named_and_left_out_and_the_round_counts() -> None:
