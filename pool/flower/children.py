@@ -50,12 +50,18 @@ class Child:
         """Run ``python -m module``, which waits for its settings. Its standard error is appended to ``log``.
 
         It has a session of its own: a Ctrl-C on the terminal is for the parent, which ends it in order.
+        Raises UnavailableError where the system gives no process, memory or file.
         """
-        with log.open("ab") as errors:
-            process = await asyncio.create_subprocess_exec(
-                python, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                env=dict(environment), limit=LINE_LIMIT, start_new_session=True,
-            )  # fmt: skip
+        try:
+            with log.open("ab") as errors:
+                process = await asyncio.create_subprocess_exec(
+                    python, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
+                    env=dict(environment), limit=LINE_LIMIT, start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            raise UnavailableError(
+                f"{module} could not be started: {error}; see to the limits on open files, processes and memory"
+            ) from None
         return cls(process, module.rpartition(".")[2], log)
 
     @property

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, ValuesView
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from core.errors import DeadlineError, UnavailableError
+from core.ids import AccountId
 from pool.flower import health
-from pool.flower.engine import MAX_STARTS, MiningEngine, MiningJob, RoundReport, _run_folder
+from pool.flower.children import Child
+from pool.flower.engine import MAX_STARTS, MiningEngine, MiningJob, RoundReport, _registered, _run_folder
 from pool.flower.jobs import save_weights
 from pool.learning.model_spec import initial_weights
+from pool.manager.members import Roster, _Member
 
 
 class Down(MiningEngine):
@@ -109,3 +114,58 @@ async def test_a_wait_that_is_over_because_this_process_was_held_up_kills_nobody
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     assert child.kills == 0
+
+
+async def test_a_guard_that_cannot_be_started_for_want_of_files_or_memory_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = engine_and_job(tmp_path)
+    (tmp_path / "guard").mkdir()
+    tries, again = 0, asyncio.Event()
+
+    async def spawn(*_: object, **__: object) -> object:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        again.set()
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+    keeping = asyncio.create_task(engine._keep_guard())
+    reached = asyncio.create_task(again.wait())
+    await asyncio.wait({keeping, reached}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    assert (tries, keeping.done()) == (2, False)
+    for task in (keeping, reached):
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_child_that_cannot_be_started_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"a\.module could not be started: .*No such file"):
+        await Child.start(str(tmp_path / "no-python"), "a.module", {}, tmp_path / "log")
+    with pytest.raises(UnavailableError, match="could not be started"):
+        await Child.start("python", "a.module", {}, tmp_path / "no-folder" / "log")
+
+
+class Counting(dict[AccountId, _Member]):
+    """A pool's members, and how often all of them were looked at."""
+
+    passes = 0
+
+    def values(self) -> ValuesView[_Member]:  # type: ignore[override]
+        self.passes += 1
+        return super().values()
+
+
+def test_the_rows_of_all_members_are_taken_in_one_pass() -> None:
+    """It is done twice a second: with a pass for each, a thousand members are a million looks."""
+    them = Counting()
+    for number in range(20):
+        account = AccountId(bytes([number]) * 32)
+        them[account] = _Member(account, bytes([number]) * 33, number, 64, 0, bought=5, is_online=number != 3)
+    roster = Roster(them, 64, 100)
+    assert _registered(roster) == {(bytes([n]) * 33).hex(): n + 105 for n in range(20) if n != 3}
+    assert them.passes == 1
+    assert dict(roster.items()) == {key: roster[key] for key in roster}
