@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,8 @@ def _table_recipe(
     limits = _numbers(cuts)
     if (real or limits) and y.odd:
         raise MalformedError(f"--{'real' if real else 'cuts'}: column {made.target!r}: {y.odd_in_words}")
+    if real or limits:
+        y.check_size("Correct it, or take the row out")
     columns, left_out = choose_columns(found, frozenset({made.target, made.key, *leave_out}), categories)
     if real or limits:
         classes = len(limits) + 1 if limits else 0
@@ -173,8 +176,9 @@ def _text_recipe(made: Descriptor, words: int, hashing: bool) -> Recipe:
 
 
 def _array_recipe(made: Descriptor, resize: str, grey: bool, real: bool) -> Descriptor:
-    smaller = tuple(int(size) for size in resize.split("x")) if resize.replace("x", "", 1).isdecimal() else ()
-    if resize and len(smaller) != 2:
+    sizes = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", resize)
+    smaller = tuple(int(size) for size in sizes.groups()) if sizes else ()
+    if resize and not smaller:
         raise ConfigError(f"--resize is {resize!r}: it must be height x width, like 16x16")
     if made.kind == "cifar10":
         recipe = Recipe(raw="pixels", classes=10, shape=(32, 32, 3), divide=255.0, grey=grey, resize=smaller, bound=1.0)

@@ -22,13 +22,17 @@ __all__ = ["MOST_KEPT", "ColumnSummary", "Survey", "choose_columns", "short_numb
 
 MOST_KEPT: Final = 1000
 """Different texts of a column that are counted; a column with more is no category."""
-MOST_DISTINCT: Final = 1 << 20
-"""Numbers of a column that are compared with one another: a column without a repetition among so many is taken to have none."""
+MOST_DISTINCT: Final = 1 << 16
+"""Whole numbers of a column that the others are compared with: who repeats none of so many is taken to repeat none."""
+MOST_NUMBER: Final = 1e30
+"""Size of a number. Nothing that is measured is larger; what is marks a missing value or is a mistake, and hides the others."""
 FEW: Final = 0.01
 """Share of a column's cells that may be no numbers for them to be taken for mistakes in a column of numbers."""
 LEAST_NUMBERS: Final = 10
 MOST_WORDS: Final = 5
 """Different texts among a column's numbers, of which the first is shown; with more it is a column of texts."""
+CLOSE: Final = 0.01
+"""Deviations that a rounded mean may be off."""
 LEAST_ROWS: Final = 30
 """Of fewer rows, an age may be different in each."""
 SAME: Final = 0.9
@@ -69,8 +73,9 @@ class ColumnSummary:
     first_missing: str = ""
     """Where, in words; empty: nowhere."""
     numbers: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    mean: float = 0.0
+    spread: float = 0.0
+    """Sum of squared differences from the mean."""
     low: float = math.inf
     high: float = -math.inf
     texts: Counter[str] = field(default_factory=Counter)
@@ -78,19 +83,15 @@ class ColumnSummary:
     """Cells that are neither missing nor numbers."""
     first_odd: tuple[Path, int, str] | None = None
     """File, line and text of the first of them."""
-    whole: bool = True
-    """All numbers are whole."""
+    first_huge: tuple[Path, int, str] | None = None
+    """The first number beyond MOST_NUMBER. Such have no part in mean and deviation."""
     distinct: set[float] | None = field(default_factory=set)
-    """Numbers so far; None since one came twice."""
+    """Numbers so far; None since one came twice, or was not whole, or a cell was none."""
     pairs: Pairs = field(default_factory=Pairs)
 
     @property
-    def mean(self) -> float:
-        return self.total / max(1, self.numbers)
-
-    @property
     def deviation(self) -> float:
-        return math.sqrt(max(0.0, self.squares / max(1, self.numbers) - self.mean**2))
+        return math.sqrt(self.spread / max(1, self.numbers))
 
     @property
     def is_number(self) -> bool:
@@ -104,7 +105,7 @@ class ColumnSummary:
     @property
     def is_identifier(self) -> bool:
         """Whole numbers, another one in every row. (Measurements differ from row to row too, and are not whole.)"""
-        return self.is_number and self.whole and self.distinct is not None and self.rows == self.numbers >= LEAST_ROWS
+        return self.is_number and self.distinct is not None and self.rows == self.numbers >= LEAST_ROWS
 
     @property
     def odd_in_words(self) -> str:
@@ -112,11 +113,19 @@ class ColumnSummary:
         _, line, text = self.first_odd
         return f"line {line}: {text!r:.40} is not a number, {self.numbers} other cells are"
 
+    def check_size(self, way_out: str) -> None:
+        """Raises MalformedError for a number that is too large to be one, with what can be done about it."""
+        if self.first_huge is not None:
+            path, line, text = self.first_huge
+            place = f"{path}: line {line}, column {self.name!r}"
+            raise MalformedError(f"{place}: {text!r:.40} is beyond {MOST_NUMBER:g}, more than a measurement can be. {way_out}")
+
     def add(self, text: str, missing: frozenset[str], path: Path, line: int) -> float | None:
         """The cell's number, if it is one."""
         self.rows += 1
         if text in missing:
             self.missing += 1
+            self.distinct = None
             self.first_missing = self.first_missing or f"{path}: line {line}"
             return None
         if len(self.texts) <= MOST_KEPT:
@@ -124,17 +133,22 @@ class ColumnSummary:
         value = number_in(text)
         if value is None:
             self.odd += 1
+            self.distinct = None
             self.first_odd = self.first_odd or (path, line, text)
             return None
         self.numbers += 1
-        self.total += value
-        self.squares += value * value
+        if abs(value) > MOST_NUMBER:
+            self.first_huge = self.first_huge or (path, line, text)
+            return None
+        # Welford's: a mean of squares less the square of the mean loses all digits where the mean is large.
+        off = value - self.mean
+        self.mean += off / self.numbers
+        self.spread += off * (value - self.mean)
         self.low, self.high = min(self.low, value), max(self.high, value)
-        self.whole = self.whole and value.is_integer()
-        if self.distinct is not None and len(self.distinct) < MOST_DISTINCT:
-            if value in self.distinct:
+        if self.distinct is not None:
+            if value in self.distinct or not value.is_integer():
                 self.distinct = None
-            else:
+            elif len(self.distinct) < MOST_DISTINCT:
                 self.distinct.add(value)
         return value
 
@@ -186,7 +200,7 @@ def choose_columns(found: Survey, without: frozenset[str], most: int) -> tuple[t
     """The features, and what else was left out and why. Numbers are standardised, texts of at most ``most`` different
     values are categories.
 
-    Raises ConfigError: no column is left; or MalformedError: a few cells of a column of numbers are none.
+    Raises ConfigError: no column is left; or MalformedError: a few cells of a column of numbers are none, or too large.
     """
     columns, left_out, slips = [], [], []
     for c in found.columns:
@@ -194,9 +208,13 @@ def choose_columns(found: Survey, without: frozenset[str], most: int) -> tuple[t
             continue
         if c.has_slips:
             slips.append(c)
-        elif c.is_number and c.deviation > 0:
-            fill = short_number(c.mean) if c.missing else None
-            columns.append(Column(c.name, center=short_number(c.mean), scale=short_number(c.deviation), fill=fill))
+            continue
+        if c.is_number:
+            c.check_size(f"Correct it; or, where it means no value, name it with --missing; or --without {c.name}")
+        if c.is_number and c.deviation > 0:
+            center = _center(c)
+            fill = center if c.missing else None
+            columns.append(Column(c.name, center=center, scale=short_number(c.deviation), fill=fill))
         elif not c.is_number and 2 <= len(c.texts) <= most:
             columns.append(Column(c.name, values=tuple(text for text, _ in c.texts.most_common()), other=True))
         else:
@@ -225,6 +243,12 @@ def suspicions(found: Survey, columns: Sequence[Column], target: str) -> list[st
 def short_number(value: float) -> float:
     """Six digits are enough for a mean, and can be read."""
     return float(f"{float(value):.6g}")
+
+
+def _center(c: ColumnSummary) -> float:
+    """A short mean, or the whole one where six digits are coarser than the numbers differ, as they do in times."""
+    short = short_number(c.mean)
+    return short if abs(short - c.mean) <= CLOSE * c.deviation else c.mean
 
 
 def _why(c: ColumnSummary, most: int) -> str:

@@ -15,6 +15,7 @@ from services.data.likeness import check_alike
 from services.data.loading import is_described, load_rows
 from services.data.rows import Rows
 from services.data.stored import save_rows
+from services.data.survey import MOST_DISTINCT, ColumnSummary
 
 ROWS = 400
 
@@ -113,6 +114,66 @@ def test_a_row_without_a_target_is_named(folder: Path, capsys: pytest.CaptureFix
     visits(age_8="old")
     told = refused(capsys, "describe", "visits.csv", "--target", "age", "--cuts", "50", "--out", "w.toml")
     assert "--cuts: column 'age': line 10: 'old' is not a number" in told
+
+
+def table(name: str, cells: list[str]) -> None:
+    """Two columns: these cells, and the target out, which is a or b."""
+    rows = (f"{cell},{'ab'[index % 2]}" for index, cell in enumerate(cells))
+    Path("visits.csv").write_text("\n".join((f"{name},out", *rows)) + "\n")
+
+
+def test_large_numbers_that_differ_little_keep_their_deviation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for offset in (1_700_000_000_000, 1e9, -1e15, 0):
+        table("time", [repr(offset + i) for i in range(1000)])
+        described(capsys)
+        (column,) = read_descriptor(Path("v.toml")).recipe.columns
+        assert column.scale == pytest.approx(288.675, rel=1e-5)
+        assert abs(column.center - (offset + 499.5)) < 3
+        x = load_rows(Path("v.toml")).x
+        assert abs(float(x.mean())) < 0.02
+        assert float(x.std()) == pytest.approx(1, abs=0.01)
+    # One that lies far from all others, and comes first.
+    table("time", ["1e12", *(str(i) for i in range(99))])
+    described(capsys)
+    assert read_descriptor(Path("v.toml")).recipe.columns[0].scale == pytest.approx(9.94987e10)
+
+
+@pytest.mark.parametrize("cell", ["1e200", "-1e308", "1.1e30"])
+def test_a_number_beyond_measure_is_named(folder: Path, capsys: pytest.CaptureFixture[str], cell: str) -> None:
+    visits(jitter_8=cell)
+    told = refused(capsys, "describe", "visits.csv", "--target", "out", "--out", "w.toml")
+    assert f"visits.csv: line 10, column 'jitter': '{cell}' is beyond 1e+30" in told
+    assert "name it with --missing; or --without jitter" in told
+    described(capsys, "--missing", cell)
+    described(capsys, "--without", "jitter")
+    for arguments in (("--real",), ("--cuts", "0.5")):
+        told = refused(capsys, "describe", "visits.csv", "--target", "jitter", *arguments, "--out", "w.toml")
+        assert f"column 'jitter': '{cell}' is beyond 1e+30" in told
+        assert "take the row out" in told
+    # Digests that look like numbers are texts among texts.
+    table("digest", [f"{i}{'ae'[i % 2]}99" for i in range(40)])
+    Path("visits.csv").write_text(Path("visits.csv").read_text().replace("digest,", "x,digest,").replace("\n", "\n1,", 40))
+    assert "no column can be a feature" in refused(capsys, "describe", "visits.csv", "--target", "out", "--out", "w.toml")
+
+
+@pytest.mark.parametrize("size", ["x16", "16x", "x", "16", "16x16x16", "-1x16", "1e3x2", "99999999x1", "\u00b2x\u00b2"])
+def test_a_size_that_is_none_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    np.savez("images.npz", x=np.zeros((4, 8, 8), dtype=np.uint8), y=np.arange(4) % 2)
+    told = refused(capsys, "describe", "images.npz", f"--resize={size}", "--out", "w.toml")
+    assert f"--resize is {size!r}: it must be height x width, like 16x16" in told
+
+
+def test_only_whole_numbers_are_kept_to_be_compared() -> None:
+    whole, measured, gaps = (ColumnSummary(name) for name in ("whole", "measured", "gaps"))
+    for index in range(MOST_DISTINCT + 9):
+        whole.add(str(index), frozenset({""}), Path("t.csv"), index)
+        measured.add(f"{index}.5", frozenset({""}), Path("t.csv"), index)
+    assert measured.distinct is None
+    assert len(whole.distinct or ()) == MOST_DISTINCT
+    whole.add("7", frozenset({""}), Path("t.csv"), 0)
+    assert not whole.is_identifier
+    gaps.add("", frozenset({""}), Path("t.csv"), 0)
+    assert gaps.distinct is None
 
 
 # What looks like no feature
