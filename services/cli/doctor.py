@@ -18,6 +18,7 @@ from services.cli.doctor_peers import clock, own_port, peers
 from services.cli.errors import runs
 from services.cli.findings import Finding
 from services.cli.output import JsonOption, console, emit_json
+from services.runtime.logging import printable
 from services.testnet.bundles import BUNDLE, read_bundle
 from services.testnet.layout import load_layout
 
@@ -95,10 +96,10 @@ def _tell(findings: list[Finding], as_json: bool) -> None:
         emit_json(findings)
         return
     for finding in findings:
-        console.print(
-            f"{MARKS[finding.level]} {finding.process}: {finding.check}: {finding.text}", highlight=False, markup=False
-        )
+        # Some of it is what a peer said.
+        told = printable(f"{MARKS[finding.level]} {finding.process}: {finding.check}: {finding.text}")
+        console.print(told, highlight=False, markup=False)
         if finding.advice:
-            console.print(f"      -> {finding.advice}", highlight=False, markup=False)
+            console.print(f"      -> {printable(finding.advice)}", highlight=False, markup=False)
     wrong = sum(finding.level == "bad" for finding in findings)
     console.print(f"{wrong} wrong of {len(findings)} findings" if wrong else "nothing is wrong", highlight=False)

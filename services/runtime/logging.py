@@ -30,7 +30,7 @@ from core.ids import short
 from services.runtime import tracing
 from services.runtime.metrics import counter
 
-__all__ = ["Log", "claim_id", "logger", "scope", "setup", "without_secrets"]
+__all__ = ["Log", "claim_id", "logger", "printable", "scope", "setup", "without_secrets"]
 
 _scope: ContextVar[Mapping[str, object]] = ContextVar("pofl_log_scope", default=MappingProxyType({}))
 _SECRET = re.compile(r"secret|password|passphrase|token|seed|private|signing_key|mask", re.IGNORECASE)
@@ -196,7 +196,9 @@ class _Json(_Formatter):
         line.update((key if key not in line else f"{key}_", value) for key, value in fields.items())
         if trace is not None:
             line["traceback"] = trace
-        return json.dumps(line, ensure_ascii=False, allow_nan=True)
+        # JSON itself escapes only what is below a space; as it does, the rest that a terminal would obey.
+        text = json.dumps(line, ensure_ascii=False, allow_nan=True)
+        return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 class _Console(_Formatter):
@@ -204,15 +206,23 @@ class _Console(_Formatter):
         message, fields, trace = self.parts(record)
         shown = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
         clock = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
-        line = f"{clock} {record.levelname:<7} {self._role}/{self._name} {_one_line(message)}{shown}"
-        return line if trace is None else f"{line}\n{trace}"
+        line = f"{clock} {record.levelname:<7} {self._role}/{self._name} {printable(message)}{shown}"
+        # Indented: a line of an error's text is none of the log.
+        return line if trace is None else "\n  ".join((line, *map(printable, trace.split("\n"))))
 
 
-def _one_line(text: str) -> str:
-    """Peers' text cannot begin a line of its own in the log."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+def printable(text: str) -> str:
+    """A text on one line, with all else that a terminal obeys (controls, line and direction marks) as Python escapes it.
+
+    Peers' text is shown no other way: it cannot begin a line of its own, hide one, or set a terminal's title.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
 
 
 def _quoted(value: object) -> str:
-    text = _one_line(str(value))
+    text = printable(str(value))
     return json.dumps(text, ensure_ascii=False) if " " in text or "=" in text or not text else text

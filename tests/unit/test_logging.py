@@ -6,14 +6,16 @@ import asyncio
 import contextvars
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from core.errors import ConfigError, PoflError, UnavailableError
+from services.cli.doctor import _tell
+from services.cli.findings import Finding
 from services.runtime.config import LogConfig
-from services.runtime.logging import claim_id, logger, scope, setup
+from services.runtime.logging import claim_id, logger, printable, scope, setup
 from services.runtime.metrics import Exporter, counter, render
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2Vw\n-----END PRIVATE KEY-----"
@@ -84,6 +86,45 @@ def test_lines_for_people_stay_on_one_line(capsys: pytest.CaptureFixture[str], f
     assert written.rstrip().endswith('INFO    node/node-0 first\\nERROR node/node-0 forged peer="a b\\\\nERROR forged"')
 
 
+HOSTILE = "\x1b]0;x\x07 \x9b2J \u2028 \u2029 \x85 \x7f \u202e \x00\v Zürich 東京 \ud800"
+SHOWN = r"\x1b]0;x\x07 \x9b2J \u2028 \u2029 \x85 \x7f \u202e \x00\x0b Zürich 東京 \ud800"
+
+
+def test_a_peers_text_has_no_power_over_a_terminal(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    assert printable(HOSTILE) == SHOWN
+    setup("node", "node-0", LogConfig(format="console"))
+    logger("pofl.test").info(HOSTILE, peer=HOSTILE, short="\x9b2J")
+    try:
+        raise PoflError(f"{HOSTILE}\n12:00:00.000 ERROR   node/node-0 forged")
+    except PoflError:
+        logger("pofl.test").exception("failed")
+    written = capsys.readouterr().err
+    assert written.replace("\n", "").isprintable()
+    assert f"node/node-0 {SHOWN} peer=" in written
+    assert written.splitlines()[0].endswith(r" short=\x9b2J")
+    first, *rest = written.split("\n")[1:-1]
+    assert first.endswith("failed")
+    assert any("forged" in line for line in rest)
+    assert all(line.startswith("  ") for line in rest), "what an error says begins no line of the log"
+
+
+def test_nor_has_what_the_doctor_hears(capsys: pytest.CaptureFixture[str]) -> None:
+    _tell([Finding("bad", "node-0", "peers", HOSTILE, f"ask {HOSTILE}"), Finding("ok", "node-0", "x", "a\nb")], False)
+    written = capsys.readouterr().out
+    assert written.replace("\n", "").isprintable()
+    assert written.count("\n") == 4
+    assert written.count(SHOWN) == 2
+
+
+def test_json_lines_escape_it_too_and_say_the_same(file: Path) -> None:
+    logger("pofl.test").info(HOSTILE, peer=HOSTILE + "\U000e0001")
+    (written,) = file.read_text().rstrip("\n").split("\n")
+    assert written.isprintable()
+    assert "Zürich 東京" in written
+    line = json.loads(written)
+    assert (line["message"], line["peer"]) == (HOSTILE, HOSTILE + "\U000e0001")
+
+
 def test_wrong_settings(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write the log file"):
@@ -115,7 +156,7 @@ def test_metrics_are_served_over_http() -> None:
 
 def test_a_scope_may_be_left_in_another_context() -> None:
     # An abandoned stream is closed by the event loop, outside the context in which it began.
-    def stream() -> Iterator[None]:
+    def stream() -> Generator[None, None, None]:
         with scope(caller="gone"):
             yield
 
