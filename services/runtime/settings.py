@@ -57,8 +57,9 @@ def load(cls: type[C], file: Path | None, env: Mapping[str, str], overrides: Seq
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
-            raise ConfigError(f"override {override!r} must be key=value")
-        _assign(cls, tree, tuple(path.strip().split(".")), text.strip(), f"override {override!r}")
+            raise ConfigError("--set needs KEY=VALUE, as in --set log.level=debug")
+        # Without the value: under a mistyped key it may be a secret.
+        _assign(cls, tree, tuple(path.strip().split(".")), text.strip(), f"--set {path.strip()}")
     return cast("C", _build(cls, tree, (), str(file) if file is not None else NO_FILE))
 
 

@@ -69,11 +69,11 @@ def test_paths_of_a_file_are_relative_to_it(file: Path, monkeypatch: pytest.Monk
     [
         ("[log]\nlevle = 'info'", {}, "", r"unknown key 'log.levle' in .*node.toml; did you mean 'log.level'"),
         ("", {"POFL_LISTE": "x"}, "", "unknown key 'liste' in environment variable POFL_LISTE; did you mean 'listen'"),
-        ("", {}, "foo=bar", "unknown key 'foo' in override 'foo=bar'; known are "),
-        ("", {}, "tls.cart=x", "unknown key 'tls.cart' in override 'tls.cart=x'; did you mean 'tls.cert'"),
+        ("", {}, "foo=bar", "unknown key 'foo' in --set foo; known are "),
+        ("", {}, "tls.cart=x", "unknown key 'tls.cart' in --set tls.cart; did you mean 'tls.cert'"),
         ("", {}, "log.level.deep=x", "log.level has no part 'deep'"),
         ("", {}, "log=x", "log is a table"),
-        ("", {}, "log.level", "must be key=value"),
+        ("", {}, "log.level", "--set needs KEY=VALUE"),
         ("timing = 3", {}, "", r"timing in .* is a table"),
         ("[timing]\ntick_ms = '5'", {}, "", "timing.tick_ms must be a whole number, got '5'"),
         ("[timing]\ntick_ms = true", {}, "", "timing.tick_ms must be a whole number, got True"),
@@ -97,6 +97,14 @@ def test_a_mistake_is_named_with_its_place(file: Path, line: str, env: dict[str,
     file.write_text(f"{line}\n{MINIMAL}" if line.startswith(("timing =", "x =")) else f"{MINIMAL}\n{line}")
     with pytest.raises(ConfigError, match=message):
         load(Config, file, env, [override] if override else [])
+
+
+@pytest.mark.parametrize("override", ["tokn=hunter2", "tls.tokn = hunter2", "name.x=hunter2", "tls=hunter2", "token hunter2"])
+def test_a_mistyped_key_does_not_show_the_secret(file: Path, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(Config, file, {}, [override])
+    assert "--set" in caught.value.message
+    assert "hunter2" not in f"{caught.value.message} {vars(caught.value)}"
 
 
 def test_what_must_be_set_is_named(tmp_path: Path) -> None:
