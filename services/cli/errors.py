@@ -14,8 +14,9 @@ import click
 
 from core.errors import PoflError
 from services.runtime.lifecycle import exit_code
+from services.runtime.logging import printable
 
-__all__ = ["heeds_ctrl_c", "runs", "usage_sentence"]
+__all__ = ["heeds_ctrl_c", "runs", "shown", "usage_sentence"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,12 +30,17 @@ def runs(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
         try:
             return asyncio.run(command(*args, **kwargs))
         except PoflError as error:
-            sys.stderr.write(f"error: {error.message}\n")
+            sys.stderr.write(f"error: {shown(error)}\n")
             raise SystemExit(exit_code(error)) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
 
     return wrapper
+
+
+def shown(error: PoflError) -> str:
+    """Its message as a terminal may have it: part of it may be a peer's words."""
+    return "\n".join(printable(line) for line in error.message.split("\n"))
 
 
 def heeds_ctrl_c() -> None:

@@ -32,7 +32,7 @@ with loading():
         testnet,
         validators,
     )  # fmt: skip
-    from services.cli.errors import usage_sentence
+    from services.cli.errors import shown, usage_sentence
     from services.runtime.lifecycle import exit_code
 
 __all__ = ["app", "main"]
@@ -100,7 +100,7 @@ def main() -> int:
             sys.stderr.write(f"error: {message}\n")
         return 2
     except PoflError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         return exit_code(error)
     return code if isinstance(code, int) else 0
 

@@ -27,7 +27,7 @@ from core.verification.audit_evidence import AuditRecord, read_record
 from core.verification.receipt import AnswerKind
 from core.verification.transcript import MAX_TRANSCRIPT, Purpose
 from services.cli.connection import Connection
-from services.cli.errors import runs
+from services.cli.errors import runs, shown
 from services.cli.output import JsonOption, console, emit_json
 from services.rpc.chain_client import ChainClient
 from services.testnet.layout import load_layout
@@ -53,7 +53,7 @@ async def write_all(connection: Connection, height: Height, folder: Path) -> lis
                 name = f"{height}-{connection.name_of(view.validator)}-{view.purpose}-{number}.transcript"
                 written.append(_write(folder / name, data))
         except (UnavailableError, DeadlineError, NotFoundError) as error:
-            sys.stderr.write(f"no transcripts of {target}: {error.message}\n")
+            sys.stderr.write(f"no transcripts of {target}: {shown(error)}\n")
     return written
 
 
