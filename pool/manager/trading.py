@@ -129,9 +129,7 @@ def _was_refunded(pool: Pool, last: TradeView | None) -> bool:
     return pool.clock.now_ms() < (last.delivery_deadline_ms or 0) + WARY_MS
 
 
-def _without_share(
-    pool: Pool, provider: ProviderView, last: TradeView | None, miners: Sequence[AccountId]
-) -> list[AccountId]:
+def _without_share(pool: Pool, provider: ProviderView, last: TradeView | None, miners: Sequence[AccountId]) -> list[AccountId]:
     """Members for whom her data set is new. The same rows once more teach nothing, and cost the same.
 
     All of them after a trade that was refunded: whose share did not come is not told apart.
