@@ -36,6 +36,7 @@ UNTOUCHED: Final = 3
 CATCH_UP: Final = 180.0
 """Seconds: on a busy machine a start of Python alone takes ten."""
 PROGRESS: Final = 90.0
+SETTLE: Final = 15.0
 LATENESS_MS: Final = 2_000
 
 
@@ -124,6 +125,21 @@ async def outage(it: World, pause: float = 2.0) -> Figures:
 # The network
 
 
+async def _settled(it: World, groups: Sequence[Sequence[int]]) -> dict[int, int]:
+    """The heights once every group's nodes have equal ones that stood for a second: a block that was decided before the cut
+    may still come, and one of them may still fetch it from another.
+    """
+    before = await it.heights(ALL)
+    ends = time.monotonic() + SETTLE
+    while time.monotonic() < ends:
+        await asyncio.sleep(1.0)
+        heights = await it.heights(ALL)
+        if all(heights[i] == before[i] == before[group[0]] for group in groups for i in group):
+            return heights
+        before = heights
+    raise AssertionError(f"{groups} have no quorum and still came to {before} after {SETTLE:g} s")
+
+
 async def partition(
     it: World, groups: Sequence[Sequence[int]], seconds: float, breaks: bool = False, spaces: Namespaces | None = None
 ) -> Figures:
@@ -132,9 +148,8 @@ async def partition(
         it.wires.cut(groups, breaks)
     else:
         spaces.split(groups[0])
-    await asyncio.sleep(1.0)  # a block that was being decided may still come
-    before = await it.heights(ALL)
     whole = [group for group in groups if 3 * len(group) >= 2 * len(ALL)]
+    before = await _settled(it, [group for group in groups if group not in whole])
     if whole:
         await it.rise(whole[0], 2, PROGRESS)
     await asyncio.sleep(seconds)
