@@ -126,7 +126,7 @@ async def _rows_of_containers(engine: Engine, plan: Plan, everything: bool) -> l
         if found is None or found.state != "running":
             return process, state, 0, "-", 0
         read = {}
-        with contextlib.suppress(UnavailableError, NotFoundError):  # it may end while we ask
+        with contextlib.suppress(UnavailableError, NotFoundError, DeadlineError):  # it may end, or be paused, while we ask
             _, text = await engine.run(plan, process, list(READ_METRICS))
             read = {key: int(float(value)) for key, value in _METRIC.findall(text)}
         return process, state, read.get("height", 0), "-", read.get("peers", 0)

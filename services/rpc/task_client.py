@@ -45,7 +45,8 @@ class OwnTask:
 
     task_id: TaskId
     name: str
-    phase: TaskPhase
+    phase: TaskPhase | None
+    """None while the chain does not know the task."""
     model_ready: bool
     correct: Correct
     total: int
@@ -153,7 +154,7 @@ class RequesterClient:
 
 def _own_task(message: pb.OwnTask) -> OwnTask:
     try:
-        phase = TaskPhase(message.phase)
+        phase = TaskPhase(message.phase) if message.phase else None
     except ValueError:
         raise MalformedError(f"phase: unknown value {message.phase}", field="phase") from None
     return OwnTask(

@@ -33,6 +33,7 @@ STOP_SECONDS: Final = 20
 POLL: Final = 0.5
 MOST_BUNDLE: Final = 1 << 20
 """Bytes of the user's bundle: a few certificates and two documents."""
+RUN_SECONDS: Final = 20.0
 TAIL: Final = 15
 ENDED: Final = ("exited", "dead", "restarting")
 
@@ -258,10 +259,23 @@ class Engine:
         finally:
             parts.close()  # ends the thread that waits for the next line
 
-    async def run(self, plan: Plan, process: str, command: list[str]) -> tuple[int, str]:
-        """Exit code and output of a command in a process's container."""
+    async def run(self, plan: Plan, process: str, command: list[str], timeout: float = RUN_SECONDS) -> tuple[int, str]:
+        """Exit code and output of a command in a process's container.
+
+        Raises DeadlineError: what runs in a container that is paused meanwhile never ends, and the SDK would wait for it.
+        """
         container = await self._get(plan, process)
-        code, raw = await self._call(process, lambda: container.exec_run(command))
+        api = self._client.api
+        made = await self._call(process, lambda: api.exec_create(container.id, command))
+        parts = await self._call(process, lambda: api.exec_start(made["Id"], stream=True))
+        try:
+            async with asyncio.timeout(timeout):
+                raw = await self._call(process, b"".join, parts)
+        except TimeoutError:
+            raise DeadlineError(f"{process} has not run {command[0]} within {timeout:g} s") from None
+        finally:
+            parts.close()  # ends the thread that waits for more
+        code = (await self._call(process, lambda: api.exec_inspect(made["Id"])))["ExitCode"]
         return int(code), raw.decode(errors="replace")
 
     # Down
@@ -322,10 +336,13 @@ class Engine:
         if process not in {plan.init.process, *(c.process for c in plan.containers)}:
             known = ", ".join(c.process for c in plan.containers)
             raise NotFoundError(f"this network has no process {process!r}; it has {known}")
-        try:
-            return await self._call(process, lambda: self._client.containers.get(plan.name(process)))
-        except NotFoundError:
-            raise NotFoundError(f"{process} has no container now: `pofl testnet up --docker` makes it") from None
+        labels = [f"{LABEL}={plan.settings.project}", f"{PROCESS}={process}"]  # a name alone may be somebody else's
+        found = await self._call(
+            process, lambda: self._client.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
+        )
+        if not found:
+            raise NotFoundError(f"{process} has no container now: `pofl testnet up --docker` makes it")
+        return found[0]
 
     async def _tail(self, plan: Plan, process: str) -> str:
         return (await self.logs(plan, process, TAIL)).rstrip()

@@ -7,6 +7,7 @@ set, to score the models she was given.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import statistics
 import time
@@ -19,11 +20,12 @@ import numpy as np
 
 from core.chain.block import BlockKind
 from core.chain.transaction import Activation, TaskSpec
-from core.errors import DeadlineError, PoflError, UnavailableError
-from core.ids import Amount, Height, TaskId, short
+from core.errors import DeadlineError, NotFoundError, PoflError, UnavailableError
+from core.ids import Amount, Height, TaskId, TxId, short
 from core.verification.quantise import quantise_features
 from core.verification.regression import buckets, cuts_from_micro
 from core.verification.scored_model import ScoredModel
+from services.rpc.task_client import Published
 from services.rpc.views import BlockView, TaskPhase
 from services.testnet.control import Control
 from services.testnet.layout import Layout, Member
@@ -187,14 +189,18 @@ async def _work_block(
     header = view.header
     assert header.task_id is not None
     assert header.accuracy is not None
-    is_asked = is_own and not control.is_away(layout.of("requester")[0].name)
-    model = await _fetch_model(clients, header.task_id) if is_asked else None
+    task_id, height = header.task_id, header.height
+    fetched = None
+    if is_own:
+        fetch = functools.partial(clients.requester.fetch_model, task_id)
+        fetched = await _unless_away(control, layout.of("requester")[0].name, fetch)
+    model = None if fetched is None else fetched.model
     audits: list[int] = []
     vm_bytes = 0
     for name, node in clients.nodes.items():
-        if control.is_away(name):
+        explanation = await _unless_away(control, name, functools.partial(node.explain, height))
+        if explanation is None:
             continue
-        explanation = await _eventually(lambda node=node: node.explain(header.height), AGREE_TIMEOUT)  # type: ignore[misc]
         audits += [v.audit_ms for v in explanation.verdicts if v.audit_ms and v.pool == header.author_id]
         vm_bytes = max(vm_bytes, explanation.vm_bytes)
     task = await clients.chain.task(header.task_id)
@@ -222,14 +228,12 @@ async def _check(layout: Layout, clients: Clients, report: Report, control: Cont
                 f"block {block.height} says {block.correct} of {block.total}, its model scores {block.model_correct}"
             )
         for name, node in clients.nodes.items():
-            if control.is_away(name):
-                continue
             try:
-                found = await _eventually(lambda node=node, height=block.height: node.block(Height(height)), AGREE_TIMEOUT)  # type: ignore[misc]
+                found = await _unless_away(control, name, functools.partial(node.block, Height(block.height)))
             except PoflError as error:
                 report.problems.append(f"{name} does not have block {block.height}: {error.message}")
                 continue
-            if (found.block_hash.hex(), found.state_root.hex()) != (block.block_hash, block.state_root):
+            if found is not None and (found.block_hash.hex(), found.state_root.hex()) != (block.block_hash, block.state_root):
                 report.problems.append(
                     f"{name} has another block {block.height}: {short(found.block_hash)} with state {short(found.state_root)}"
                 )
@@ -251,19 +255,32 @@ def _score(layout: Layout, model: ScoredModel, spec: TaskSpec) -> int:
         return int(model.count(features, y.astype(np.int64)))
 
 
-async def _fetch_model(clients: Clients, task_id: TaskId) -> ScoredModel:
-    fetched = await _eventually(lambda: clients.requester.fetch_model(task_id), AGREE_TIMEOUT)
-    return fetched.model
-
-
-async def _eventually(call: Callable[[], Awaitable[T]], timeout: float) -> T:
-    """The answer, once there is one: what is final on one node takes a moment to be so on another."""
-    end = time.monotonic() + timeout
-    while True:
+async def _unless_away(control: Control, name: str, call: Callable[[], Awaitable[T]]) -> T | None:
+    """A process's answer, once there is one: what is final on one node takes a moment to be so on another. None if somebody
+    wishes it away before it has answered.
+    """
+    end = time.monotonic() + AGREE_TIMEOUT
+    while not control.is_away(name):
         try:
             return await call()
         except PoflError:
-            if time.monotonic() >= end:
+            if time.monotonic() >= end and not control.is_away(name):
+                raise
+        await asyncio.sleep(POLL)
+    return None
+
+
+async def _once_back(control: Control, name: str, call: Callable[[], Awaitable[T]], timeout: float) -> T:
+    """A process's answer. ``timeout``: seconds from when nobody wishes it away; it may be starting then."""
+    end = time.monotonic() + timeout
+    while True:
+        if control.is_away(name):
+            await control.until_back(name)
+            end = time.monotonic() + timeout
+        try:
+            return await call()
+        except PoflError:
+            if time.monotonic() >= end and not control.is_away(name):
                 raise
         await asyncio.sleep(POLL)
 
@@ -288,20 +305,15 @@ async def _publish(
     """
     await _when_manned(clients, time.monotonic() + MEMBERS_TIMEOUT)
     observer.say("every pool has a member")
+    requester = layout.of("requester")[0].name
+    # A testnet that goes on begins its tasks' names again.
+    known = await _once_back(control, requester, clients.requester.own_tasks, MEMBERS_TIMEOUT)
+    old = frozenset(task.task_id for task in known)
     for number in itertools.count(1):
         if script is not None:
             await script.before_task(number, supervisor, clients)
-        await control.until_back(layout.of("requester")[0].name)
-        name = f"{layout.subject.name}-{number}"
-        published = await _eventually(
-            lambda name=name: clients.requester.publish(  # type: ignore[misc]
-                name, layout.data("test").resolve(), layout.data("practice").resolve(), layout.subject.hidden,
-                Activation.SIGMOID,
-                Amount(layout.shape.reward), Amount(layout.shape.reward),
-            ),
-            # Before its first answer the requester may still be starting.
-            AGREE_TIMEOUT if number > 1 else MEMBERS_TIMEOUT,
-        )  # fmt: skip
+        publication = _Publication(layout, clients, f"{layout.subject.name}-{number}", old)
+        published = await _once_back(control, requester, publication.attempt, MEMBERS_TIMEOUT)
         own.add(published.task_id)
         if number == 1:
             for warning in published.warnings:
@@ -309,10 +321,43 @@ async def _publish(
         seen = False
         async for update in clients.chain.watch_tasks():
             is_live = published.task_id in {task.task_id for task in update.tasks}
-            if seen and not is_live:
+            # The node that answers here may be a block behind the one that published; a task may end before we look.
+            if not is_live and (seen or await _has_ended(clients, published.task_id)):
                 break
-            # The node that answers here may be a block behind the one that published.
             seen = seen or is_live
+
+
+@dataclass(slots=True)
+class _Publication:
+    """One task to be published, once, whatever happens to the requester meanwhile. ``old``: her tasks of earlier runs."""
+
+    layout: Layout
+    clients: Clients
+    name: str
+    old: frozenset[TaskId]
+    attempts: int = 0
+
+    async def attempt(self) -> Published:
+        """Raises what the requester answers, UnavailableError while she hands in what she kept of an earlier attempt."""
+        self.attempts += 1
+        kept = [] if self.attempts == 1 else await self.clients.requester.own_tasks()
+        for task in kept:
+            if task.name == self.name and task.task_id not in self.old:
+                if task.phase is None:
+                    raise UnavailableError(f"{self.name} is not final yet", peer="the requester")
+                return Published(task.task_id, TxId(bytes(32)), 0, ())
+        data, shape = self.layout.data, self.layout.shape
+        return await self.clients.requester.publish(
+            self.name, data("test").resolve(), data("practice").resolve(), self.layout.subject.hidden, Activation.SIGMOID,
+            Amount(shape.reward), Amount(shape.reward),
+        )  # fmt: skip
+
+
+async def _has_ended(clients: Clients, task_id: TaskId) -> bool:
+    try:
+        return (await clients.chain.task(task_id)).phase.is_ended
+    except NotFoundError:
+        return False
 
 
 def _pass_on(ended: asyncio.Task[None], supervisor: Supervisor) -> None:

@@ -46,7 +46,7 @@ def won(folder: Path) -> int:
     return len(json.loads(listed.stdout or "[]"))
 
 
-def test_blocks_are_mined_without_a_node_and_a_pool(folder: Path) -> None:
+def test_blocks_are_mined_without_a_node_and_a_pool_and_with_a_requester_that_is_killed(folder: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "testnet", "up", "--dir", "net", *SHAPE],
         cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -65,6 +65,13 @@ def test_blocks_are_mined_without_a_node_and_a_pool(folder: Path) -> None:
             # Two: when the second is there, the first was asked for on every node that is not away.
             before = won(folder)
             until(network, "two blocks without them", lambda: won(folder) >= before + 2, 900)
+            # Whoever publishes: in the middle of what she does then, once or twice in what follows from a publication.
+            before = won(folder)
+            for _ in range(2):
+                assert do(folder, "kill", "requester0") == "requester0: killed\n"
+                time.sleep(2)
+                assert do(folder, "start", "requester0") == "requester0: started\n"
+            until(network, "a block after she was killed", lambda: won(folder) >= before + 1, 900)
             do(folder, "start", "node3")
             do(folder, "resume", "pool1")
             tip = states(folder)["node0"][1]

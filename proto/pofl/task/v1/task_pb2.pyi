@@ -326,6 +326,7 @@ class OwnTask(_message.Message):
     task_id: _builtins.bytes
     name: _builtins.str
     phase: _chain_pb2.TaskPhase.ValueType
+    """unspecified while the chain does not know the task"""
     model_ready: _builtins.bool
     correct: _builtins.int
     total: _builtins.int
