@@ -26,9 +26,10 @@ _add = TrainingRows.add
 
 
 def _add_and_keep(
-    self: TrainingRows, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int
-) -> None:
-    _add(self, trade_id, data_root, first, x, y, feature_scale_micro)
+    self: TrainingRows, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int,
+    is_whole: bool = True,
+) -> None:  # fmt: skip
+    _add(self, trade_id, data_root, first, x, y, feature_scale_micro, is_whole)
     path = Path(os.environ[LEAK_TO]) / f"{trade_id.hex()}.npz"
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -81,7 +81,7 @@ class _Member:
     bought: int = 0
     """Rows assigned to it since it joined, and those of before that it is told again."""
     data_sets: set[Digest] = field(default_factory=set)
-    """Roots of those that it was assigned a share of."""
+    """Roots of those of which it said, as it joined, that it has rows, and of those that it was assigned a share of."""
     contribution: int = 0
     is_online: bool = False
     is_over: bool = False
@@ -122,8 +122,6 @@ class Members:
         self.greeting: Callable[[AccountId], Sequence[Assignment]] = lambda _: ()
         """What a member is told first when it attends."""
         self._fetches: dict[AccountId, list[FetchRows]] = {}
-        self._shares: OrderedDict[AccountId, tuple[int, set[Digest]]] = OrderedDict()
-        """Of former memberships: how many rows it had with what was bought, and of which data sets."""
         self._training: TrainOn | None = None
         self._changed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
@@ -158,16 +156,11 @@ class Members:
         waiting = [fetch for fetch in self._fetches.get(join.miner, []) if fetch.deadline_ms > self._clock.now_ms()]
         member = self._members[join.miner] = _Member(
             join.miner, join.node_public_key, join.rows, join.features, self._clock.now_ms(),
-            bought=sum(fetch.rows for fetch in waiting), data_sets={fetch.data_root for fetch in waiting},
+            bought=sum(fetch.rows for fetch in waiting), data_sets={fetch.data_root for fetch in waiting} | set(join.holds),
         )  # fmt: skip
         if former is not None and former.node_key != join.node_public_key:
             member.contribution = former.contribution
             self._end(former)
-        elif former is not None:
-            self._note_shares(former)
-        rows, data_sets = self._shares.get(join.miner, (0, set()))
-        if join.rows >= rows:  # it still has them
-            member.data_sets |= data_sets
         if len(self._owners) > MAX_KEYS:
             del self._owners[self._least_needed_key()]
         log.info("member joined", miner=join.miner, rows=join.rows, features=join.features, members=len(self._members))
@@ -324,7 +317,7 @@ class Members:
                 _put(member, fetch)
 
     def has_share(self, miner: AccountId, data_root: Digest) -> bool:
-        """Whether this member was assigned rows of this data set, and has not joined without them since."""
+        """Whether this member has rows of this data set, by its own word, or is about to get them."""
         member = self._members.get(miner)
         return member is not None and data_root in member.data_sets
 
@@ -362,7 +355,6 @@ class Members:
         if member.is_over:
             return
         member.is_over = True
-        self._note_shares(member)
         was_online, member.is_online = member.is_online, False
         if member.queue.full():
             member.queue.get_nowait()
@@ -375,14 +367,6 @@ class Members:
         task = asyncio.create_task(self._give_up(member.node_key))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-    def _note_shares(self, member: _Member) -> None:
-        """For when it comes back: connections break, and bought rows are paid for once."""
-        if member.data_sets:
-            self._shares[member.miner] = (member.rows + member.bought, set(member.data_sets))
-            self._shares.move_to_end(member.miner)
-        while len(self._shares) > MAX_KEYS:
-            self._shares.popitem(last=False)
 
     async def _give_up(self, node_key: bytes) -> None:
         try:

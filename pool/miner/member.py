@@ -28,6 +28,7 @@ from core.market import marks
 from core.ports import Clock
 from pool.flower.jobs import JoinTicket
 from pool.flower.keys import new_node_key
+from pool.miner.bought import BoughtRows, Delivery, Heading
 from pool.miner.config import MinerConfig
 from pool.miner.contributions import ContributionDesk
 from pool.miner.rows import TrainingRows
@@ -69,6 +70,7 @@ class Membership:
         self._pool: AccountId | None = None
         self._training: TrainOn | None = None
         self._fetching: dict[Digest, asyncio.Task[None]] = {}
+        self._bought = BoughtRows(role.cfg.data_dir / "bought")
         self._contributions = ContributionDesk(role.cfg.data_dir / "contributions", role.key, role.genesis.chain_id)
         self._answering: set[asyncio.Task[None]] = set()
         self.phase = "starting"
@@ -114,10 +116,11 @@ class Membership:
 
     async def _attend(self, client: PoolClient, pool: AccountId) -> None:
         """One membership. Ends with an error, or when the pool ends it."""
+        await self._read_bought(pool)
         private, public = new_node_key()
         join = Join(
             self._role.genesis.chain_id, pool, self._role.account, public, self._rows.own + self._rows.bought,
-            self._rows.features, self._role.cfg.token.encode(),
+            self._rows.features, self._role.cfg.token.encode(), self._rows.holds,
         )  # fmt: skip
         signed = await client.join(self._role.key, join)
         joined = signed.joined
@@ -196,6 +199,27 @@ class Membership:
 
     # Bought rows
 
+    async def _read_bought(self, pool: AccountId) -> None:
+        """What this pool bought for this miner before it was started. Raises StorageError."""
+        if not self._rows.begin(pool):
+            return
+        for kept in reversed(await asyncio.to_thread(lambda: list(self._bought.read(pool)))):
+            self._take(kept)
+        if self._rows.bought:
+            log.info("rows bought before are here", rows=self._rows.bought, data_sets=len(self._rows.holds))
+
+    def _take(self, came: Delivery) -> None:
+        """Train on what came of a delivery, however much."""
+        if came.parts:
+            heading = came.heading
+            try:
+                self._rows.add(
+                    came.trade_id, heading.data_root, heading.first, came.x, came.y, heading.feature_scale_micro, came.is_whole
+                )
+            except MalformedError as error:  # the owner's rows are others now
+                log.warning("bought rows are of no use", trade=came.trade_id, reason=error.message)
+            BOUGHT.set(self._rows.bought)
+
     async def _fetch(self, client: PoolClient, fetch: FetchRows) -> None:
         """Fetch this miner's share straight from the provider; failing costs the rows, nothing else."""
         channel: aio.Channel | None = None
@@ -220,20 +244,24 @@ class Membership:
             async def hand_in(receipt: ChunkReceipt) -> None:
                 await client.hand_in(receipt)
 
+            heading = Heading(fetch.data_root, share.first, share.count, share.features, data_set.feature_scale_micro)
+            came = await asyncio.to_thread(self._bought.open, pool, fetch.trade_id, heading)
             try:
-                x, y = await receive_rows(
+                await receive_rows(
                     seller, self._role.genesis.chain_id, fetch.trade_id, self._role.key, share, marking, session, hand_in,
-                    timeout=left,
+                    timeout=left, parts=came.parts, keep=came.keep,
                 )  # fmt: skip
+                await asyncio.to_thread(came.end)
             except CheatingError as error:
                 await asyncio.to_thread(_refuse, refused, error.message)
                 raise
-            self._rows.add(fetch.trade_id, fetch.data_root, fetch.first_row, x, y, data_set.feature_scale_micro)
+            finally:
+                came.close()
+                self._take(came)
         except PoflError as error:
             log.warning("bought rows did not come", trade=fetch.trade_id, provider=fetch.provider_endpoint, error=error)
         else:
-            BOUGHT.set(self._rows.bought)
-            log.info("bought rows are here", trade=fetch.trade_id, rows=len(y), bought=self._rows.bought)
+            log.info("bought rows are here", trade=fetch.trade_id, rows=share.count, bought=self._rows.bought)
         finally:
             if channel is not None:
                 await channel.close(None)

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import MalformedError
-from core.ids import Digest, TaskId
+from core.ids import AccountId, Digest, TaskId
 from core.market.delivery import to_floats
 from core.market.rows import Features, Labels
 from pool.learning.targets import TargetRows, load_targets
 from services.data.loading import is_described, load_rows
 from services.data.stored import recipe_digest_in
+from services.rpc.convert_mining import MAX_HELD
 
 __all__ = ["TrainingRows"]
 
@@ -31,7 +32,10 @@ class TrainingRows:
         self._own, self._recipe = own, recipe
         self._recipes: dict[bytes, bytes] = {}
         self._x, self._y = own.x, own.y
+        self._pool: AccountId | None = None
+        """Who bought those that are not own."""
         self._trades: set[Digest] = set()
+        """Whose rows are all here."""
         self._indices: dict[Digest, set[int]] = {}
         """Of each data set, by its root, which of its rows are here."""
         self._lock = threading.Lock()
@@ -59,24 +63,44 @@ class TrainingRows:
     def features(self) -> int:
         return int(self._own.x.shape[1])
 
+    @property
+    def holds(self) -> tuple[Digest, ...]:
+        """Roots of the data sets of which bought rows are here, ascending; the newest where there are more than MAX_HELD."""
+        return tuple(sorted(list(self._indices)[-MAX_HELD:]))
+
     def has(self, trade_id: Digest) -> bool:
+        """Whether all rows of a trade are here."""
         return trade_id in self._trades
 
-    def add(self, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int) -> None:
+    def begin(self, pool: AccountId) -> bool:
+        """Train for this pool: what another one bought is not for it. False if that changes nothing."""
+        if pool == self._pool:
+            return False
+        with self._lock:
+            self._pool = pool
+            self._x, self._y = self._own.x, self._own.y
+            self._trades, self._indices = set(), {}
+        return True
+
+    def add(
+        self, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int,
+        is_whole: bool = True,
+    ) -> None:  # fmt: skip
         """Rows ``first`` and following of a data set, checked against its root; the next round trains on them too.
 
-        Rows of this data set that came with an earlier trade stay as they are: twice the same would count, and be paid, twice.
-        Raises MalformedError if they have another width than the own rows.
+        ``is_whole``: no more will come of this trade. Rows of this data set that came before stay as they are: twice the same
+        would count, and be paid, twice. Raises MalformedError if they have another width than the own rows.
         """
         if x.shape[1] != self.features:
             raise MalformedError(f"bought rows have {x.shape[1]} features, own rows {self.features}")
         with self._lock:
-            if trade_id not in self._trades:
-                known = self._indices.setdefault(data_root, set())
-                new = np.array([first + i not in known for i in range(len(y))], dtype=np.bool_)
+            known = self._indices.setdefault(data_root, set())
+            new = np.array([first + i not in known for i in range(len(y))], dtype=np.bool_)
+            if new.any():
                 known.update(range(first, first + len(y)))
                 self._x = np.concatenate([self._x, to_floats(x[new], feature_scale_micro)])
                 self._y = np.concatenate([self._y, y[new].astype(np.float64)])
+            if is_whole:
                 self._trades.add(trade_id)
 
     @property

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Final
 
@@ -20,6 +21,7 @@ from core.codec import (
     Enum,
     Fixed,
     Reader,
+    Seq,
     Text,
     Var,
     decode,
@@ -42,10 +44,10 @@ __all__ = [
     "entry_from_proto", "entry_to_proto", "join_from_proto", "join_to_proto", "joined_from_proto", "joined_to_proto",
     "leave_message", "member_from_proto", "member_to_proto", "mined_from_proto", "mined_to_proto", "progress_from_proto",
     "progress_to_proto", "receipt_from_proto", "receipt_to_proto", "status_from_proto", "status_to_proto",
-    "DOMAIN_ATTEND", "DOMAIN_JOIN", "DOMAIN_JOINED", "DOMAIN_LEAVE", "MAX_ENDPOINT", "NODE_KEY_SIZE",
+    "DOMAIN_ATTEND", "DOMAIN_JOIN", "DOMAIN_JOINED", "DOMAIN_LEAVE", "MAX_ENDPOINT", "MAX_HELD", "NODE_KEY_SIZE",
 ]  # fmt: skip
 
-DOMAIN_JOIN: Final = b"pofl/pool-join/1"
+DOMAIN_JOIN: Final = b"pofl/pool-join/2"
 DOMAIN_JOINED: Final = b"pofl/pool-joined/2"
 DOMAIN_ATTEND: Final = b"pofl/pool-attend/1"
 DOMAIN_LEAVE: Final = b"pofl/pool-leave/1"
@@ -53,6 +55,7 @@ DOMAIN_LEAVE: Final = b"pofl/pool-leave/1"
 NODE_KEY_SIZE: Final = 33
 """A compressed P-256 point."""
 MAX_TOKEN: Final = 256
+MAX_HELD: Final = 256
 MAX_CA: Final = 16 * 1024
 MAX_ENDPOINT: Final = 255
 MAX_DETAIL: Final = 1_000
@@ -88,6 +91,8 @@ class Join:
     rows: Annotated[int, U32]
     features: Annotated[int, U32]
     token: Annotated[bytes, Var(MAX_TOKEN)] = field(repr=False)
+    holds: Annotated[tuple[Digest, ...], Seq(DIGEST, MAX_HELD)] = ()
+    """Roots of data sets of which it has rows that this pool bought, ascending: they are not bought for it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +254,7 @@ def join_to_proto(signed: SignedJoin) -> pb.JoinRequest:
     join = signed.join
     return pb.JoinRequest(
         miner=join.miner, node_public_key=join.node_public_key, rows=join.rows, features=join.features, token=join.token,
-        signature=signed.signature,
+        signature=signed.signature, holds=join.holds,
     )  # fmt: skip
 
 
@@ -259,9 +264,15 @@ def join_from_proto(message: pb.JoinRequest, chain_id: Digest, pool: AccountId) 
         raise LimitError(f"token: {len(message.token)} bytes, at most {MAX_TOKEN}", field="token")
     if not message.rows or not message.features:
         raise MalformedError(f"a share of {message.rows} rows of {message.features} features fits no task: bring some rows")
+    if len(message.holds) > MAX_HELD:
+        raise LimitError(f"holds: {len(message.holds)} data sets, at most {MAX_HELD}", field="holds")
+    holds = tuple(Digest(exact("holds", root)) for root in message.holds)
+    if any(a >= b for a, b in itertools.pairwise(holds)):
+        raise MalformedError("holds: the data sets must be in ascending order, each once", field="holds")
     join = Join(
         chain_id, pool, AccountId(exact("miner", message.miner)),
         exact("node_public_key", message.node_public_key, NODE_KEY_SIZE), message.rows, message.features, message.token,
+        holds,
     )  # fmt: skip
     return SignedJoin(join, _signature(message.signature))
 

@@ -397,12 +397,17 @@ async def receive_rows(
     on_receipt: Callable[[ChunkReceipt], Awaitable[None]],
     *,
     timeout: float,
+    parts: list[tuple[Features, Labels]] | None = None,
+    keep: Callable[[Features, Labels], None] = lambda _x, _y: None,
     rng: Rng | None = None,
 ) -> tuple[Features, Labels]:
     """Fetch this miner's rows of a drawn trade: x int8 [k, M] and y uint8 [k], every chunk checked against the root.
 
     A receipt is signed for a chunk only once it is checked and held; ``on_receipt`` has it before the provider does. A
     broken connection is dialled again until ``timeout`` seconds are over, and goes on where it broke off.
+
+    ``parts``: chunks that are here from before; those that come are appended, whatever becomes of the rest. ``keep``: called
+    in a thread with each that comes, before its receipt is signed; what it raises ends the delivery.
 
     ``marking`` and ``session``: this miner's choices of variants (core.market.marks). After a CheatingError never ask for
     this trade's rows again with the same choices: that rows did not open may depend on them, and a second try would tell
@@ -415,7 +420,7 @@ async def receive_rows(
     """
     end = _now() + timeout
     sealing_key = SealingKeyPair.generate(rng or SystemRng())
-    parts: list[tuple[Features, Labels]] = []
+    parts = [] if parts is None else parts
     attempt = 0
     while True:
         before = len(parts)
@@ -426,7 +431,7 @@ async def receive_rows(
         try:
             async with asyncio.timeout_at(end), market.deliver(max(POLL, end - _now())) as stream:
                 await stream.open(delivery.sign_open(key, opened))
-                await _receive(stream, opened, key, sealing_key, share, marking, session, parts, on_receipt)
+                await _receive(stream, opened, key, sealing_key, share, marking, session, parts, keep, on_receipt)
             break
         except (UnavailableError, DeadlineError, AbortError, TimeoutError) as error:
             attempt = 0 if len(parts) > before else attempt + 1
@@ -450,6 +455,7 @@ async def _receive(
     marking: Marking,
     session: Digest,
     parts: list[tuple[Features, Labels]],
+    keep: Callable[[Features, Labels], None],
     on_receipt: Callable[[ChunkReceipt], Awaitable[None]],
 ) -> None:
     due: int | None = None
@@ -463,10 +469,16 @@ async def _receive(
             if held is None:
                 keys = await asyncio.to_thread(marks.group_keys, marking, session, sealed.transfer)
                 held = Held(share.first, marking.keys.choices, keys)
-            if sealed.chunk == len(parts):
-                parts.append(delivery.open_sealed(sealing_key, opened, share, sealed.chunk, sealed.sealed, held))
+            came = (
+                delivery.open_sealed(sealing_key, opened, share, sealed.chunk, sealed.sealed, held)
+                if sealed.chunk == len(parts)
+                else None
+            )
         except (MarketError, CryptoError, InputError) as error:
             raise CheatingError(f"chunk {sealed.chunk} does not open: {error.message}") from error
+        if came is not None:
+            await asyncio.to_thread(keep, *came)
+            parts.append(came)
         receipt = delivery.sign_receipt(key, opened.chain_id, opened.trade_id, sealed.chunk)
         await on_receipt(receipt)
         await stream.send_receipt(receipt.chunk, receipt.miner_signature)

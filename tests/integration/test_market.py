@@ -23,7 +23,7 @@ from pofl.chain.v1 import chain_pb2_grpc as rpc
 
 from core.chain.transaction import ChunkReceipt, SignedTransaction
 from core.codec import decode
-from core.errors import AuthError, CheatingError, DeadlineError, MalformedError, TransactionError
+from core.errors import AuthError, CheatingError, DeadlineError, MalformedError, StorageError, TransactionError
 from core.ids import AccountId, Digest, Height, Signature, TxId
 from core.market import delivery, marks
 from core.market.contract import CHUNKS
@@ -32,6 +32,7 @@ from core.market.marks import Marking
 from core.market.reverse_game import PoolPrivate
 from core.market.rows import Chunk, DataSet, Sold
 from core.params import Genesis
+from pool.miner.bought import BoughtRows, Delivery, Heading
 from provider.app import main
 from provider.config import DataConfig, ProviderConfig
 from services.rpc import channel, tls
@@ -405,6 +406,53 @@ async def test_a_killed_provider_process_goes_on_where_it_was(world: World) -> N
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_a_miner_killed_in_a_delivery_goes_on_from_its_disk(world: World, provider: ProviderView) -> None:
+    """The rows that were acknowledged are paid for, so they are on the disk; the provider sends only the others."""
+    deal = await buy(world, provider)
+    assert isinstance(deal, Deal)
+    who, share = account("miner1"), deal.shares()[1][1]
+    heading = Heading(share.data_root, share.first, share.count, share.features, deal.data_set.feature_scale_micro)
+    market = world.market("miner", "miner1", provider.endpoint)
+    receipts: list[ChunkReceipt] = []
+    came: list[int] = []
+
+    async def attempt(kills_after: int) -> Delivery:
+        kept = BoughtRows(world.folder / "bought").open(account("pool0"), deal.trade.trade_id, heading)
+
+        def keep(x: Any, y: Any) -> None:
+            if len(came) == kills_after:
+                raise StorageError("killed")
+            came.append(len(kept.parts))
+            kept.keep(x, y)
+
+        async def hand_in(receipt: ChunkReceipt) -> None:
+            receipts.append(receipt)
+
+        try:
+            await receive_rows(
+                market, world.kit.chain_id, deal.trade.trade_id, key("miner1"), share, *world.marks_of(deal, who), hand_in,
+                timeout=20, parts=kept.parts, keep=keep,
+            )  # fmt: skip
+            kept.end()
+        finally:
+            kept.close()
+        return kept
+
+    for kills_after in (0, 4, 9):
+        with pytest.raises(StorageError):
+            await attempt(kills_after)
+        assert [r.chunk for r in receipts] == list(range(kills_after)), "nothing is acknowledged that is not kept"
+    whole = await attempt(-1)
+    assert came == [r.chunk for r in receipts] == list(range(CHUNKS))
+    (kept,) = BoughtRows(world.folder / "bought").read(account("pool0"))
+    assert kept.is_whole
+    assert np.array_equal(kept.x, whole.x)
+    assert len({bytes(row) for row in kept.x}) == len(kept.y) == share.count
+    # And once more where the last acknowledgement may have been lost: nothing is kept twice.
+    await attempt(-1)
+    assert len(came) == CHUNKS
 
 
 def _write_config(world: World, cfg: ProviderConfig) -> Path:

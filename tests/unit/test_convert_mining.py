@@ -21,7 +21,7 @@ from tests.pool_kit import CHAIN, keys
 POOL, MINER = keys(2, "convert mining")
 ACCOUNT, OWN = AccountId(MINER.public_key), AccountId(POOL.public_key)
 TASK = TaskId(b"t" * 32)
-JOIN = c.Join(CHAIN, OWN, ACCOUNT, b"\x02" * 33, 150, 64, b"token")
+JOIN = c.Join(CHAIN, OWN, ACCOUNT, b"\x02" * 33, 150, 64, b"token", (Digest(b"a" * 32), Digest(b"c" * 32)))
 JOINED = c.Joined(CHAIN, OWN, ACCOUNT, b"\x02" * 33, "127.0.0.1:1", b"PEM", b"h" * 32)
 FETCH = c.FetchRows(Digest(b"a" * 32), Digest(b"b" * 32), "127.0.0.1:2", OWN, 10, 5, 50, Milliseconds(77), b"s" * 32)
 
@@ -37,6 +37,25 @@ def test_joining_survives_the_wire() -> None:
         again = c.joined_from_proto(c.joined_to_proto(answer), JOIN)
         assert again == answer
         c.verify_joined(again)
+
+
+def test_what_a_member_says_it_holds_is_signed_ordered_and_bounded() -> None:
+    message = c.join_to_proto(c.sign_join(MINER, JOIN))
+    for holds, sentence in (
+        ([b"c" * 32, b"a" * 32], "ascending order"),
+        ([b"a" * 32, b"a" * 32], "each once"),
+        ([b"a" * 31], "holds: 31 bytes, expected 32"),
+        ([n.to_bytes(32, "big") for n in range(c.MAX_HELD + 1)], f"holds: {c.MAX_HELD + 1} data sets, at most {c.MAX_HELD}"),
+    ):
+        changed = pb.JoinRequest()
+        changed.CopyFrom(message)
+        changed.ClearField("holds")
+        changed.holds.extend(holds)
+        with pytest.raises(InputError, match=sentence):
+            c.join_from_proto(changed, CHAIN, OWN)
+    message.holds.append(b"d" * 32)
+    with pytest.raises(CryptoError):
+        c.verify_join(c.join_from_proto(message, CHAIN, OWN))
 
 
 def test_sealing_and_aggregation_cannot_be_changed_on_the_way() -> None:

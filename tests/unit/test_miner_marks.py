@@ -25,8 +25,9 @@ FETCH = FetchRows(some("trade"), some("rows"), "127.0.0.1:9", account("provider"
 class Rows:
     features, bought, own = 4, 0, 5
 
-    def add(self, trade_id: Digest, data_root: Digest, first: int, x: Any, y: Any, scale: int) -> None:
+    def add(self, trade_id: Digest, data_root: Digest, first: int, x: Any, y: Any, scale: int, is_whole: bool) -> None:
         self.bought += len(y)
+        assert is_whole == (len(y) == FETCH.rows)
 
 
 class Seller:
@@ -53,12 +54,15 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     plan: list[Any] = []
 
     async def receive(seller: Any, chain: Any, trade: Any, keys: Any, share: Any, marking: Any, session: Any, *_: Any,
-                      timeout: float) -> Any:  # fmt: skip
+                      timeout: float, parts: Any, keep: Any) -> None:  # fmt: skip
         outcome = plan.pop(0)
         plan.append((marking, session))
-        if outcome is not None:
-            raise outcome
-        return np.zeros((30, 4), np.int8), np.zeros(30, np.uint8)
+        while len(parts) < 10:
+            if outcome is not None and len(parts) == 4:
+                raise outcome
+            came = np.zeros((3, 4), np.int8), np.zeros(3, np.uint8)
+            keep(*came)
+            parts.append(came)
 
     async def close(_: object) -> None:
         return None
@@ -83,6 +87,8 @@ async def test_after_a_row_that_does_not_open_the_trade_is_given_up_for_good(tmp
     rows = Rows()
     tries.append(CheatingError("row 3 is none of its two variants"))
     await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    assert rows.bought == 12, "what opened and is paid for is of use"
+    rows.bought = 0
     assert (tmp_path / REFUSED / FETCH.trade_id.hex()).read_text().startswith("row 3")
     tries.clear()
     await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)  # another process, after a restart
@@ -93,6 +99,7 @@ async def test_a_broken_connection_is_no_reason_to_give_up(tmp_path: Path, tries
     rows = Rows()
     tries.append(DeadlineError("not in time"))
     await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
-    tries[:] = [None]
-    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    assert rows.bought == 12
+    tries[:], rows.bought = [None], 0
+    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)  # another process: four chunks are on the disk
     assert rows.bought == 30

@@ -41,3 +41,11 @@ def test_rows_of_another_width_are_refused_and_change_nothing() -> None:
     assert mine.bought == 0
     mine.add(some("one"), some("root"), 0, *rows(0, 4), MILLION)
     assert mine.bought == 4
+
+
+def test_part_of_a_trade_is_of_use_and_the_rest_adds_to_it() -> None:
+    mine = TrainingRows(TargetRows(np.zeros((3, 2), np.float32), np.zeros(3)))
+    mine.add(some("one"), some("root"), 0, *rows(0, 4), MILLION, is_whole=False)
+    assert (mine.bought, mine.has(some("one")), mine.holds) == (4, False, (some("root"),))
+    mine.add(some("one"), some("root"), 0, *rows(0, 9), MILLION)
+    assert (mine.bought, mine.has(some("one"))) == (9, True)

@@ -28,17 +28,22 @@ class JoinRequest(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
     miner: _builtins.bytes
     """account"""
     node_public_key: _builtins.bytes
     """fresh Flower node key: P-256, compressed, 33 bytes"""
     rows: _builtins.int
-    """of its own data"""
+    """that it trains on: its own, and what was bought for it"""
     features: _builtins.int
     token: _builtins.bytes
     """for admission by token"""
     signature: _builtins.bytes
-    """the miner's, over (chain, pool, miner, node key, rows, features, token)"""
+    """the miner's, over (chain, pool, miner, node key, rows, features, token, holds)"""
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """roots of data sets of which it has bought rows, ascending, at most 256"""
+
     def __init__(
         self,
         *,
@@ -48,10 +53,11 @@ class JoinRequest(_message.Message):
         features: _builtins.int = ...,
         token: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
+        holds: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "miner", b"miner", "node_public_key", b"node_public_key", "rows", b"rows", "signature", b"signature", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "holds", b"holds", "miner", b"miner", "node_public_key", b"node_public_key", "rows", b"rows", "signature", b"signature", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
