@@ -32,6 +32,7 @@ with loading():
     from services.rpc.role import read_genesis, read_key
     from services.runtime import config
     from services.runtime.lifecycle import exit_code
+    from services.runtime.logging import shown
     from services.storage import LevelDb
 
 __all__ = ["main"]
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = _parser().parse_args(arguments)
         found = _COMMANDS[given.command](given, _folder(given))
     except PoflError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         return exit_code(error)
     except BrokenPipeError:
         # Whoever read the pipe is gone: nothing is wrong here.

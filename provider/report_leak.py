@@ -37,6 +37,7 @@ from services.rpc.role import Role, open_chain, open_role, wait_for_chain
 from services.rpc.views import BlockView, ReportOutcome, Tip, TradePhase, TradeView
 from services.runtime import config
 from services.runtime.lifecycle import Lifecycle, exit_code
+from services.runtime.logging import shown
 
 __all__ = ["Suspect", "find_trades", "main", "make_report", "read_copy", "suspects"]
 
@@ -225,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = asyncio.run(run())
     except PoflError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         return exit_code(error)
     except TimeoutError:
         sys.stderr.write(f"error: the blocks were not read in {SCAN_SECONDS:g} s: name the trade with --trade\n")

@@ -12,6 +12,7 @@ import typer
 from core.errors import ConfigError
 from services.cli.output import MOST_NUMBER, JsonOption
 from services.runtime.lifecycle import exit_code
+from services.runtime.logging import shown
 
 __all__ = ["ConfigOption", "DataDirOption", "become", "register"]
 
@@ -104,7 +105,7 @@ def become(command: str, data_dir: Path | None, config: Path | None, as_json: bo
     """The node's own program replaces this one: it knows what a node stores, and nothing it needs is imported here."""
     if (data_dir is None) == (config is None):
         error = ConfigError("give either --data-dir DIR or --config FILE of the stopped node")
-        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         raise SystemExit(exit_code(error))
     place = ["--data-dir", str(data_dir)] if data_dir is not None else ["--config", str(config)]
     flags = ["--json"] if as_json else []

@@ -14,9 +14,9 @@ import click
 
 from core.errors import PoflError
 from services.runtime.lifecycle import exit_code
-from services.runtime.logging import printable
+from services.runtime.logging import shown
 
-__all__ = ["heeds_ctrl_c", "runs", "shown", "usage_sentence"]
+__all__ = ["heeds_ctrl_c", "runs", "usage_sentence"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,11 +36,6 @@ def runs(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
             raise SystemExit(130) from None
 
     return wrapper
-
-
-def shown(error: PoflError) -> str:
-    """Its message as a terminal may have it: part of it may be a peer's words."""
-    return "\n".join(printable(line) for line in error.message.split("\n"))
 
 
 def heeds_ctrl_c() -> None:

@@ -32,8 +32,9 @@ with loading():
         testnet,
         validators,
     )  # fmt: skip
-    from services.cli.errors import shown, usage_sentence
+    from services.cli.errors import usage_sentence
     from services.runtime.lifecycle import exit_code
+    from services.runtime.logging import shown
 
 __all__ = ["app", "main"]
 

@@ -13,6 +13,7 @@ from core.errors import PoflError
 from services.cli.connection import NetOption, newest_testnet
 from services.cli.output import MOST_NUMBER, JsonOption
 from services.runtime.lifecycle import exit_code
+from services.runtime.logging import shown
 from services.testnet.layout import load_layout
 
 __all__ = ["register"]
@@ -51,7 +52,7 @@ def report_leak(
             layout = load_layout(net or newest_testnet())
             chosen = layout.folder / layout.of("provider")[0].name / "config.toml"
     except PoflError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         raise SystemExit(exit_code(error)) from None
     arguments = [str(copy), "--config", str(chosen), "--since", str(since), "--wait", str(wait)]
     arguments += [word for each in trade or () for word in ("--trade", each)]

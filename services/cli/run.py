@@ -12,6 +12,7 @@ import typer
 
 from core.errors import ConfigError
 from services.rpc.tls import TlsFiles, identity_of
+from services.runtime.logging import shown
 from services.testnet.layout import MODULES
 
 __all__ = ["config_app", "miner_settings", "run_role"]
@@ -60,7 +61,7 @@ def run_role(
         try:
             found = miner_settings(pool, data, descriptor, home, config is None, override or (), os.environ)
         except ConfigError as error:
-            sys.stderr.write(f"error: {error.message}\n")
+            sys.stderr.write(f"error: {shown(error)}\n")
             raise SystemExit(2) from None
         override = [*found, *(override or ())]
     elif used := [name for name, value in given.items() if value is not None]:

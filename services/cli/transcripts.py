@@ -27,9 +27,10 @@ from core.verification.audit_evidence import AuditRecord, read_record
 from core.verification.receipt import AnswerKind
 from core.verification.transcript import MAX_TRANSCRIPT, Purpose
 from services.cli.connection import Connection
-from services.cli.errors import runs, shown
+from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json
 from services.rpc.chain_client import ChainClient
+from services.runtime.logging import shown
 from services.testnet.layout import load_layout
 
 __all__ = ["register", "transcript", "write_all"]

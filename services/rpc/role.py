@@ -167,7 +167,7 @@ def role_main(cls: type[C], main: Callable[[Role[C], Lifecycle], Awaitable[None]
             log.warning(hindered)
         role = open_role(cfg)
     except PoflError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.write(f"error: {logging.shown(error)}\n")
         return exit_code(error)
 
     async def start(life: Lifecycle) -> None:

@@ -25,12 +25,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from core.errors import ConfigError
+from core.errors import ConfigError, PoflError
 from core.ids import short
 from services.runtime import tracing
 from services.runtime.metrics import counter
 
-__all__ = ["Log", "claim_id", "logger", "printable", "scope", "setup", "without_secrets"]
+__all__ = ["Log", "claim_id", "logger", "printable", "scope", "setup", "shown", "without_secrets"]
 
 _scope: ContextVar[Mapping[str, object]] = ContextVar("pofl_log_scope", default=MappingProxyType({}))
 _SECRET = re.compile(r"secret|password|passphrase|token|seed|private|signing_key|mask", re.IGNORECASE)
@@ -217,6 +217,11 @@ def printable(text: str) -> str:
     Peers' text is shown no other way: it cannot begin a line of its own, hide one, or set a terminal's title.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def shown(error: PoflError) -> str:
+    """Its message as a terminal may have it: part of it may be a peer's words."""
+    return "\n".join(printable(line) for line in error.message.split("\n"))
 
 
 def _escaped(char: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core.errors import ConfigError, PoflError
 from services.runtime.lifecycle import exit_code
+from services.runtime.logging import shown
 
 __all__ = ["main", "write_app"]
 
@@ -49,7 +50,7 @@ def main() -> None:
     try:
         written = write_app(arguments.folder)
     except PoflError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         sys.exit(exit_code(error))
     if arguments.json:
         sys.stdout.write(json.dumps({"folder": str(arguments.folder), "files": [str(path) for path in written]}) + "\n")
