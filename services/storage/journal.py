@@ -6,7 +6,8 @@
     record = length (4 bytes) ‖ first 8 bytes of SHA-256(length ‖ data) ‖ data
 
 A kill may leave part of the last batch behind: what does not check at the end is cut off. What does not check and is
-followed by a record that does was damaged later, and is an error.
+followed by a record that does was damaged later, and is an error. A record's length may be what is damaged, so the last
+record is looked for from the end: it ends where the file does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from core.errors import CorruptError, LimitError, StorageError, StorageFullError
 from services.runtime.durable import sync_folder
 
@@ -28,6 +31,7 @@ MAGIC: Final = b"POFLJNL1"
 HEADER: Final = 12
 MAX_RECORD: Final = 4 << 20
 MAX_FILE: Final = 4 << 30
+MOST_TRIED: Final = 64
 
 
 class Journal:
@@ -124,9 +128,22 @@ def _parse(path: Path, data: bytes) -> tuple[list[bytes], int]:
         records.append(record)
         place += HEADER + len(record)
     length = int.from_bytes(data[place : place + 4], "big")
-    if place < len(data) and _record_at(data, place + HEADER + length) is not None:
+    if place < len(data) and (_record_at(data, place + HEADER + length) is not None or _ends_whole(data, place + 1)):
         raise CorruptError(f"{path} is damaged at byte {place}: whole records follow one whose checksum does not hold")
     return records, place
+
+
+def _ends_whole(data: bytes, start: int) -> bool:
+    """Whether a record that begins at ``start`` or later ends where the file does."""
+    start = max(start, len(data) - HEADER - MAX_RECORD)
+    most = len(data) - start - HEADER  # the length of one that begins at ``start``
+    if most < 0:
+        return False
+    tail = np.frombuffer(data, dtype=np.uint8, offset=start).astype(np.uint32)
+    lengths = tail[: most + 1] << 24 | tail[1 : most + 2] << 16 | tail[2 : most + 3] << 8 | tail[3 : most + 4]
+    fitting = np.flatnonzero(lengths == most - np.arange(most + 1))
+    # A record's content may be a peer's, and look like many records: so few are tried that it costs no time.
+    return any(_record_at(data, start + int(place)) is not None for place in fitting[:MOST_TRIED])
 
 
 def _record_at(data: bytes, place: int) -> bytes | None:

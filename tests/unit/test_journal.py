@@ -71,6 +71,37 @@ def test_damage_in_the_middle_is_an_error(tmp_path: Path) -> None:
         Journal(path)
 
 
+def test_any_flipped_bit_is_an_error_unless_it_is_in_the_last_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    records = [b"first", b"", b"third " * 4, b"last"]
+    book = Journal(path)
+    book.append(records)
+    book.close()
+    whole = path.read_bytes()
+    last = len(whole) - len(records[-1]) - module.HEADER
+    for bit in range(8 * len(whole)):
+        place = bit // 8
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit % 8]) + whole[place + 1 :])
+        if place < last:
+            with pytest.raises(CorruptError):
+                read_journal(path)
+        else:
+            assert read_journal(path) == records[:-1]
+
+
+def test_a_kill_in_a_record_that_looks_like_many_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    book = Journal(path)
+    # Every four bytes of it are the length of a record that would end where the file was cut.
+    hostile = b"".join((50_000 - 4 * i).to_bytes(4, "big") for i in range(12_500))
+    book.append([b"first", hostile])
+    book.close()
+    whole = path.read_bytes()
+    for cut in (1, 10, 12, 20_000):
+        path.write_bytes(whole[:-cut])
+        assert read_journal(path) == [b"first"]
+
+
 def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = Journal(tmp_path / "a.log")
     book.append([b"kept"])
