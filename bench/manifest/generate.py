@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench.manifest.model import Act, At, Liar, Lie, Manifest, Perturbation, to_toml
-from bench.manifest.reader import PROCESSES, Abilities, parse_manifest
+from bench.manifest.reader import LEAST_FOR_MALFORMED, PROCESSES, Abilities, parse_manifest
 from services.testnet.layout import Shape
 
 __all__ = ["draw", "most_faulty"]
@@ -107,6 +107,8 @@ def _filled(rng: random.Random, act: Act, who: Sequence[str], at: At, seconds: f
 def _liars(rng: random.Random, shape: Shape, providers: int, abilities: Abilities) -> tuple[Liar, ...]:
     made: list[Liar] = []
     can = [lie for lie in Lie if lie in abilities.lies and (providers or lie is not Lie.LEAK)]
+    if shape.nodes < LEAST_FOR_MALFORMED and Lie.MALFORMED in can:
+        can.remove(Lie.MALFORMED)
     if can and rng.random() < 0.4:
         lie = rng.choice(can)
         who = "requester0" if lie.role == "requester" else f"pool{rng.randrange(shape.pools)}"

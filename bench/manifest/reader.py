@@ -14,12 +14,14 @@ from core.errors import ConfigError
 from core.params import ChainParams
 from services.testnet.layout import Shape, fitted
 
-__all__ = ["CONTAINERS", "PROCESSES", "Abilities", "parse_manifest", "read_manifest"]
+__all__ = ["CONTAINERS", "LEAST_FOR_MALFORMED", "PROCESSES", "Abilities", "parse_manifest", "read_manifest"]
 
 MAX_BYTES: Final = 256 * 1024
 MAX_SECONDS: Final = 24 * 3600.0
 MOST: Final = {"nodes": 16, "pools": 8, "miners": 8, "providers": 1, "blocks": 1000, "perturb": 1000}
 MAX_NUMBER: Final = 10**15
+LEAST_FOR_MALFORMED: Final = 3
+"""Nodes: a claim that more than a third of the validators call valid is adopted, whatever the others were told."""
 SHORTEST_BLOCK: Final = 0.05
 """Seconds: no chain of ours has made a block in less."""
 
@@ -146,6 +148,9 @@ class _Reader:
             self.refuse(f"{key}: who", f"is {who!r}, and {str(lie)!r} is told by a {lie.role}")
         if lie is Lie.LEAK and not made.providers:
             self.refuse(f"{key}: lie", "is 'leak', and without a provider there is nothing to leak: network.providers = 1")
+        if lie is Lie.MALFORMED and made.shape.nodes < LEAST_FOR_MALFORMED:
+            self.refuse(f"{key}: lie", f"is 'malformed', and of {made.shape.nodes} nodes the one that she tells the truth is "
+                        f"more than a third, which adopts the claim: at least {LEAST_FOR_MALFORMED} nodes")  # fmt: skip
         times = self.number(f"{key}: times", item.get("times", 0), 0, 1000)
         if lie is Lie.LEAK and times:
             self.refuse(f"{key}: times", "has no meaning for 'leak': leave it out")

@@ -128,6 +128,7 @@ KILL = '[[perturb]]\nact = "kill"\nwho = "node1"\nat = { seconds = 5 }\nfor_seco
         ("[[liar]]\nwho = 'pool0'\nlie = 'count'", "liar leaves no pool that claims what is true"),
         ("[[liar]]\nwho = 'node0'\nlie = 'count'", "liar 1: who is 'node0', and 'count' is told by a pool"),
         ("[[liar]]\nwho = 'requester0'\nlie = 'values'", "liar 1: times is not there, so she lies in every task"),
+        ("[network]\nnodes = 2\n[[liar]]\nwho = 'requester0'\nlie = 'malformed'\ntimes = 1", "of 2 nodes the one that she"),
         ("[network]\nproviders = 0\n[[liar]]\nwho = 'pool0'\nlie = 'leak'", "without a provider there is nothing to leak"),
         ("[[liar]]\nwho = 'pool0'\nlie = 'leak'\ntimes = 1", "liar 1: times has no meaning for 'leak'"),
         ("[[liar]]\nwho = 'pool0'\nlie = 'count'\ntimes = 1\n" * 2, "liar names pool0 twice"),
