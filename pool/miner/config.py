@@ -37,6 +37,10 @@ class MinerConfig(RoleConfig):
     dp_noise: float = config.option(
         "Differential privacy: standard deviation of the noise in each parameter, in units of dp_clip.", default=0.0, low=0
     )
+    bought_mib: int = config.option(
+        "Most of the rows that pools bought for this miner, in MiB on the disk; in memory five times as much.",
+        default=512, low=1,
+    )  # fmt: skip
     start_delay_ms: int = config.option(
         "Wait before loading torch, so that miners on one host do not all at once.", default=0, low=0
     )

@@ -21,6 +21,7 @@ from core.errors import (
     MalformedError,
     MarketError,
     PoflError,
+    StorageError,
     UnavailableError,
 )
 from core.ids import AccountId, Digest, TaskId, short
@@ -54,6 +55,10 @@ WATCH_SECONDS: Final = 1.0
 ONLINE_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5.0
 LEAST_DELIVERY_SECONDS: Final = 5.0
+MOST_DELIVERY_SECONDS: Final = 86_400.0
+MOST_FETCHING: Final = 64
+"""Trades at once: as many as a pool keeps waiting for one member."""
+MOST_ANSWERING: Final = 256
 TORCH_THREADS: Final = 1
 REFUSED: Final = "refused-trades"
 """Folder with a file for each trade of which a row did not open: its rows are never asked for again (docs/adr/0107)."""
@@ -68,9 +73,12 @@ class Membership:
         self._clock = clock
         self._fleet: FleetMiner | None = None
         self._pool: AccountId | None = None
+        self._client: PoolClient | None = None
+        """While it is a member."""
         self._training: TrainOn | None = None
         self._fetching: dict[Digest, asyncio.Task[None]] = {}
-        self._bought = BoughtRows(role.cfg.data_dir / "bought")
+        self._bought = BoughtRows(role.cfg.data_dir / "bought", role.cfg.bought_mib << 20)
+        self._refused: set[Digest] = set()
         self._contributions = ContributionDesk(role.cfg.data_dir / "contributions", role.key, role.genesis.chain_id)
         self._answering: set[asyncio.Task[None]] = set()
         self.phase = "starting"
@@ -131,10 +139,11 @@ class Membership:
         )
         try:
             check_secrecy(self._role.cfg, joined)
-            self._pool = pool
+            self._pool, self._client = pool, client
             JOINS.inc()
             await self._train_and_fetch(client, join, ticket, private)
         finally:
+            self._client = None
             with contextlib.suppress(PoflError):
                 await client.leave(self._role.key, join)
 
@@ -170,18 +179,28 @@ class Membership:
                 self._training = assignment
                 log.info("training", task=assignment.task_id, deadline_ms=assignment.deadline_ms)
                 try:
-                    self._rows.expect(assignment.task_id, assignment.recipe)
+                    self._rows.expect(assignment.task_id, assignment.recipe, assignment.classes)
                 except MalformedError as error:
                     log.warning("no part in this task", task=assignment.task_id, reason=error.message)
                 continue
             if not isinstance(assignment, FetchRows):
+                if len(self._answering) >= MOST_ANSWERING:  # the stream waits too
+                    await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
                 answering = asyncio.create_task(self._contributions.take(join.pool, assignment, client))
                 self._answering.add(answering)
                 answering.add_done_callback(self._answering.discard)
                 continue
-            known = self._fetching.get(assignment.trade_id)
-            if not self._rows.has(assignment.trade_id) and (known is None or known.done()):
-                self._fetching[assignment.trade_id] = asyncio.create_task(self._fetch(client, assignment))
+            self._begin_fetch(join.pool, assignment)
+
+    def _begin_fetch(self, pool: AccountId, fetch: FetchRows) -> None:
+        """Unless its rows are here, or on their way. Goes on when the membership is over: rows come from the provider."""
+        self._fetching = {trade: task for trade, task in self._fetching.items() if not task.done()}
+        if self._rows.has(fetch.trade_id) or fetch.trade_id in self._fetching:
+            return
+        if len(self._fetching) >= MOST_FETCHING:
+            log.warning("bought rows are not fetched: too many others are", trade=fetch.trade_id, fetching=len(self._fetching))
+            return
+        self._fetching[fetch.trade_id] = asyncio.create_task(self._fetch(pool, fetch))
 
     async def _watch(self, fleet: FleetMiner) -> None:
         """Ends when the Flower client does."""
@@ -200,17 +219,23 @@ class Membership:
     # Bought rows
 
     async def _read_bought(self, pool: AccountId) -> None:
-        """What this pool bought for this miner before it was started. Raises StorageError."""
-        if not self._rows.begin(pool):
+        """What this pool bought for this miner before it was started."""
+        if pool == self._rows.pool:
             return
-        for kept in reversed(await asyncio.to_thread(lambda: list(self._bought.read(pool)))):
-            self._take(kept)
+        try:
+            kept = await asyncio.to_thread(lambda: list(self._bought.read(pool)))
+        except StorageError as error:
+            log.error("bought rows cannot be read", error=error)
+            kept = []
+        self._rows.begin(pool)
+        for delivery in reversed(kept):
+            self._take(pool, delivery)
         if self._rows.bought:
             log.info("rows bought before are here", rows=self._rows.bought, data_sets=len(self._rows.holds))
 
-    def _take(self, came: Delivery) -> None:
-        """Train on what came of a delivery, however much."""
-        if came.parts:
+    def _take(self, pool: AccountId, came: Delivery) -> None:
+        """Train on what came of a delivery, however much; not if another pool bought it than this miner is with now."""
+        if came.parts and pool == self._rows.pool:
             heading = came.heading
             try:
                 self._rows.add(
@@ -220,7 +245,18 @@ class Membership:
                 log.warning("bought rows are of no use", trade=came.trade_id, reason=error.message)
             BOUGHT.set(self._rows.bought)
 
-    async def _fetch(self, client: PoolClient, fetch: FetchRows) -> None:
+    async def _hand_in(self, pool: AccountId, receipt: ChunkReceipt) -> None:
+        """Over the present connection: a delivery outlives the one on which it was begun.
+
+        Raises UnavailableError while there is none, which is waited for, MarketError if the miner is another pool's now.
+        """
+        if self._pool != pool:
+            raise MarketError(f"pool {short(pool)} bought these rows, and this miner is not its member any more")
+        if self._client is None:
+            raise UnavailableError("the pool cannot be reached: no receipt is handed in now")
+        await self._client.hand_in(receipt)
+
+    async def _fetch(self, pool: AccountId, fetch: FetchRows) -> None:
         """Fetch this miner's share straight from the provider; failing costs the rows, nothing else."""
         channel: aio.Channel | None = None
         refused = self._role.cfg.data_dir / REFUSED / fetch.trade_id.hex()
@@ -233,31 +269,27 @@ class Membership:
             share = share_of(data_set, fetch.first_row, fetch.rows)
             if data_set.features != self._rows.features:
                 raise MalformedError(f"rows of {data_set.features} features, own rows have {self._rows.features}")
-            if refused.exists():
+            if fetch.trade_id in self._refused or refused.exists():
                 raise MarketError("a row of this trade did not open once; asked again, it would tell the provider our choices")
-            pool = self._pool
-            assert pool is not None
             session = marks.session_id(self._role.genesis.chain_id, fetch.provider, pool, fetch.data_root, self._role.account)
             marking = await asyncio.to_thread(marks.commit, fetch.marks_seed, session, share.marks)
-            left = max(LEAST_DELIVERY_SECONDS, (fetch.deadline_ms - self._clock.now_ms()) / 1000)
-
-            async def hand_in(receipt: ChunkReceipt) -> None:
-                await client.hand_in(receipt)
-
+            left = (fetch.deadline_ms - self._clock.now_ms()) / 1000
+            left = min(max(LEAST_DELIVERY_SECONDS, left), MOST_DELIVERY_SECONDS)
             heading = Heading(fetch.data_root, share.first, share.count, share.features, data_set.feature_scale_micro)
             came = await asyncio.to_thread(self._bought.open, pool, fetch.trade_id, heading)
             try:
                 await receive_rows(
-                    seller, self._role.genesis.chain_id, fetch.trade_id, self._role.key, share, marking, session, hand_in,
-                    timeout=left, parts=came.parts, keep=came.keep,
+                    seller, self._role.genesis.chain_id, fetch.trade_id, self._role.key, share, marking, session,
+                    partial(self._hand_in, pool), timeout=left, parts=came.parts, keep=came.keep,
                 )  # fmt: skip
                 await asyncio.to_thread(came.end)
             except CheatingError as error:
+                self._refused.add(fetch.trade_id)
                 await asyncio.to_thread(_refuse, refused, error.message)
                 raise
             finally:
                 came.close()
-                self._take(came)
+                self._take(pool, came)
         except PoflError as error:
             log.warning("bought rows did not come", trade=fetch.trade_id, provider=fetch.provider_endpoint, error=error)
         else:
@@ -276,8 +308,12 @@ def check_secrecy(cfg: MinerConfig, joined: Joined) -> None:
 
 
 def _refuse(path: Path, reason: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(reason + "\n", encoding="utf-8")
+    """Raises StorageError; then it is known until this process ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(reason + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot note in {path} that a row did not open: {error.strerror or error}") from None
 
 
 def warm_up(threads: int = TORCH_THREADS) -> None:

@@ -433,7 +433,7 @@ async def test_a_miner_killed_in_a_delivery_goes_on_from_its_disk(world: World, 
         try:
             await receive_rows(
                 market, world.kit.chain_id, deal.trade.trade_id, key("miner1"), share, *world.marks_of(deal, who), hand_in,
-                timeout=20, parts=kept.parts, keep=keep,
+                timeout=120, parts=kept.parts, keep=keep,
             )  # fmt: skip
             kept.end()
         finally:
@@ -443,9 +443,10 @@ async def test_a_miner_killed_in_a_delivery_goes_on_from_its_disk(world: World, 
     for kills_after in (0, 4, 9):
         with pytest.raises(StorageError):
             await attempt(kills_after)
-        assert [r.chunk for r in receipts] == list(range(kills_after)), "nothing is acknowledged that is not kept"
+        # A connection that breaks costs a receipt more, of a chunk that is kept.
+        assert [*dict.fromkeys(r.chunk for r in receipts)] == list(range(kills_after)), "nothing is acknowledged that is not kept"
     whole = await attempt(-1)
-    assert came == [r.chunk for r in receipts] == list(range(CHUNKS))
+    assert came == [*dict.fromkeys(r.chunk for r in receipts)] == list(range(CHUNKS))
     (kept,) = BoughtRows(world.folder / "bought").read(account("pool0"))
     assert kept.is_whole
     assert np.array_equal(kept.x, whole.x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from core.errors import MarketError
-from core.ids import MILLION
+from core.errors import LimitError, MarketError, StorageError, UnavailableError
+from core.ids import MILLION, Milliseconds
 from pool.learning.targets import TargetRows
-from pool.miner import bought
-from pool.miner.bought import BoughtRows, Delivery, Heading
+from pool.miner import member
+from pool.miner.bought import LEAST_FILE, BoughtRows, Delivery, Heading
 from pool.miner.member import Membership
 from pool.miner.rows import TrainingRows
+from services.rpc.convert_mining import FetchRows
 from tests.chainkit import account, key, some
 
 POOL = account("pool0")
@@ -60,7 +62,7 @@ def test_a_delivery_goes_on_behind_the_last_chunk_that_was_kept(tmp_path: Path) 
 
 def test_a_trade_is_of_the_same_rows_for_good(tmp_path: Path) -> None:
     deliver(tmp_path, range(1))
-    with pytest.raises(MarketError, match="now the pool names others"):
+    with pytest.raises(MarketError, match="now pool or provider name others"):
         BoughtRows(tmp_path).open(POOL, TRADE, replace(HEADING, first=31))
     assert numbers(BoughtRows(tmp_path).open(POOL, TRADE, HEADING)) == [0]
 
@@ -91,19 +93,82 @@ def test_any_damaged_byte_loses_no_more_than_this_trade(tmp_path: Path) -> None:
         assert numbers(BoughtRows(tmp_path).open(POOL, TRADE, HEADING))[-1] == 7
 
 
-def test_more_than_fits_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_fits_is_left_on_the_disk(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "middle", "old")):
         deliver(tmp_path, range(2), trade=some(name))
         os.utime(tmp_path / POOL.hex() / f"{some(name).hex()}.rows", (1000 - age, 1000 - age))
-    size = (tmp_path / POOL.hex() / f"{some('new').hex()}.rows").stat().st_size
-    monkeypatch.setattr(bought, "MOST_BYTES", 2 * size)
-    assert [each.trade_id for each in BoughtRows(tmp_path).read(POOL)] == [some("new"), some("middle")]
+    assert [each.trade_id for each in BoughtRows(tmp_path, 2 * LEAST_FILE).read(POOL)] == [some("new"), some("middle")]
     assert len(list((tmp_path / POOL.hex()).iterdir())) == 3
+
+
+def test_a_delivery_without_a_chunk_leaves_no_file(tmp_path: Path) -> None:
+    """Or whoever names trades could fill the disk with them."""
+    deliver(tmp_path, range(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rows_of_a_pool_are_bounded_and_so_are_those_on_their_way(tmp_path: Path) -> None:
+    store = BoughtRows(tmp_path, 3 * LEAST_FILE)
+    with pytest.raises(LimitError, match="bought_mib"):
+        store.open(POOL, TRADE, replace(HEADING, rows=3 * LEAST_FILE))
+    deliver(tmp_path, range(10), end=True)
+    first, second = (store.open(POOL, some(name), HEADING) for name in ("first", "second"))
+    with pytest.raises(LimitError, match="bought_mib"):
+        store.open(POOL, some("third"), HEADING)
+    first.close()
+    third = store.open(POOL, some("third"), HEADING)
+    for each in (second, third):
+        for number in range(10):
+            each.keep(*chunk(number))
+        each.close()
+    with pytest.raises(LimitError, match="bought_mib"):
+        store.open(POOL, some("fourth"), HEADING)
+    again = store.open(POOL, TRADE, HEADING)  # is counted once
+    assert again.is_whole
+    again.close()
+    assert len(list(store.read(POOL))) == 3
+
+
+def test_rows_of_other_pools_make_room_oldest_first(tmp_path: Path) -> None:
+    """A pool that changes its account, or many of them, take no more together; a promise of rows alone removes none."""
+    deliver(tmp_path, range(10), end=True)
+    deliver(tmp_path, range(10), trade=some("newer"), end=True)
+    os.utime(tmp_path / POOL.hex() / f"{TRADE.hex()}.rows", (1000, 1000))
+    store = BoughtRows(tmp_path, 2 * LEAST_FILE)
+    other = store.open(account("pool1"), some("its"), HEADING)
+    assert len(list(store.read(POOL))) == 2
+    other.keep(*chunk(0))
+    assert [each.trade_id for each in store.read(POOL)] == [some("newer")]
+    other.keep(*chunk(1))
+    other.close()
+    assert [numbers(each) for each in store.read(account("pool1"))] == [[0, 1]]
+    second = store.open(account("pool1"), some("second"), HEADING)
+    second.keep(*chunk(0))
+    second.close()
+    assert [folder.name for folder in tmp_path.iterdir()] == [account("pool1").hex()]
+
+
+def test_a_delivery_that_ended_writes_nothing_any_more(tmp_path: Path) -> None:
+    """A write that waits for its thread while the delivery's time ends would come between those of the next try."""
+    came = BoughtRows(tmp_path).open(POOL, TRADE, HEADING)
+    came.close()
+    with pytest.raises(StorageError):
+        came.keep(*chunk(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_keeps_no_other_rows_away(tmp_path: Path) -> None:
+    deliver(tmp_path, range(10), end=True)
+    (tmp_path / POOL.hex() / f"{some('folder').hex()}.rows").mkdir()
+    (tmp_path / POOL.hex() / f"{some('gone').hex()}.rows").symlink_to(tmp_path / "nowhere")
+    assert [each.trade_id for each in BoughtRows(tmp_path).read(POOL)] == [TRADE]
+    deliver(tmp_path, range(1), trade=some("scale"), heading=replace(HEADING, feature_scale_micro=0))
+    assert [each.trade_id for each in BoughtRows(tmp_path).read(POOL)] == [TRADE]
 
 
 def miner(folder: Path, features: int = 2) -> Membership:
     role = SimpleNamespace(
-        cfg=SimpleNamespace(data_dir=folder), tls=None, identity=SimpleNamespace(caller=None), key=key("miner0"),
+        cfg=SimpleNamespace(data_dir=folder, bought_mib=64), tls=None, identity=SimpleNamespace(caller=None), key=key("miner0"),
         account=account("miner0"), genesis=SimpleNamespace(chain_id=some("chain")),
     )  # fmt: skip
     own = TargetRows(np.zeros((5, features), np.float32), np.zeros(5))
@@ -132,3 +197,64 @@ async def test_bought_rows_of_another_width_are_left_out(tmp_path: Path) -> None
     again = miner(tmp_path, features=3)
     await again._read_bought(POOL)
     assert (again._rows.bought, again._rows.holds) == (0, ())
+
+
+async def test_receipts_are_handed_in_over_the_connection_that_there_is(tmp_path: Path) -> None:
+    """A delivery outlives the connection to the pool on which it was begun, and is not another pool's."""
+    got: list[object] = []
+
+    class Client:
+        async def hand_in(self, receipt: object) -> None:
+            got.append(receipt)
+
+    mine, receipt = miner(tmp_path), cast(Any, "receipt")
+    mine._pool = POOL
+    with pytest.raises(UnavailableError):
+        await mine._hand_in(POOL, receipt)
+    mine._client = cast(Any, Client())
+    await mine._hand_in(POOL, receipt)
+    assert got == ["receipt"]
+    mine._pool = account("pool1")
+    with pytest.raises(MarketError, match="not its member"):
+        await mine._hand_in(POOL, receipt)
+
+
+async def test_what_one_pool_bought_is_not_trained_on_for_the_next(tmp_path: Path) -> None:
+    """Though its delivery ends only when the miner is that one's member."""
+    mine = miner(tmp_path)
+    await mine._read_bought(POOL)
+    came = BoughtRows(tmp_path / "bought").open(POOL, TRADE, HEADING)
+    came.keep(*chunk(0))
+    came.parts.append(chunk(0))
+    came.close()
+    await mine._read_bought(account("pool1"))
+    mine._take(POOL, came)
+    assert mine._rows.bought == 0
+    await mine._read_bought(POOL)
+    assert mine._rows.bought == 2
+
+
+async def test_a_pool_cannot_make_a_miner_fetch_any_number_of_trades(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = miner(tmp_path)
+    done, asked = asyncio.Event(), []
+
+    async def fetch(_: object, pool: object, one: FetchRows) -> None:
+        asked.append(one.trade_id)
+        await done.wait()
+
+    monkeypatch.setattr(member.Membership, "_fetch", fetch)
+    trades = [some(f"trade {number}") for number in range(2 * member.MOST_FETCHING)]
+    for trade in [*trades, *trades[:3]]:
+        mine._begin_fetch(
+            POOL, FetchRows(trade, some("rows"), "127.0.0.1:9", account("provider"), 10, 0, 30, Milliseconds(1), bytes(32))
+        )
+    await asyncio.sleep(0)
+    assert asked == trades[: member.MOST_FETCHING]
+    done.set()
+    await asyncio.gather(*mine._fetching.values())
+    mine._begin_fetch(
+        POOL, FetchRows(trades[-1], some("rows"), "127.0.0.1:9", account("provider"), 10, 0, 30, Milliseconds(1), bytes(32))
+    )
+    await asyncio.sleep(0)
+    assert asked[-1] == trades[-1]
+    assert len(mine._fetching) == 1, "what ended is forgotten"

@@ -24,6 +24,7 @@ FETCH = FetchRows(some("trade"), some("rows"), "127.0.0.1:9", account("provider"
 
 class Rows:
     features, bought, own = 4, 0, 5
+    pool = account("pool0")
 
     def add(self, trade_id: Digest, data_root: Digest, first: int, x: Any, y: Any, scale: int, is_whole: bool) -> None:
         self.bought += len(y)
@@ -40,7 +41,7 @@ class Seller:
 
 def miner(folder: Path, rows: Rows) -> Membership:
     role = SimpleNamespace(
-        cfg=SimpleNamespace(data_dir=folder), tls=None, identity=SimpleNamespace(caller=None), key=key("miner0"),
+        cfg=SimpleNamespace(data_dir=folder, bought_mib=64), tls=None, identity=SimpleNamespace(caller=None), key=key("miner0"),
         account=account("miner0"), genesis=SimpleNamespace(chain_id=some("chain")),
     )  # fmt: skip
     made = Membership(cast(Any, role), cast(Any, rows), cast(Any, SimpleNamespace(now_ms=lambda: 0)))
@@ -76,7 +77,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 async def test_the_choices_are_those_of_the_pools_seed(tmp_path: Path, tries: list[Any]) -> None:
     tries.append(None)
     rows = Rows()
-    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    await miner(tmp_path, rows)._fetch(account("pool0"), FETCH)
     session = marks.session_id(some("chain"), account("provider"), account("pool0"), some("rows"), account("miner0"))
     assert tries == [(marks.commit(b"s" * 32, session, marks.mark_count(30)), session)]
     assert rows.bought == 30
@@ -86,20 +87,20 @@ async def test_after_a_row_that_does_not_open_the_trade_is_given_up_for_good(tmp
     """Whether a spoiled row opens depends on the choice: each further try would tell the provider one more."""
     rows = Rows()
     tries.append(CheatingError("row 3 is none of its two variants"))
-    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    await miner(tmp_path, rows)._fetch(account("pool0"), FETCH)
     assert rows.bought == 12, "what opened and is paid for is of use"
     rows.bought = 0
     assert (tmp_path / REFUSED / FETCH.trade_id.hex()).read_text().startswith("row 3")
     tries.clear()
-    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)  # another process, after a restart
+    await miner(tmp_path, rows)._fetch(account("pool0"), FETCH)  # another process, after a restart
     assert (tries, rows.bought) == ([], 0)
 
 
 async def test_a_broken_connection_is_no_reason_to_give_up(tmp_path: Path, tries: list[Any]) -> None:
     rows = Rows()
     tries.append(DeadlineError("not in time"))
-    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)
+    await miner(tmp_path, rows)._fetch(account("pool0"), FETCH)
     assert rows.bought == 12
     tries[:], rows.bought = [None], 0
-    await miner(tmp_path, rows)._fetch(cast(Any, None), FETCH)  # another process: four chunks are on the disk
+    await miner(tmp_path, rows)._fetch(account("pool0"), FETCH)  # another process: four chunks are on the disk
     assert rows.bought == 30
