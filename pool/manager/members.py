@@ -264,6 +264,14 @@ class Members:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), LOOK_AGAIN_S)
 
+    def missing(self, features: int, count: int) -> str:
+        """What `wait_ready` waits for, in words."""
+        ready, online = len(self.counted_for(features)), len(self.online_for(features))
+        said = f"{ready} members with rows of {features} features attend, {count} are needed"
+        if ready >= count:
+            return f"{said}, and the Flower clients of fewer are connected"
+        return said + (f"; {online - ready} more sent no update when they were last asked" if online > ready else "")
+
     def note_round(self, heard: Collection[bytes], silent: Collection[bytes]) -> None:
         """Who sent a usable update in a round of training, and who was asked and sent none, by Flower keys."""
         now = self._clock.now_ms()

@@ -159,17 +159,16 @@ class Season:
             log.info("too late for the task", task=self._task_id, phase=view.phase.name.lower())
             return False
         features, least = view.spec.features, max(pool.cfg.min_miners, pool.cfg.training.least_miners)
-        reason = ""
+        reason, is_ready = "", False
         bond = Amount(max(pool.cfg.bond, view.min_pool_bond))
         try:
             async with asyncio.timeout(pool.seconds_until(windows.entry_close_ms)):
                 await pool.members.wait_ready(features, least)
+                is_ready = True
                 await self._send(EnterTask(self._task_id, bond, pool.endpoint), windows.entry_close_ms)
         except TimeoutError:
-            ready, online = (len(them(features)) for them in (pool.members.counted_for, pool.members.online_for))
-            reason = f"entry closes, {ready} members with rows of {features} features are ready, {least} are needed"
-            if online > ready:
-                reason += f"; {online - ready} more attend and sent no update when they were last asked"
+            waits = "the entry is in no block yet" if is_ready else pool.members.missing(features, least)
+            reason = f"entry closes, {waits}"
         except PoflError as error:
             reason = error.message
         if reason:

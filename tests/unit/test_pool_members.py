@@ -334,6 +334,8 @@ async def test_who_attends_and_never_connects_is_not_waited_for_as_if_it_did(mon
         enrolment.is_down = False
         await asyncio.sleep(0.05)
         assert not waiting.done()
+        assert group.missing(64, 2).endswith("2 are needed, and the Flower clients of fewer are connected")
+        assert group.missing(64, 3) == "2 members with rows of 64 features attend, 3 are needed"
         await asyncio.wait_for(group.wait_ready(64, 1), 60)
         enrolment.away = ()
         await asyncio.wait_for(waiting, 60)
@@ -359,6 +361,7 @@ async def test_who_is_asked_and_sends_nothing_is_not_counted_on_until_it_answers
         assert set(group.counted_for(64)) == {ann, bob}
         rounds(1, 0)
         assert group.counted_for(64) == (ann,)
+        assert group.missing(64, 2).endswith("attend, 2 are needed; 1 more sent no update when they were last asked")
         assert set(group.online_for(64)) == {ann, bob}, "it is a member, and is asked on"
         assert len(group.roster(64)) == 2
         group.note_round({key_of(2)}, ())

@@ -38,7 +38,8 @@ class Probe(Season):
         pool: Any = SimpleNamespace(
             cfg=cfg, account=OWN, chain_id=CHAIN, board=self.board, clock=Clock(), validators=VALIDATORS,
             blobs=SimpleNamespace(delete=lambda _: None), role=SimpleNamespace(genesis=SimpleNamespace(params=ChainParams())),
-            members=SimpleNamespace(online=(), online_for=lambda _: (), counted_for=lambda _: ()), seconds_until=lambda _: 0.05,
+            members=SimpleNamespace(online=(), missing=lambda features, count: f"{count} of {features} features are missing"),
+            seconds_until=lambda _: 0.05, endpoint="pool:1",
         )  # fmt: skip
         super().__init__(pool, feed)
         self.working = asyncio.Event()
@@ -121,6 +122,36 @@ async def test_without_members_for_the_task_no_bond_is_locked(tmp_path: Path) ->
         await running
     assert season.sent == []
     assert not season.working.is_set()
+
+
+@pytest.mark.parametrize("is_ready", [False, True])
+async def test_why_a_pool_did_not_enter_is_what_it_waited_for(
+    tmp_path: Path, is_ready: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Members that are all ready are no reason: then it was the transaction that came into no block."""
+    feed = TaskFeed(task(TaskPhase.ENTRY))
+    season = Probe(tmp_path, feed)
+    sending = asyncio.Event()
+
+    async def wait_ready(features: int, count: int) -> None:
+        if not is_ready:
+            await asyncio.Event().wait()
+
+    async def never(payload: Any, close_ms: Milliseconds) -> None:
+        sending.set()
+        await asyncio.Event().wait()
+
+    season._pool.members.wait_ready = wait_ready  # type: ignore[method-assign]
+    season._send = never  # type: ignore[method-assign]
+    running = asyncio.create_task(season.run())
+    await asyncio.sleep(0.2)
+    feed.update(task(TaskPhase.TRAINING))
+    async with asyncio.timeout(60):
+        await running
+    assert sending.is_set() is is_ready
+    reason = "the entry is in no block yet" if is_ready else "1 of 64 features are missing"
+    told = [str(vars(record)) for record in caplog.records if "did not enter" in record.getMessage()]
+    assert [reason in each for each in told] == [True]
 
 
 async def test_a_pool_that_fails_says_why_and_waits_for_the_next_task(tmp_path: Path) -> None:
