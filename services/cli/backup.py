@@ -20,7 +20,6 @@ import stat
 import tarfile
 import tempfile
 import time
-import tomllib
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,6 +33,7 @@ from core.errors import ConfigError, CorruptError, LimitError, LockedError, Malf
 from services.cli.connection import TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json
+from services.cli.process_files import process_table
 from services.rpc.admin import program_version
 from services.rpc.tls import TlsFiles, identity_of
 from services.runtime.durable import sync_folder
@@ -240,12 +240,7 @@ async def _highest(nodes: list[str], tls: Path | None) -> int:
 
 def _read_home(folder: Path) -> _Home:
     path = folder / "config.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}: give the folder of one process") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    table = process_table(folder)
     tls = table.get("tls", {})
     inside = {}
     for key, value in (("data_dir", table.get("data_dir")), ("key", table.get("key")), ("tls.key", tls.get("key"))):

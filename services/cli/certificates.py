@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from core.errors import ConfigError
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json
+from services.cli.process_files import process_table
 from services.rpc import tls
 from services.rpc.scopes import Scope
 from services.runtime.durable import write_private
@@ -75,11 +75,16 @@ async def issue_user(
 
     Example: pofl keys issue-user dashboards --authority net/ca --scope read
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty: choose another folder, or remove it")
     scopes = frozenset(each.value for each in scope or [Scope.READ])
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    tls.issue(tls.load_authority(authority), "user", name, [], None, scopes).write(out)
+    # First: what goes wrong leaves no folder behind.
+    issued = tls.issue(tls.load_authority(authority), "user", name, [], None, scopes)
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"{out} is not empty: choose another folder, or remove it")
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        issued.write(out)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror or error}") from None
     if as_json:
         emit_json({"folder": out, "name": name, "scopes": sorted(scopes)})
     else:
@@ -87,11 +92,7 @@ async def issue_user(
 
 
 def _files(folder: Path) -> tls.TlsFiles:
-    path = folder / "config.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("tls", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+    path, table = folder / "config.toml", process_table(folder).get("tls", {})
     missing = [name for name in ("ca", "cert", "key") if name not in table]
     if missing:
         raise ConfigError(f"{path} does not set tls.{missing[0]}")

@@ -11,7 +11,6 @@ import re
 import sys
 import tarfile
 import time
-import tomllib
 from collections.abc import Awaitable, Callable
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +27,7 @@ from core.params import PROTOCOL_VERSION
 from services.cli.connection import TlsOption, network
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, plain
+from services.cli.process_files import process_table
 from services.rpc.admin import program_version
 from services.rpc.channel import call
 from services.rpc.server import is_loopback
@@ -41,6 +41,8 @@ LOG_BYTES: Final = 512 * 1024
 SECONDS: Final = 5.0
 PACKAGES: Final = ("pofl", "grpcio", "protobuf", "cryptography", "numpy", "plyvel", "tenseal", "flwr", "torch")
 MAX_SECRET_FILE: Final = 4096
+MIN_TOKEN: Final = 8
+"""Characters of a token that is looked for in what is written; shorter ones are words."""
 _SECRET_KEY: Final = re.compile(r"secret|password|passphrase|token|seed|private", re.IGNORECASE)
 
 
@@ -76,7 +78,7 @@ async def dump(
         await parts.take("config.toml", lambda: _done(_config(home)))
         await parts.take("files.json", lambda: _done(_sizes(home)))
         await parts.take("log.txt", lambda: _done(_log_end(home, log)))
-        admin = str(_table(home).get("admin_listen", ""))
+        admin = str(process_table(home).get("admin_listen", ""))
         if admin and not admin.endswith(":0"):
             await _ask_operator(parts, admin)
     if node is not None:
@@ -133,16 +135,9 @@ def _home(folder: Path) -> Path:
     raise ConfigError(f"neither {folder} nor the folder around it has a config.toml: give a process's folder")
 
 
-def _table(home: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads((home / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {home / 'config.toml'}: {error}") from None
-
-
 def _config(home: Path) -> str:
     """As it is written, less comments and the values of keys that may hold a secret."""
-    return "\n".join(_lines(_table(home), ())) + "\n"
+    return "\n".join(_lines(process_table(home), ())) + "\n"
 
 
 def _lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
@@ -151,8 +146,17 @@ def _lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
         if isinstance(value, dict):
             lines += ["", f"[{'.'.join((*path, key))}]", *_lines(value, (*path, key))]
         else:
-            lines.append(f"{key} = {'(secret)' if _SECRET_KEY.search(key) else json.dumps(value, default=str)}")
+            lines.append(f"{key} = {'(secret)' if _SECRET_KEY.search(key) else json.dumps(_shown(value), default=str)}")
     return lines
+
+
+def _shown(value: object) -> object:
+    """Without the secrets of tables inside lists, and the passwords of addresses."""
+    if isinstance(value, dict):
+        return {key: "(secret)" if _SECRET_KEY.search(key) else _shown(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    return re.sub(r"(?<=://)[^/@]*@", "(secret)@", value) if isinstance(value, str) else value
 
 
 def _sizes(home: Path) -> dict[str, object]:
@@ -168,7 +172,7 @@ def _sizes(home: Path) -> dict[str, object]:
 
 
 def _log_end(home: Path, given: Path | None) -> str:
-    named = _table(home).get("log", {}).get("file")
+    named = process_table(home).get("log", {}).get("file")
     choices = [given] if given is not None else [home / str(named)] if named else [home.parent / "logs" / f"{home.name}.log"]
     path = choices[0]
     assert path is not None
@@ -224,9 +228,9 @@ async def _ask_node(parts: _Parts, target: str, tls: Path | None) -> None:
 
 
 def _secrets(home: Path) -> list[bytes]:
-    """Content of the process's key files, in the forms in which it could have come into a text."""
+    """Content of the process's key files, in the forms in which it could come into a text, and tokens of its configuration."""
     found: list[bytes] = []
-    table = _table(home)
+    table = process_table(home)
     named = {(home / str(name)).resolve() for name in (table.get("key"), table.get("tls", {}).get("key")) if name}
     for path in {*home.rglob("*"), *named}:
         if path.suffix in (".key", ".seed") or "secret" in path.name or path.resolve() in named:
@@ -238,14 +242,29 @@ def _secrets(home: Path) -> list[bytes]:
                 *(line for line in data.split(b"\n") if len(line) >= 32 and b"-----" not in line),
                 data.hex().encode(),
             ]
-    return [secret for secret in found if len(secret) >= 16]
+    return [*(secret for secret in found if len(secret) >= 16), *_hidden(table, is_secret=False)]
+
+
+def _hidden(value: object, *, is_secret: bool) -> list[bytes]:
+    """Texts of a configuration that are not shown, less the names of files."""
+    if isinstance(value, dict):
+        return [
+            secret
+            for key, inner in value.items()
+            for secret in _hidden(inner, is_secret=is_secret or (bool(_SECRET_KEY.search(key)) and not key.endswith("file")))
+        ]
+    if isinstance(value, list):
+        return [secret for inner in value for secret in _hidden(inner, is_secret=is_secret)]
+    return [value.encode()] if is_secret and isinstance(value, str) and len(value) >= MIN_TOKEN else []
 
 
 def _write(out: Path, files: dict[str, str], secrets: list[bytes]) -> None:
     """Raises ConfigError: a key of this process is in what would be written."""
     for name, text in files.items():
         if any(secret in text.encode() for secret in secrets):
-            raise ConfigError(f"{name} would hold a private key of this process: nothing was written. Look where it came from")
+            raise ConfigError(
+                f"{name} would hold a private key or a token of this process: nothing was written. Look where it came from"
+            )
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb") as packed,

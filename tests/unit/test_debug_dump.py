@@ -60,12 +60,12 @@ def test_what_is_in_it_and_what_never(home: Path, tmp_path: Path, inner: str) ->
     assert (tmp_path / "r.tar.gz").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("leak", [SEED, SEED[:64]])
-def test_a_key_that_came_into_a_log_stops_it(home: Path, tmp_path: Path, leak: str) -> None:
+@pytest.mark.parametrize("leak", [SEED, SEED[:64], "tok-1234567890", PASSPHRASE])
+def test_a_secret_that_came_into_a_log_stops_it(home: Path, tmp_path: Path, leak: str) -> None:
     (tmp_path / "net" / "logs" / "node0.log").write_text(f"seed is {leak}\n")
     code, said = run("--data-dir", home, "--out", tmp_path / "r.tar.gz")
     assert code == 2
-    assert "log.txt would hold a private key" in said
+    assert "log.txt would hold a private key or a token" in said
     assert leak not in said
     assert not (tmp_path / "r.tar.gz").exists()
 
@@ -81,3 +81,14 @@ def test_it_says_what_to_give(home: Path, tmp_path: Path) -> None:
     assert "config.toml" in run("--data-dir", tmp_path, "--out", tmp_path / "r.tar.gz")[1]
     (tmp_path / "r.tar.gz").write_text("")
     assert "exists" in run("--data-dir", home, "--out", tmp_path / "r.tar.gz")[1]
+
+
+def test_secrets_inside_lists_and_addresses_are_not_shown(home: Path, tmp_path: Path) -> None:
+    with (home / "config.toml").open("a") as file:
+        file.write('url = "https://me:hunter22@host/path"\n[[guests]]\nname = "guest"\ntoken = "tok-0987654321"\n')
+    assert run("--data-dir", home, "--out", tmp_path / "r.tar.gz")[0] == 0
+    config = parts(tmp_path / "r.tar.gz")["config.toml"]
+    assert '"name": "guest"' in config
+    assert "https://(secret)@host/path" in config
+    assert "tok-0987654321" not in config
+    assert "hunter22" not in config
