@@ -14,7 +14,7 @@ RUN python3 -m venv --without-pip /opt/pofl
 WORKDIR /build
 # These two and the list decide what is installed: a change of the code leaves the layers below as they are.
 COPY constraints.txt pyproject.toml tools/requirements.py ./
-RUN python3 requirements.py pyproject.toml > roles.txt && python3 requirements.py pyproject.toml train data > train.txt
+RUN python3 requirements.py pyproject.toml tracing > roles.txt && python3 requirements.py pyproject.toml train data tracing > train.txt
 
 FROM build AS roles-packages
 RUN pip --python /opt/pofl/bin/python install --only-binary :all: --constraint constraints.txt --requirement roles.txt

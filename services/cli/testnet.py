@@ -16,7 +16,7 @@ from services.cli.connection import TESTNETS, NetOption, newest_testnet
 from services.cli.errors import runs
 from services.cli.output import MOST_NUMBER, JsonOption, console, emit_json
 from services.cli.testnet_docker import Wishes, up_in_containers
-from services.testnet.bundles import is_made, make_bundles
+from services.testnet.bundles import check_shape, is_made, make_bundles
 from services.testnet.compose import TASKS, compose_file
 from services.testnet.data import OwnData
 from services.testnet.invite import ROLES, default_name
@@ -95,6 +95,7 @@ async def init(
         console.print(f"or one:            pofl run node --config {out}/node0/config.toml")
         return
     if once and is_made(out):
+        check_shape(out, shape)
         console.print(f"{out} holds a network: left as it is", highlight=False)
         return
     places = containers if hosts is None else on_hosts(read_hosts(hosts))

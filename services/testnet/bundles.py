@@ -25,10 +25,10 @@ from typing import Final
 
 from core.errors import ConfigError
 from services.testnet.data import OwnData
-from services.testnet.layout import MODULES, Layout, Member, Places, Shape, make_layout
+from services.testnet.layout import MODULES, Layout, Member, Places, Shape, load_layout, make_layout
 from services.testnet.supervisor import ProcessSpec
 
-__all__ = ["BUNDLE", "Bundle", "is_made", "make_bundles", "read_bundle", "write_start"]
+__all__ = ["BUNDLE", "Bundle", "check_shape", "is_made", "make_bundles", "read_bundle", "write_start"]
 
 BUNDLE: Final = "bundle.json"
 CONFIG: Final = "config.toml"
@@ -128,6 +128,20 @@ def make_bundles(out: Path, shape: Shape, places: Places, data: OwnData | None =
 def is_made(out: Path) -> bool:
     """Whether `make_bundles` came to its end here before."""
     return (out / OPERATOR / "testnet.json").is_file()
+
+
+def check_shape(out: Path, shape: Shape) -> None:
+    """That the network made here has the processes of ``shape``. Raises ConfigError: others would start without any files."""
+    made = load_layout(out / OPERATOR).shape
+    if (made.nodes, made.pools, made.miners) != (shape.nodes, shape.pools, shape.miners):
+        raise ConfigError(
+            f"{out} holds a network of {_said(made)}, not of {_said(shape)}: go back to that shape, or remove the network and "
+            "all that it stored (`docker compose down -v`)"
+        )
+
+
+def _said(shape: Shape) -> str:
+    return f"--nodes {shape.nodes} --pools {shape.pools} --miners {shape.miners}"
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -53,6 +53,9 @@ x-process: &process
   security_opt: ["no-new-privileges:true"]
   stop_grace_period: 20s
   pids_limit: 256
+  environment:
+    # A collector of traces that containers reach; none where empty (docs/operations.md).
+    OTEL_EXPORTER_OTLP_ENDPOINT: ${{OTEL_EXPORTER_OTLP_ENDPOINT:-}}
   healthcheck: &health
     # grpc.health.v1 at the process's own port on loopback. A check waits until the process is ready for the first time; later
     # ones rest before they ask: the interval is not what it seems (docs/adr/0150).
@@ -89,7 +92,7 @@ services:
     user: "0:0"
     network_mode: none
     read_only: true
-    tmpfs: [/tmp]
+    tmpfs: [/tmp, /pofl]  # the image wants a volume there, and one without a name would be left behind
     cap_drop: [ALL]
     cap_add: [CHOWN, DAC_OVERRIDE]
     security_opt: ["no-new-privileges:true"]

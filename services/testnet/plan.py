@@ -160,6 +160,7 @@ def options(plan: Plan, container: Container) -> dict[str, object]:
     if container.is_init:
         # Root with two capabilities, without a network: it gives each volume to the user of the images.
         given |= {
+            "tmpfs": {"/tmp": "", "/pofl": ""},  # noqa: S108 - the image wants a volume at /pofl; this one is not left behind
             "user": "0:0",
             "network_mode": "none",
             "cap_add": ["CHOWN", "DAC_OVERRIDE"],

@@ -87,6 +87,23 @@ def test_only_what_users_call_is_published_and_on_loopback(compose: dict[str, An
         assert all(re.fullmatch(r"\$\{TESTNET_BIND:-127\.0\.0\.1\}:71\d\d:7000", port) for port in ports)
 
 
+def test_nothing_is_left_that_has_no_name(compose: dict[str, Any]) -> None:
+    """The image wants a volume at /pofl: where none of ours is mounted the engine would make one, and `down` leave it."""
+    assert "VOLUME /pofl" in DOCKERFILE
+    ours = [name for name in compose["services"] if name not in WATCH]
+    for name in ours:
+        service = compose["services"][name]
+        at = [volume.split(":")[1] for volume in service["volumes"]] + service["tmpfs"]
+        assert "/pofl" in at, name
+
+
+def test_traces_can_be_switched_on(compose: dict[str, Any]) -> None:
+    for name, service in processes(compose).items():
+        assert service["environment"] == {"OTEL_EXPORTER_OTLP_ENDPOINT": "${OTEL_EXPORTER_OTLP_ENDPOINT:-}"}, name
+    assert "pyproject.toml tracing > roles.txt" in DOCKERFILE
+    assert "pyproject.toml train data tracing > train.txt" in DOCKERFILE
+
+
 def test_a_process_mounts_its_own_volume_only(compose: dict[str, Any]) -> None:
     for name, service in processes(compose).items():
         assert service["volumes"] == [f"{name}:/pofl"]

@@ -184,10 +184,16 @@ def test_init_makes_a_network_once(boxed: tuple[Path, Layout]) -> None:
     assert is_made(out)
     with pytest.raises(ConfigError, match="holds a network already"):
         make_bundles(out, SHAPE, containers)
-    again = CliRunner().invoke(app, ["testnet", "init", "--compose", "--once", "--out", str(out)])
+    words = ["testnet", "init", "--compose", "--once", "--out", str(out), "--nodes", "2", "--pools", "1"]
+    again = CliRunner().invoke(app, [*words, "--miners", "2"])
     assert again.exit_code == 0
     assert "left as it is" in again.output
     assert load_layout(out / "user").genesis == layout.genesis
+    # A compose file of another shape on the same volumes: its further processes would find no files.
+    other = CliRunner().invoke(app, [*words, "--miners", "3"])
+    assert other.exit_code == 2
+    assert "holds a network of --nodes 2 --pools 1 --miners 2, not of --nodes 2 --pools 1 --miners 3" in other.stderr
+    assert "docker compose down -v" in other.stderr
 
 
 def test_an_init_that_was_cut_off_is_done_again_as_a_whole(tmp_path: Path) -> None:
