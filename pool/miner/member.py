@@ -62,6 +62,8 @@ MOST_ANSWERING: Final = 256
 TORCH_THREADS: Final = 1
 REFUSED: Final = "refused-trades"
 """Folder with a file for each trade of which a row did not open: its rows are never asked for again (docs/adr/0107)."""
+MOST_REFUSED: Final = 1_024
+"""Files in it, the newest: who names trades and sells them could make any number, and knows the choices anyway."""
 
 
 class Membership:
@@ -78,7 +80,7 @@ class Membership:
         self._training: TrainOn | None = None
         self._fetching: dict[Digest, asyncio.Task[None]] = {}
         self._bought = BoughtRows(role.cfg.data_dir / "bought", role.cfg.bought_mib << 20)
-        self._refused: set[Digest] = set()
+        self._refused: dict[Digest, None] = {}
         self._contributions = ContributionDesk(role.cfg.data_dir / "contributions", role.key, role.genesis.chain_id)
         self._answering: set[asyncio.Task[None]] = set()
         self.phase = "starting"
@@ -284,7 +286,9 @@ class Membership:
                 )  # fmt: skip
                 await asyncio.to_thread(came.end)
             except CheatingError as error:
-                self._refused.add(fetch.trade_id)
+                self._refused[fetch.trade_id] = None  # at once, and even if the disk is full
+                while len(self._refused) > MOST_REFUSED:
+                    del self._refused[next(iter(self._refused))]
                 await asyncio.to_thread(_refuse, refused, error.message)
                 raise
             finally:
@@ -312,6 +316,9 @@ def _refuse(path: Path, reason: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(reason + "\n", encoding="utf-8")
+        oldest_first = sorted(path.parent.iterdir(), key=lambda known: known.stat().st_mtime_ns)
+        for known in oldest_first[:-MOST_REFUSED]:
+            known.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot note in {path} that a row did not open: {error.strerror or error}") from None
 

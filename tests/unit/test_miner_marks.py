@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -104,3 +105,27 @@ async def test_a_broken_connection_is_no_reason_to_give_up(tmp_path: Path, tries
     tries[:], rows.bought = [None], 0
     await miner(tmp_path, rows)._fetch(account("pool0"), FETCH)  # another process: four chunks are on the disk
     assert rows.bought == 30
+
+
+async def test_a_refusal_that_cannot_be_written_down_holds_while_the_process_runs(tmp_path: Path, tries: list[Any]) -> None:
+    """A full disk is no reason to tell the provider more."""
+    (tmp_path / REFUSED).write_text("no folder can be made here")
+    rows = Rows()
+    asked = miner(tmp_path, rows)
+    tries.append(CheatingError("row 3 is none of its two variants"))
+    await asked._fetch(account("pool0"), FETCH)
+    tries.clear()
+    rows.bought = 0
+    await asked._fetch(account("pool0"), FETCH)
+    assert (tries, rows.bought) == ([], 0)
+
+
+async def test_refusals_are_bounded(tmp_path: Path, tries: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member, "MOST_REFUSED", 2)
+    asked = miner(tmp_path, Rows())
+    for number in range(4):
+        tries[:] = [CheatingError("row 3 is none of its two variants")]
+        await asked._fetch(account("pool0"), replace(FETCH, trade_id=some(f"trade {number}")))
+    kept = {path.name for path in (tmp_path / REFUSED).iterdir()}
+    assert len(kept) == len(asked._refused) == 2
+    assert some("trade 3").hex() in kept
