@@ -22,8 +22,9 @@ from services.rpc.server import is_loopback
 from services.rpc.tls import TlsFiles
 from services.runtime.address import host_and_port
 from services.testnet.layout import Layout, load_layout
+from services.testnet.plan import load_settings
 
-__all__ = ["Connection", "GenesisOption", "NetOption", "NodeOption", "TlsOption", "network"]
+__all__ = ["Connection", "GenesisOption", "NetOption", "NodeOption", "TlsOption", "elsewhere", "network"]
 
 NetOption = Annotated[
     Path | None,
@@ -118,6 +119,14 @@ class Connection:
         return self.layout.name_of(account) if self.layout is not None else account.hex()[:8]
 
 
+def elsewhere(folder: Path) -> str:
+    """What to do about processes that do not answer, of a folder that only lists them."""
+    return (
+        f"the processes of {folder} run elsewhere, by `pofl join` or `docker compose up`: see that they are up; from outside "
+        f"their containers name an address, as --node 127.0.0.1:7100 --tls {folder}/user/tls"
+    )
+
+
 @asynccontextmanager
 async def network(
     net: Path | None, node: list[str] | None, tls: Path | None, genesis: Path | None = None
@@ -160,6 +169,8 @@ async def network(
                 raise UnavailableError(f"{error.message}; a node that speaks TLS takes no call without --tls DIR") from None
             if layout is None or pid_file.running(layout) is not None:
                 raise
+            if not layout.has_processes and load_settings(layout.folder) is None:
+                raise UnavailableError(f"{error.message}; {elsewhere(layout.folder)}") from None
             if not all(is_loopback(target) for target in targets):  # containers', or other hosts': not ours to start
                 how = f"from outside its containers name an address, as --node 127.0.0.1:7100 --tls {layout.folder}/user/tls"
                 raise UnavailableError(

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 from cryptography import x509
+from pofl.admin.v1 import admin_pb2, admin_pb2_grpc
 
 from core.crypto.signing import KeyPair
 from core.errors import ConfigError, CorruptError, DeadlineError, LockedError, PoflError, WrongChainError
@@ -28,6 +30,7 @@ from services.testnet.layout import MODULES
 __all__ = ["Subject", "own_files", "subject_of"]
 
 CONFIG_TIMEOUT: Final = 60.0
+STATUS_TIMEOUT: Final = 2.0
 TELLS: Final = ("pool", "requester", "provider")
 """Roles that tell others their address by the chain."""
 DIALLED: Final = {"nodes": "node", "platforms": "platform", "requesters": "requester", "providers": "provider", "pools": "pool"}
@@ -73,11 +76,24 @@ class Subject:
         return tuple(dict.fromkeys([*found, *([(str(self.values["pool"]), "pool")] if self.role == "miner" else [])]))
 
     def is_running(self) -> bool:
+        """Whether this process answers at its operator's port, and not another one that has the same port."""
+        address = str(self.values["admin_listen"])
         try:
-            serving(str(self.values["admin_listen"]), 2.0)
+            serving(address, STATUS_TIMEOUT)
         except HealthUnknownError:
             return False
-        return True
+        with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            try:
+                found = admin_pb2_grpc.AdminServiceStub(channel).Status(admin_pb2.StatusRequest(), timeout=STATUS_TIMEOUT)
+            except grpc.RpcError:
+                return True  # too busy to say who it is
+        return (found.role, found.name) == (self.role, self.name)
+
+    @property
+    def ports(self) -> tuple[tuple[str, str], ...]:
+        """(key, address) of all that it listens on, its main port first; what a role has not is left out."""
+        keys = ("listen", "admin_listen", "metrics_listen", "fleet_listen")
+        return tuple((key, str(self.values[key])) for key in keys if self.values.get(key))
 
 
 async def subject_of(path: Path) -> Subject:

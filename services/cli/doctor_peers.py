@@ -30,25 +30,30 @@ CLOCK_OFF_MS: Final = 5_000
 
 async def own_port(subject: Subject) -> list[Finding]:
     """Is the port ours to take, or, if the process runs, does it answer where others are told to look?"""
-    listen = str(subject.values["listen"])
     if await asyncio.to_thread(subject.is_running):
         return [await reach(subject, "own port", subject.address, subject.role, own=True)]
-    host, _, port = listen.rpartition(":")
+    found = [finding for key, address in subject.ports if (finding := _taken(subject, key, address)) is not None]
+    listen = str(subject.values["listen"])
+    free = "any that is free" if listen.endswith(":0") else f"{listen} is free: the process does not run"
+    return found or [Finding("ok" if listen.endswith(":0") else "note", subject.name, "own port", free)]
+
+
+def _taken(subject: Subject, key: str, address: str) -> Finding | None:
+    """What keeps the process from listening there."""
+    check = "own port" if key == "listen" else f"own port ({key})"
+    host, _, port = address.rpartition(":")
     if port == "0":
-        return [Finding("ok", subject.name, "own port", "any that is free")]
+        return None
     try:
         with socket.create_server((host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            pass
+            return None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return [
-                Finding("bad", subject.name, "own port", f"{listen} is taken by another process", "stop that, or change listen")
-            ]
-        text = f"cannot listen on {listen}: {error.strerror or error}"
-        return [
-            Finding("bad", subject.name, "own port", text, "listen on an address of this host, or on 0.0.0.0 with advertise")
-        ]
-    return [Finding("note", subject.name, "own port", f"{listen} is free: the process does not run")]
+            text, advice = f"{address} is taken by another process", f"stop that, or change {key}"
+        else:
+            text = f"cannot listen on {address}: {error.strerror or error}"
+            advice = "listen on an address of this host, or on 0.0.0.0 with advertise"
+        return Finding("bad", subject.name, check, text, advice)
 
 
 async def peers(subject: Subject) -> list[Finding]:

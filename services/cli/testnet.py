@@ -279,7 +279,13 @@ def _layout(folder: Path | None, shape: Shape, own: OwnData | None) -> Layout:
     if folder is not None and (folder / "testnet.json").exists():
         if own is not None:
             raise ConfigError(f"{folder} is a testnet with data of its own: leave out --data, or name another --dir")
-        return load_layout(folder)
+        layout = load_layout(folder)
+        if not layout.has_processes:
+            raise ConfigError(
+                f"{folder} has no files of processes: they run elsewhere. Start them there: `pofl join BUNDLE` on each host, "
+                "or `docker compose up`"
+            )
+        return layout
     return make_layout(folder or _new(), shape, data=own)
 
 

@@ -18,7 +18,7 @@ import typer
 
 from core.errors import ConfigError, DeadlineError, NotFoundError, UnavailableError
 from services.cli import pid_file
-from services.cli.connection import NetOption, newest_testnet
+from services.cli.connection import NetOption, elsewhere, newest_testnet
 from services.cli.errors import runs
 from services.cli.output import JsonOption, console, emit_json, table
 from services.testnet import control
@@ -84,6 +84,8 @@ async def status(
         shown = [tuple("-" if cell is None else cell for cell in row) for row in rows]
         console.print(table(str(folder), ["process", "state", "height", "block", "peers"], shown, right=[2, 4]))
     if all(row[1] not in ("up", "healthy") for row in rows if row[2] is not None):
+        if held is None and not load_layout(folder).has_processes:
+            raise UnavailableError(f"no node of {folder} answers: {elsewhere(folder)}")
         how = "--docker --dir" if held is not None else "--dir"
         raise UnavailableError(f"no node of {folder} answers: start it with `pofl testnet up {how} {folder}`")
 

@@ -140,6 +140,11 @@ class Layout:
     def user_key(self) -> Path:
         return self.folder / "user" / "account.key"
 
+    @property
+    def has_processes(self) -> bool:
+        """Whether files of any process are here. A user's folder and an operator's have only the list of processes."""
+        return any((self.folder / member.name / "config.toml").exists() for member in self.members)
+
     def data(self, name: str) -> Path:
         return self.folder / "data" / f"{name}.npz"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from core.errors import NotFoundError, PoflError, UnavailableError
+from core.errors import ConfigError, NotFoundError, PoflError, UnavailableError
 from services.runtime.startup import PARENT
 
 __all__ = ["Child", "ProcessSpec", "Supervisor"]
@@ -77,11 +77,15 @@ class Supervisor:
         return tuple(self._children.values())
 
     async def start(self, spec: ProcessSpec) -> Child:
-        """Start one process. Raises UnavailableError if the system refuses."""
+        """Start one process. Raises UnavailableError if the system refuses, ConfigError if its log cannot be written."""
         if self._stopping:
             raise UnavailableError(f"{spec.name} is not started: the testnet is stopping")
-        spec.log.parent.mkdir(parents=True, exist_ok=True)
-        log = spec.log.open("ab")
+        try:
+            spec.log.parent.mkdir(parents=True, exist_ok=True)
+            log = spec.log.open("ab")
+        except OSError as error:
+            why = f"{error.strerror or error}; this user (number {os.getuid()}) must be able to write there"
+            raise ConfigError(f"cannot write the log {spec.log}: {why}") from None
         # One thread a process: a testnet has more processes than the machine has cores.
         env = {
             **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import shutil
 import socket
@@ -108,6 +109,26 @@ async def test_a_port_that_another_process_has_is_named(net: Layout) -> None:
         (finding,) = await own_port(subject(net))
     assert finding.level == "bad"
     assert "is taken by another process" in finding.text
+
+
+async def test_every_port_of_its_own_is_looked_at(net: Layout) -> None:
+    member = net.member("pool0")
+    for key, address in (("admin_listen", member.admin), ("fleet_listen", member.fleet)):
+        host, _, port = address.rpartition(":")
+        with socket.create_server((host, int(port))):
+            (finding,) = await own_port(subject(net, "pool0"))
+        assert (finding.level, finding.check) == ("bad", f"own port ({key})")
+        assert finding.text == f"{address} is taken by another process"
+        assert finding.advice == f"stop that, or change {key}"
+
+
+async def test_another_process_at_the_operators_port_is_not_taken_for_this_one(net: Layout) -> None:
+    """Two bundles on one host whose ports overlap: the second one does not run, and that is what is said."""
+    async with serves(net, net.member("node0")):
+        other = subject(net, admin_listen=net.member("node0").admin)
+        (finding,) = await own_port(other)
+        assert finding.text == f"{net.member('node0').admin} is taken by another process"
+        assert not any("the process runs" in found.text for found in await asyncio.to_thread(own_files, other))
 
 
 async def test_a_wall_that_swallows_packets_is_named(net: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import NotFoundError, PoflError
+from core.errors import ConfigError, NotFoundError, PoflError
 from services.testnet import supervisor
 from services.testnet.supervisor import ProcessSpec, Supervisor
 
@@ -182,3 +182,12 @@ async def test_a_process_can_be_killed_and_stopped_for_a_while_and_neither_is_a_
             running.send("steady", signal.SIGCONT)
         again = await running.start(spec)
         assert again.process.pid != child.process.pid
+
+
+async def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where a folder must be")
+    spec = replace(script(tmp_path, "quiet", ""), log=tmp_path / "logs" / "quiet.log")
+    async with Supervisor() as running:
+        with pytest.raises(ConfigError, match=f"cannot write the log {spec.log}: .* must be able to write there"):
+            await running.start(spec)
+        assert not running.children

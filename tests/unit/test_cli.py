@@ -162,7 +162,7 @@ def test_from_outside_the_containers_it_says_which_address_to_name(
     (net / "testnet.json").write_text(text.replace("node0:7000", "node0.invalid:7000"))
     assert pofl(monkeypatch, "chain", "tip", "--net", str(net)) == 3
     told = capsys.readouterr().err
-    assert f"no node of {net} answers" in told
+    assert f"the processes of {net} run elsewhere" in told
     assert f"--node 127.0.0.1:7100 --tls {net}/user/tls" in told
     assert "testnet up" not in told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,6 +59,28 @@ def test_what_cannot_be_done_is_one_sentence(
     assert said.startswith("error: ")
     assert sentence in said
     assert said.count("\n") == 1
+
+
+def test_a_users_folder_is_not_started_and_its_processes_are_elsewhere(
+    net: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("genesis.json", "testnet.json"):
+        (tmp_path / "user").mkdir(exist_ok=True)
+        shutil.copy(net.folder / part, tmp_path / "user" / part)
+    shutil.copytree(net.folder / "user", tmp_path / "user" / "user")
+    before = sorted(tmp_path.rglob("*"))
+    assert pofl(monkeypatch, "up", "--dir", str(tmp_path / "user")) == 2
+    said = capsys.readouterr().err
+    assert "has no files of processes: they run elsewhere. Start them there: `pofl join BUNDLE`" in said
+    assert sorted(tmp_path.rglob("*")) == before
+    for words in (("testnet", "status"), ("chain", "tip")):
+        monkeypatch.setattr(sys, "argv", ["pofl", *words, "--net", str(tmp_path / "user")])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 3
+        said = capsys.readouterr().err
+        assert f"the processes of {tmp_path / 'user'} run elsewhere" in said
+        assert "pofl testnet up" not in said
 
 
 def test_containers_and_processes_do_not_share_a_folder(
