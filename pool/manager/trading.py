@@ -40,7 +40,10 @@ LONGEST_DELIVERY_MS: Final = 60_000
 WARY_MS: Final = 3_600_000
 """No trade for so long with a provider whose last one was refunded: the draw pays her the first chunks, receipts the others."""
 LOOK_BACK: Final = 16
-"""Trades with a provider, the newest first, among which her last deal is looked for."""
+"""Trades with a provider, the newest first, among which her deals are looked for."""
+AGAIN_MS: Final = 86_400_000
+"""Who acknowledged all its rows and says that it has none gets them again after so long: a disk fails rarely, and a provider's
+own miner would forget them at every task, for each time is paid."""
 
 
 async def most_rows(pool: Pool, miners: int) -> int:
@@ -87,11 +90,11 @@ def _most_buyers(provider: ProviderView) -> int:
 
 
 async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: TaskView, miners: Sequence[AccountId]) -> None:
-    last = await _last_trade(pool, provider)
-    if _was_refunded(pool, last):
+    deals = await _deals(pool, provider)
+    if _was_refunded(pool, deals[0] if deals else None):
         log.warning("no trade: her last one was not delivered whole", provider=provider.provider)
         return
-    lacking = _without_share(pool, provider, last, miners)
+    lacking = _without_share(pool, provider, deals, miners)
     if 2 * len(lacking) < len(miners):
         log.info("no trade: most members have rows of this data set", provider=provider.provider, rows=provider.rows)
         return
@@ -113,10 +116,10 @@ async def _buy_from(pool: Pool, buyer: Buyer, provider: ProviderView, task: Task
     _hand_out(pool, provider, outcome)
 
 
-async def _last_trade(pool: Pool, provider: ProviderView) -> TradeView | None:
-    """The last one with her that was a deal; a draw that said no tells nothing of what is held or was delivered."""
+async def _deals(pool: Pool, provider: ProviderView) -> list[TradeView]:
+    """Those with her, the newest first; a draw that said no tells nothing of what is held or was delivered."""
     found = await pool.chain.trades(provider.provider, pool.account, limit=LOOK_BACK)
-    return next((trade for trade in found if trade.phase not in (TradePhase.BID, TradePhase.NO_DEAL)), None)
+    return [trade for trade in found if trade.phase not in (TradePhase.BID, TradePhase.NO_DEAL)]
 
 
 def _was_refunded(pool: Pool, last: TradeView | None) -> bool:
@@ -129,14 +132,25 @@ def _was_refunded(pool: Pool, last: TradeView | None) -> bool:
     return pool.clock.now_ms() < (last.delivery_deadline_ms or 0) + WARY_MS
 
 
-def _without_share(pool: Pool, provider: ProviderView, last: TradeView | None, miners: Sequence[AccountId]) -> list[AccountId]:
+def _without_share(
+    pool: Pool, provider: ProviderView, deals: Sequence[TradeView], miners: Sequence[AccountId]
+) -> list[AccountId]:
     """Members for whom her data set is new. The same rows once more teach nothing, and cost the same.
 
     All of them after a trade that was refunded: whose share did not come is not told apart.
     """
-    if last is not None and last.data_root == provider.data_root and last.phase is TradePhase.REFUNDED:
+    if deals and deals[0].data_root == provider.data_root and deals[0].phase is TradePhase.REFUNDED:
         return list(miners)
-    return [miner for miner in miners if not pool.members.has_share(miner, provider.data_root)]
+    since = pool.clock.now_ms() - AGAIN_MS
+    acknowledged = {
+        miner
+        for deal in deals
+        if deal.data_root == provider.data_root
+        and deal.phase is TradePhase.SETTLED
+        and (deal.delivery_deadline_ms or 0) > since
+        for miner in deal.miners
+    }
+    return [m for m in miners if m not in acknowledged and not pool.members.has_share(m, provider.data_root)]
 
 
 def _hand_out(pool: Pool, provider: ProviderView, outcome: TradeOutcome) -> None:

@@ -57,7 +57,9 @@ async def test_providers_that_never_answer_or_fail_keep_the_pool_from_no_other(m
 
 
 def deal(**values: object) -> TradeView:
-    view = SimpleNamespace(phase=TradePhase.SETTLED, chunks_delivered=1, delivery_deadline_ms=1_000, data_root=some("rows 0"))
+    view = SimpleNamespace(
+        phase=TradePhase.SETTLED, chunks_delivered=1, delivery_deadline_ms=1_000, data_root=some("rows 0"), miners=()
+    )  # fmt: skip
     view.__dict__.update(values)
     return cast(TradeView, view)
 
@@ -81,9 +83,9 @@ async def test_a_provider_that_did_not_deliver_whole_is_let_alone_for_a_while() 
     short = deal(phase=TradePhase.REFUNDED, chunks_delivered=99)
     await with_last(pool, short)
     # A draw that said no, after it, does not hide it.
-    assert await trading._last_trade(pool, provider) is short
+    assert await trading._deals(pool, provider) == [short]
     await with_last(pool, None)
-    assert await trading._last_trade(pool, provider) is None
+    assert await trading._deals(pool, provider) == []
     assert trading._was_refunded(pool, short)
     assert trading._was_refunded(pool, deal(phase=TradePhase.REFUNDED, chunks_delivered=0))
     assert not trading._was_refunded(pool, deal())
@@ -100,6 +102,12 @@ async def test_a_provider_that_did_not_deliver_whole_is_let_alone_for_a_while() 
         (3, deal(), None),
         # Most of them are new: they get it, the others do not get it twice.
         (2, deal(), 3),
+        # What was acknowledged is not bought again at a miner's word, for a day: it may be the provider's, who gains by it.
+        (0, deal(miners=tuple(MINERS)), None),
+        (0, deal(miners=tuple(MINERS[:2])), 3),
+        (0, deal(miners=tuple(MINERS), phase=TradePhase.DELIVERY), 5),
+        (0, deal(miners=tuple(MINERS), data_root=some("older")), 5),
+        (0, deal(miners=tuple(MINERS), delivery_deadline_ms=2_000 - trading.AGAIN_MS), 5),
         # Another data set of hers was the last one; this one they have all the same.
         (5, deal(data_root=some("older")), None),
         # Whose share did not come is not known: all of them once more, after a while.
