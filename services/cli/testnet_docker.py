@@ -59,6 +59,7 @@ async def up_in_containers(
         if not as_json:
             console.print(f"{len(plan.containers)} containers; certificates of a user in {folder}", highlight=False)
         await engine.check_images(plan)
+        await engine.check_ports(plan)
         save_settings(folder, settings)
         with _view(quiet=as_json) as observer:
             await engine.up(plan, observer, timeout or HEALTHY_SECONDS)

@@ -7,6 +7,7 @@ end. What goes wrong becomes one sentence that says what to do.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import io
 import os
@@ -103,6 +104,23 @@ class Engine:
                     "--train-image"
                 ) from None
         return found
+
+    async def check_ports(self, plan: Plan) -> None:
+        """That what is to be published can be, where no container of this network has it already. Raises UnavailableError.
+
+        Before anything is made. The engine tells the same, but only when the network's files are there and nodes start.
+        """
+        there = await self.seen(plan)
+        for container in plan.containers:
+            found = there.get(container.process)
+            if container.published is not None and (found is None or found.state not in ("running", "paused", "restarting")):
+                what = f"{container.process}, {plan.settings.bind}:{container.published}"
+                try:
+                    with socket.create_server((plan.settings.bind, container.published)):
+                        pass
+                except OSError as error:
+                    if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                        raise _translated(what, error) from None
 
     async def up(self, plan: Plan, observer: Observer, timeout: float) -> None:
         """Start what does not run, until every process is healthy. What is there and as wanted is left as it is.
@@ -368,9 +386,10 @@ def _translated(what: str, error: Exception) -> PoflError:
     said = str(getattr(error, "explanation", "") or _innermost(error)).strip()
     if getattr(error, "status_code", None) == 404:
         return NotFoundError(f"the engine does not know {what}: {said}")
-    if "already allocated" in said or "address already in use" in said:
+    low = said.lower()
+    if "already allocated" in low or "address already in use" in low:
         return UnavailableError(f"{what}: the port is taken: stop what uses it, or choose another address with --bind")
-    if "cannot assign requested address" in said:
+    if "cannot assign requested address" in low:
         return UnavailableError(f"{what}: this machine does not have the address: choose another with --bind")
     if getattr(error, "status_code", None) is None:
         return UnavailableError(f"the Docker engine does not answer any more ({said})")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from core.errors import ConfigError, NotFoundError, UnavailableError
-from services.testnet.engine import _health, _translated
+from services.testnet.engine import Engine, _health, _translated
 from services.testnet.layout import MANIFEST, Shape
 from services.testnet.plan import (
     DOCKER,
@@ -186,3 +188,21 @@ def test_what_the_engine_refuses_is_one_sentence() -> None:
     assert isinstance(_translated("pool0", Refusal(404, "no such container")), NotFoundError)
     assert "does not answer any more" in _translated("pool0", TimeoutError("timed out")).message
     assert _translated("pool0", Refusal(409, "it is paused")).message == "the Docker engine refuses pool0: it is paused"
+
+
+def seeing(*containers: dict[str, Any]) -> Engine:
+    """An engine that has these containers, and does nothing."""
+    return Engine(SimpleNamespace(api=SimpleNamespace(containers=lambda **_: list(containers))))
+
+
+async def test_a_port_that_is_taken_is_told_before_anything_is_made() -> None:
+    plan = plan_of(replace(SETTINGS, bind="127.0.0.37"))
+    await seeing().check_ports(plan)
+    with socket.create_server(("127.0.0.37", 7101)):
+        with pytest.raises(UnavailableError, match=r"^platform0, 127\.0\.0\.37:7101: the port is taken: stop what uses it"):
+            await seeing().check_ports(plan)
+        labels = {PROCESS: "platform0"}
+        ours = {"Labels": labels, "Status": "Up 3 seconds (healthy)", "State": "running", "ImageID": "sha256:0"}
+        await seeing(ours).check_ports(plan)
+    with pytest.raises(UnavailableError, match="this machine does not have the address"):
+        await seeing().check_ports(plan_of(replace(SETTINGS, bind="192.0.2.1")))
