@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -38,11 +40,16 @@ class Control:
         self._supervisor = supervisor
         self._killed: dict[str, ProcessSpec] = {}
         self._paused: set[str] = set()
+        self._back: dict[str, float] = {}
         self._changed = asyncio.Condition()
 
     def is_away(self, name: str) -> bool:
         """Whether somebody wished that this process does not answer now."""
         return name in self._killed or name in self._paused
+
+    def since_back(self, name: str) -> float:
+        """Seconds since somebody started or resumed this process; infinite if nobody did."""
+        return time.monotonic() - self._back.get(name, -math.inf)
 
     async def until_back(self, name: str) -> None:
         """Until nobody wishes it away any more."""
@@ -78,6 +85,8 @@ class Control:
         async with self._changed:
             if act != "status":
                 await self._act(act, name)
+                if not self.is_away(name):
+                    self._back[name] = time.monotonic()
                 self._changed.notify_all()
             states = {child.spec.name: "running" for child in self._supervisor.children}
             return states | dict.fromkeys(self._paused, "paused") | dict.fromkeys(self._killed, "killed")

@@ -257,14 +257,15 @@ def _score(layout: Layout, model: ScoredModel, spec: TaskSpec) -> int:
 
 async def _unless_away(control: Control, name: str, call: Callable[[], Awaitable[T]]) -> T | None:
     """A process's answer, once there is one: what is final on one node takes a moment to be so on another. None if somebody
-    wishes it away before it has answered.
+    wishes it away before it has answered. Who was just brought back has the time of a start.
     """
     end = time.monotonic() + AGREE_TIMEOUT
     while not control.is_away(name):
         try:
             return await call()
         except PoflError:
-            if time.monotonic() >= end and not control.is_away(name):
+            is_late = time.monotonic() >= end and control.since_back(name) >= MEMBERS_TIMEOUT
+            if is_late and not control.is_away(name):
                 raise
         await asyncio.sleep(POLL)
     return None

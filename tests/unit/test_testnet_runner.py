@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,25 @@ async def test_who_is_away_is_not_waited_for(control: Control, patience: None) -
         await _unless_away(control, "node1", fails(1000))
     assert await _unless_away(control, "node1", fails(1000, then=lambda n: control._paused.add("node1"))) is None
     assert await _unless_away(control, "node1", fails(0)) is None
+
+
+async def test_who_was_just_brought_back_has_the_time_of_a_start(
+    control: Control, patience: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that is won while the requester starts again does not end the run."""
+    control._killed["requester0"] = cast(Any, None)
+
+    async def act(act: str, name: str) -> None:
+        control._killed.pop(name)
+
+    monkeypatch.setattr(control, "_act", act)
+    monkeypatch.setattr(control, "_supervisor", SimpleNamespace(children=()))
+    assert control.since_back("requester0") == math.inf
+    await control.do("start", "requester0")
+    assert await _unless_away(control, "requester0", fails(20)) == "answer"  # longer than AGREE_TIMEOUT
+    control._back["requester0"] -= runner.MEMBERS_TIMEOUT
+    with pytest.raises(UnavailableError):
+        await _unless_away(control, "requester0", fails(1000))
 
 
 async def test_who_comes_back_has_the_whole_time(control: Control, patience: None) -> None:
