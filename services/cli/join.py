@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from services.cli import pid_file
 from services.cli.errors import runs
 from services.cli.output import console
 from services.testnet.bundles import Bundle, read_bundle
@@ -33,8 +34,10 @@ async def join(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)
+    taken = f"the processes of {found.folder} run already, by `pofl join` in another terminal: end it there by Ctrl-C"
     try:
-        await _run(found)
+        with pid_file.held(found.folder, taken):
+            await _run(found)
     except asyncio.CancelledError:
         console.print("stopped; no process is left", highlight=False)
 

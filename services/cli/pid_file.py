@@ -1,4 +1,4 @@
-"""The file by which commands know whether `pofl testnet up` runs from a folder, and in which process."""
+"""The file by which commands know whether `pofl testnet up`, or `pofl join`, runs from a folder, and in which process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, TextIO
 
 from core.errors import ConfigError
@@ -17,16 +18,16 @@ PID_FILE: Final = "supervisor.pid"
 
 
 @contextlib.contextmanager
-def held(layout: Layout) -> Iterator[None]:
-    """Lets `down` find us, and keeps a second `up` from the same folder. Raises ConfigError."""
-    path = layout.folder / PID_FILE
+def held(folder: Path, taken: str) -> Iterator[None]:
+    """Lets `down` find us, and keeps a second one from starting the processes of ``folder``. Raises ConfigError: ``taken``."""
+    path = folder / PID_FILE
     try:
         file = path.open("a+", encoding="ascii")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
     with file:
         if not _lock(file):
-            raise ConfigError(f"a testnet already runs from {layout.folder}: stop it with `pofl testnet down`")
+            raise ConfigError(taken)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -194,7 +194,8 @@ async def up(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)
-    with pid_file.held(layout):
+    taken = f"a testnet already runs from {layout.folder}: stop it with `pofl testnet down --net {layout.folder}`"
+    with pid_file.held(layout.folder, taken):
         try:
             with view:
                 report = await run_testnet(layout, blocks, _Silent() if quiet else view, limit)

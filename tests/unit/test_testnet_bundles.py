@@ -15,6 +15,7 @@ from core.errors import ConfigError
 from node.config import NodeConfig
 from pool.manager.config import PoolConfig
 from requester.config import RequesterConfig
+from services.cli import pid_file
 from services.cli.main import app
 from services.platform.config import PlatformConfig
 from services.rpc import tls
@@ -24,6 +25,7 @@ from services.testnet.bundles import is_made, make_bundles, read_bundle
 from services.testnet.invite import invite
 from services.testnet.layout import Layout, Shape, load_layout, make_layout
 from services.testnet.places import Host, containers, on_hosts, read_hosts
+from services.testnet.supervisor import ProcessSpec, Supervisor
 
 SHAPE = Shape(nodes=2, pools=1, miners=2, tasks=5)
 HOSTS = """
@@ -272,3 +274,28 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text('{"flat": true, "processes": []}')
     with pytest.raises(ConfigError, match="0 processes in an invitation for one"):
         read_bundle(tmp_path)
+
+
+def test_a_bundle_runs_once(hosted: tuple[Path, Layout], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second `pofl join` would write into the first one's logs, and end with the first of its ports that is taken."""
+    out, _ = hosted
+    started: list[str] = []
+
+    async def start(self: object, spec: ProcessSpec) -> None:
+        started.append(spec.name)
+
+    monkeypatch.setattr(Supervisor, "start", start)
+    with pid_file.held(out / "alpha", ""):
+        again = CliRunner().invoke(app, ["join", str(out / "alpha")])
+    assert again.exit_code == 2
+    assert again.stderr == (
+        f"error: the processes of {out / 'alpha'} run already, by `pofl join` in another terminal: end it there by Ctrl-C\n"
+    )
+    (out / "alpha" / "supervisor.pid").mkdir()  # as where nothing can be written; root can write everywhere
+    try:
+        again = CliRunner().invoke(app, ["join", str(out / "alpha")])
+    finally:
+        (out / "alpha" / "supervisor.pid").rmdir()
+    assert again.exit_code == 2
+    assert again.stderr == f"error: cannot write {out / 'alpha' / 'supervisor.pid'}: Is a directory\n"
+    assert not started
