@@ -269,7 +269,7 @@ class Members:
         ready, online = len(self.counted_for(features)), len(self.online_for(features))
         said = f"{ready} members with rows of {features} features attend, {count} are needed"
         if ready >= count:
-            return f"{said}, and the Flower clients of fewer are connected"
+            return f"{said}, and the guard did not say in time that their Flower clients are connected"
         return said + (f"; {online - ready} more sent no update when they were last asked" if online > ready else "")
 
     def note_round(self, heard: Collection[bytes], silent: Collection[bytes]) -> None:

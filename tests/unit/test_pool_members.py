@@ -334,7 +334,7 @@ async def test_who_attends_and_never_connects_is_not_waited_for_as_if_it_did(mon
         enrolment.is_down = False
         await asyncio.sleep(0.05)
         assert not waiting.done()
-        assert group.missing(64, 2).endswith("2 are needed, and the Flower clients of fewer are connected")
+        assert group.missing(64, 2).endswith(", and the guard did not say in time that their Flower clients are connected")
         assert group.missing(64, 3) == "2 members with rows of 64 features attend, 3 are needed"
         await asyncio.wait_for(group.wait_ready(64, 1), 60)
         enrolment.away = ()
