@@ -11,6 +11,7 @@ kept, and no more are fetched where they fill the bound; those of other pools ma
 from __future__ import annotations
 
 import contextlib
+import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -234,7 +235,8 @@ def _files(folder: Path, pattern: str) -> list[tuple[Path, int, int]]:
         for path in folder.glob(pattern):
             with contextlib.suppress(FileNotFoundError):  # it went meanwhile
                 status = path.stat()
-                found.append((path, max(LEAST_FILE, status.st_size), status.st_mtime_ns))
+                if stat.S_ISREG(status.st_mode):
+                    found.append((path, max(LEAST_FILE, status.st_size), status.st_mtime_ns))
     except OSError as error:
         raise StorageError(f"cannot read {folder}: {error.strerror or error}") from None
     return found
