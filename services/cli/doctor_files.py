@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import grpc
 from cryptography import x509
-from pofl.admin.v1 import admin_pb2, admin_pb2_grpc
+from pofl.admin.v1 import admin_pb2
 
 from core.crypto.signing import KeyPair
 from core.errors import ConfigError, CorruptError, DeadlineError, LockedError, PoflError, WrongChainError
@@ -31,6 +31,7 @@ __all__ = ["Subject", "own_files", "subject_of"]
 
 CONFIG_TIMEOUT: Final = 60.0
 STATUS_TIMEOUT: Final = 2.0
+STATUS: Final = "/pofl.admin.v1.AdminService/Status"
 TELLS: Final = ("pool", "requester", "provider")
 """Roles that tell others their address by the chain."""
 DIALLED: Final = {"nodes": "node", "platforms": "platform", "requesters": "requester", "providers": "provider", "pools": "pool"}
@@ -83,8 +84,11 @@ class Subject:
         except HealthUnknownError:
             return False
         with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            ask = channel.unary_unary(  # the generated stub is typed for asyncio
+                STATUS, admin_pb2.StatusRequest.SerializeToString, admin_pb2.StatusResponse.FromString
+            )
             try:
-                found = admin_pb2_grpc.AdminServiceStub(channel).Status(admin_pb2.StatusRequest(), timeout=STATUS_TIMEOUT)
+                found = ask(admin_pb2.StatusRequest(), timeout=STATUS_TIMEOUT)
             except grpc.RpcError:
                 return True  # too busy to say who it is
         return (found.role, found.name) == (self.role, self.name)
