@@ -47,6 +47,10 @@ def invite(layout: Layout, folder: Path, name: str, role: str = "miner", listen:
     if any(member.name == name for member in layout.members):
         raise ConfigError(f"{name} is a process of this testnet already: choose another name")
     where = _place(layout, listen)
+    if not (layout.folder / "ca").exists():
+        raise ConfigError(
+            f"{layout.folder} lacks the network's authority (ca): name the folder that has it, as --net net/operator"
+        )
     authority = tls.load_authority(layout.folder / "ca")
     key = KeyPair.generate(SystemRng())
     host = where.listen.rpartition(":")[0].strip("[]")

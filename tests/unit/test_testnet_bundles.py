@@ -171,6 +171,13 @@ def test_an_invited_process_with_a_name_listens_everywhere_and_tells_the_name(
     assert "late.example.org" in names.get_values_for_type(x509.DNSName)
 
 
+def test_only_who_has_the_authority_invites(hosted: tuple[Path, Layout], tmp_path: Path) -> None:
+    out, _ = hosted
+    with pytest.raises(ConfigError, match=r"user lacks the network's authority \(ca\): .* --net net/operator"):
+        invite(load_layout(out / "user"), tmp_path / "late", "late", "pool")
+    assert not (tmp_path / "late").exists()
+
+
 def test_invited_processes_of_this_machine_take_ports_of_nobody(tmp_path: Path) -> None:
     layout = make_layout(tmp_path / "net", SHAPE)
     taken = {a for m in layout.members for a in (m.listen, m.admin, m.metrics, m.fleet)}
