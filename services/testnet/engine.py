@@ -249,17 +249,26 @@ class Engine:
         return found
 
     async def kill(self, plan: Plan, process: str) -> None:
-        """SIGKILL. The engine takes it for a wish and does not start it again."""
-        await self._call(process, (await self._get(plan, process)).kill)
+        """SIGKILL. The engine takes it for a wish and does not start it again. Raises ConfigError if it does not run."""
+        await self._call(process, (await self._in(plan, process, "running", "restarting", "paused")).kill)
 
     async def pause(self, plan: Plan, process: str) -> None:
-        await self._call(process, (await self._get(plan, process)).pause)
+        """Raises ConfigError if it does not run."""
+        await self._call(process, (await self._in(plan, process, "running")).pause)
 
     async def resume(self, plan: Plan, process: str) -> None:
-        await self._call(process, (await self._get(plan, process)).unpause)
+        """Raises ConfigError if it is not paused."""
+        await self._call(process, (await self._in(plan, process, "paused")).unpause)
 
     async def start(self, plan: Plan, process: str) -> None:
-        await self._call(process, (await self._get(plan, process)).start)
+        """Raises ConfigError if it runs, or is paused."""
+        await self._call(process, (await self._in(plan, process, "exited", "created", "dead")).start)
+
+    async def _in(self, plan: Plan, process: str, *states: str) -> Any:
+        container = await self._get(plan, process)
+        if container.status not in states:
+            raise ConfigError(f"{process} is {container.status}, it should be {' or '.join(states)}")
+        return container
 
     async def logs(self, plan: Plan, process: str, lines: int) -> str:
         """The last lines. Raises NotFoundError."""
