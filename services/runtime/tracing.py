@@ -64,6 +64,7 @@ class _Live:
             resource=resources.Resource(resource).merge(resources.OTELResourceDetector().detect()),
             id_generator=Ids(), span_limits=limits, shutdown_on_exit=False,
         )  # fmt: skip
+        self.exporter = exporter
         self.provider.add_span_processor(export.BatchSpanProcessor(exporter))
         self._tracer = self.provider.get_tracer("pofl")
 
@@ -121,7 +122,10 @@ def close() -> None:
 
         ending = threading.Thread(target=end, daemon=True)
         ending.start()
-        ending.join(FLUSH_MS / 1000 + 1)
+        ending.join(FLUSH_MS / 1000)
+        if ending.is_alive():  # flushing knows no time: without its exporter it fails for each span that is left, at once
+            live.exporter.shutdown()
+            ending.join(1)
 
 
 def is_on() -> bool:

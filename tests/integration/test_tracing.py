@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent import futures
@@ -193,6 +194,7 @@ async def test_a_collector_that_is_not_there_holds_nothing_up(monkeypatch: pytes
         # One span to an export.
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        others = set(threading.enumerate())
         assert tracing.setup("pool", "p-1", "1.0", {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}) == ""
         began = time.monotonic()
         for _ in range(200):
@@ -203,6 +205,10 @@ async def test_a_collector_that_is_not_there_holds_nothing_up(monkeypatch: pytes
         await asyncio.to_thread(tracing.close)
         # It says three seconds; the rest is for a machine that does much else.
         assert time.monotonic() - began < 60
+        # And nothing goes on trying behind one's back.
+        while left := [t.name for t in set(threading.enumerate()) - others if not t.name.startswith("asyncio_")]:
+            assert time.monotonic() - began < 60, left
+            await asyncio.sleep(0.1)
 
 
 def test_nothing_is_loaded_when_nobody_asks() -> None:
