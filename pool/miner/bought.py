@@ -167,7 +167,8 @@ class BoughtRows:
     def read(self, pool: AccountId) -> Iterator[Delivery]:
         """What this pool bought, newest first, not to be gone on with. What cannot be read is left out and said."""
         left = self._most
-        for path, size, _ in _newest_first(_files(self._folder / pool.hex(), "*.rows")):
+        files = _files(self._folder / pool.hex(), "*.rows")
+        for path, size, _ in sorted(files, key=lambda file: file[2], reverse=True):
             left -= size
             if left < 0:
                 log.warning("older bought rows are left out: bought_mib is less than they are", folder=str(path.parent))
@@ -240,10 +241,6 @@ def _files(folder: Path, pattern: str) -> list[tuple[Path, int, int]]:
     except OSError as error:
         raise StorageError(f"cannot read {folder}: {error.strerror or error}") from None
     return found
-
-
-def _newest_first(files: list[tuple[Path, int, int]]) -> list[tuple[Path, int, int]]:
-    return sorted(files, key=lambda file: file[2], reverse=True)
 
 
 def _delivery(path: Path, trade_id: Digest, records: list[bytes]) -> Delivery:

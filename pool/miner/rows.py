@@ -95,15 +95,12 @@ class TrainingRows:
         """Whether all rows of a trade are here."""
         return trade_id in self._trades
 
-    def begin(self, pool: AccountId) -> bool:
-        """Train for this pool: what another one bought is not for it. False if that changes nothing."""
-        if pool == self._pool:
-            return False
+    def begin(self, pool: AccountId) -> None:
+        """Train for this pool, with own rows only: what another one bought is not for it."""
         with self._lock:
             self._pool = pool
             self._trades, self._ranges, self._labels, self._parts = set(), {}, {}, []
             self._bought, self._made = 0, None
-        return True
 
     def add(
         self, trade_id: Digest, data_root: Digest, first: int, x: Features, y: Labels, feature_scale_micro: int,

@@ -255,11 +255,12 @@ def _score(layout: Layout, model: ScoredModel, spec: TaskSpec) -> int:
         return int(model.count(features, y.astype(np.int64)))
 
 
-async def _unless_away(control: Control, name: str, call: Callable[[], Awaitable[T]]) -> T | None:
-    """A process's answer, once there is one: what is final on one node takes a moment to be so on another. None if somebody
-    wishes it away before it has answered. Who was just brought back has the time of a start.
+async def _unless_away(control: Control, name: str, call: Callable[[], Awaitable[T]], timeout: float | None = None) -> T | None:
+    """A process's answer, which is not None, once there is one: what is final on one node takes a moment to be so on another.
+    None if somebody wishes it away before it has answered. ``timeout``: seconds, AGREE_TIMEOUT where left out; who was just
+    brought back has the time of a start.
     """
-    end = time.monotonic() + AGREE_TIMEOUT
+    end = time.monotonic() + (AGREE_TIMEOUT if timeout is None else timeout)
     while not control.is_away(name):
         try:
             return await call()
@@ -272,18 +273,12 @@ async def _unless_away(control: Control, name: str, call: Callable[[], Awaitable
 
 
 async def _once_back(control: Control, name: str, call: Callable[[], Awaitable[T]], timeout: float) -> T:
-    """A process's answer. ``timeout``: seconds from when nobody wishes it away; it may be starting then."""
-    end = time.monotonic() + timeout
+    """The same, but who is away is waited for. ``timeout``: seconds from when nobody wishes it away."""
     while True:
-        if control.is_away(name):
-            await control.until_back(name)
-            end = time.monotonic() + timeout
-        try:
-            return await call()
-        except PoflError:
-            if time.monotonic() >= end and not control.is_away(name):
-                raise
-        await asyncio.sleep(POLL)
+        await control.until_back(name)
+        answer = await _unless_away(control, name, call, timeout)
+        if answer is not None:
+            return answer
 
 
 async def _when_ready(clients: Clients, control: Control) -> None:
