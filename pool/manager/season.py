@@ -11,7 +11,6 @@ import shutil
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
 from grpc import aio
 
 from core.chain.block import Accuracy, Block
@@ -19,27 +18,23 @@ from core.chain.build import build_work_block
 from core.chain.ledger import work_payout_total
 from core.chain.transaction import Claim, Commit, EnterTask, Payload, Refusal
 from core.chain.versions import check_known_version
-from core.codec import decode, encode
+from core.codec import encode
 from core.errors import DeadlineError, PoflError, TransactionError, UnavailableError
-from core.ids import MILLION, AccountId, Amount, Height, Milliseconds, short
+from core.ids import AccountId, Amount, Height, Milliseconds, short
 from core.market.contributions import share_out, shares_of
 from core.ports import SystemRng
-from core.verification.body import VmBody, body_digest, commitment, make_body
+from core.verification.body import body_digest, commitment, make_body
 from core.verification.evaluation_pool import EvaluationPool
-from core.verification.field import centred, unpack_values
-from core.verification.quantise import FloatLayer, quantise
-from core.verification.regression import check_buckets, cuts_from_micro, quantise_regression
-from core.verification.scored_model import ModelFamily, ScoredModel
-from pool.flower.engine import MiningJob, MiningResult, RoundReport
-from pool.learning.datasets import Dataset
-from pool.learning.model_spec import Weights
-from pool.learning.targets import TargetRows, Targets
+from core.verification.regression import check_buckets
+from core.verification.scored_model import ModelFamily
+from pool.flower.engine import MiningResult, RoundReport
 from pool.manager import trading
 from pool.manager.archive import Claimed, Committed, Contribution, TaskFolder
 from pool.manager.board import TaskFeed
 from pool.manager.books import Book
 from pool.manager.claims import Shown, WorkWatch, agreed_ranking, malformed, offer_everywhere
 from pool.manager.context import Pool
+from pool.manager.jobs import mining_job, model_of, quantised
 from pool.manager.scoring import Scoring
 from pool.manager.supplies import Supplies, TestSupply
 from pool.manager.windows import Windows, is_admitted
@@ -49,7 +44,7 @@ from services.rpc.views import EntryView, TaskPhase, TaskView, Tip
 from services.runtime.logging import claim_id, logger, scope
 from services.runtime.metrics import counter, gauge, histogram
 
-__all__ = ["Season", "Windows", "is_admitted", "model_of"]
+__all__ = ["Season", "Windows", "is_admitted"]
 
 log = logger(__name__)
 
@@ -144,7 +139,7 @@ class Season:
             family = ModelFamily.of(view.spec)
             if view.spec.cuts_micro:
                 check_buckets(family)
-            self._job(view, Milliseconds(0), None)
+            mining_job(view, self._pool.cfg.training, self._folder.practice, Milliseconds(0), None)
         except PoflError as error:
             return error.message
         return ""
@@ -226,24 +221,6 @@ class Season:
 
     # Training
 
-    def _job(self, view: TaskView, deadline_ms: Milliseconds, practice: Dataset | TargetRows | None) -> MiningJob:
-        """``practice``: None to see whether it can be done. Raises ConfigError or LimitError for a model that cannot be
-        trained here."""
-        spec, training = view.spec, self._pool.cfg.training
-        targets = None
-        if spec.cuts_micro:
-            known = practice.y if isinstance(practice, TargetRows) else np.zeros(1)
-            targets = Targets.of(known, tuple(cuts_from_micro(spec.cuts_micro).tolist()))
-        return MiningJob(
-            job_id=view.task_id, features=spec.features, classes=1 if targets else spec.classes,
-            kind="regression" if targets else "dense", targets=targets, update=training.update, practice=self._folder.practice,
-            deadline_ms=deadline_ms, hidden=spec.hidden, activation=spec.activation.name.lower(),
-            round_timeout_s=training.round_timeout_s, quorum=training.quorum, algorithm=training.algorithm,
-            local_epochs=training.local_epochs, optimizer=training.optimizer,
-            learning_rate=training.learning_rate, batch=training.batch or 1 << 30, seed=training.seed,
-            practice_floor=training.practice_floor,
-        )  # fmt: skip
-
     async def _train(self, supplies: Supplies, trade: asyncio.Task[None], windows: Windows) -> Committed:
         """Train until the deadline, quantise, encrypt: a model that only waits for its commit, on disk."""
         pool, view = self._pool, self._feed.view
@@ -261,7 +238,8 @@ class Season:
         key = asyncio.create_task(supplies.public_key(pool.seconds_until(windows.commit_close_ms)))
         try:
             end = windows.training_end_ms if book.closing is None else pool.clock.now_ms()
-            job = replace(self._job(view, end, practice), weight_factor=book.weight_factor)
+            job = mining_job(view, pool.cfg.training, self._folder.practice, end, practice)
+            job = replace(job, weight_factor=book.weight_factor)
             roster = pool.members.roster(features, allowance)
             result = await pool.engine.mine(job, roster, lambda report: self._on_round(report, book))
             closing = (await book.close()).closing
@@ -269,7 +247,7 @@ class Season:
             public_key = await key
         finally:
             key.cancel()
-        model = await pool.cpu.run(self._quantise, view, job, result, practice)
+        model = await pool.cpu.run(quantised, view, job, result, practice)
         body, opening = await pool.cpu.run(make_body, public_key, model, SystemRng())
         c_w = commitment(pool.chain_id, self._task_id, pool.account, body)
         committed = Committed(c_w, body, opening, tuple(Contribution(m, c) for m, c in shares.items()))
@@ -305,22 +283,6 @@ class Season:
             contributions=", ".join(f"{short(account)}: {amount}" for account, amount in shares.items()),
         )  # fmt: skip
         return shares
-
-    def _quantise(self, view: TaskView, job: MiningJob, result: MiningResult, practice: Dataset | TargetRows) -> ScoredModel:
-        spec, rows = view.spec, practice.x.astype("float64")
-        scale, bits = spec.feature_scale_micro / MILLION, spec.weight_bits
-        if job.targets is not None:
-            layers, cuts = _doubles(job.targets.unscaled(result.weights)), cuts_from_micro(spec.cuts_micro)
-            assert isinstance(practice, TargetRows)
-            model, report = quantise_regression(layers, cuts, spec.activation, scale, bits, rows, practice.y)
-        else:
-            assert isinstance(practice, Dataset)
-            model, report = quantise(_doubles(result.weights), spec.activation, scale, bits, rows, practice.y)
-        log.info(
-            "model quantised", task=self._task_id, float_correct=report.float_correct, scored_correct=report.scored_correct,
-            rows=report.rows, clipped=report.clipped_weights,
-        )  # fmt: skip
-        return model
 
     # Commit, evaluation, claim
 
@@ -486,17 +448,6 @@ class Season:
         log.info("task is over", task=self._task_id, won=won, detail=detail, height=view.ended_height)
         TASKS.labels("won" if won else "lost").inc()
         self._show("won" if won else "lost", detail)
-
-
-def model_of(committed: Committed) -> ScoredModel:
-    """The integer model that a commitment is to. Raises MalformedError if the file does not hold one."""
-    shape = decode(VmBody, committed.body).shape
-    values = unpack_values(committed.opening.values, (shape.family().parameters,))
-    return ScoredModel.decode(shape, centred(values))
-
-
-def _doubles(weights: Weights) -> list[FloatLayer]:
-    return [(W.astype(np.float64), b.astype(np.float64)) for W, b in weights]
 
 
 def _own(view: TaskView, pool: AccountId) -> EntryView | None:

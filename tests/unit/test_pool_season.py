@@ -21,8 +21,9 @@ from core.verification.scored_model import ModelFamily
 from core.verification.task import key_context
 from pool.manager.archive import Claimed, Committed, Contribution, TaskFolder
 from pool.manager.board import Board, TaskFeed
+from pool.manager.jobs import model_of
 from pool.manager.scoring import Scoring
-from pool.manager.season import Windows, is_admitted, model_of
+from pool.manager.season import Windows, is_admitted
 from pool.manager.supplies import Supplies
 from services.rpc.convert_mining import Progress
 from services.rpc.verify_client import EvaluationClient
