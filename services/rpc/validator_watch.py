@@ -51,10 +51,17 @@ class ValidatorWatch:
                 self._changed(self.validators)
 
     async def run(self) -> None:
-        """For ever."""
+        """For ever. An outage is said when it begins and when it is over."""
+        is_out = False
         while True:
             try:
                 await self.refresh()
             except PoflError as error:
-                log.info("could not see who votes; trying again", error=error)
+                if not is_out:
+                    log.warning("cannot see who votes; trying until it can be seen", every_s=POLL_SECONDS, error=error)
+                is_out = True
+            else:
+                if is_out:
+                    log.info("who votes can be seen again", height=self._trusted.height)
+                is_out = False
             await asyncio.sleep(POLL_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 
 from core.chain.transaction import JoinValidator
 from core.crypto.signing import KeyPair
-from core.errors import BlockError, ConfigError, InputError, NotFoundError, TransactionError, WrongChainError
+from core.errors import BlockError, ConfigError, InputError, NotFoundError, TransactionError, UnavailableError, WrongChainError
 from core.ids import Amount, Height, NodeId
 from services.cli import chain as chain_commands
 from services.cli import validators
 from services.cli.main import main
+from services.rpc import validator_watch
 from services.rpc.chain_client import ChainClient
 from services.rpc.validator_watch import ValidatorWatch
 from tests.chainkit import FUNDS, account, key, make_genesis
@@ -279,3 +281,32 @@ async def test_roles_that_are_no_nodes_follow_who_votes() -> None:
         with pytest.raises(WrongChainError):
             await watch.refresh()
         assert len(watch.validators) == 5
+
+
+async def test_an_outage_is_said_once_and_its_end_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(validator_watch, "POLL_SECONDS", 0)
+    world, away = World(make_genesis()), UnavailableError("node0 is away")
+    answers = iter([away, away, None, None, away])
+    over = asyncio.Event()
+
+    async def refresh() -> None:
+        answer = next(answers, over)
+        if answer is over:
+            over.set()
+            await asyncio.Event().wait()
+        if isinstance(answer, Exception):
+            raise answer
+
+    async with world.served() as (address, channel):
+        watch = ValidatorWatch(ChainClient([(address, channel)]), world.chain.genesis)
+        monkeypatch.setattr(watch, "refresh", refresh)
+        with caplog.at_level("INFO", "services.rpc.validator_watch"):
+            running = asyncio.create_task(watch.run())
+            await asyncio.wait_for(over.wait(), 60)
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+    said = [record.levelname for record in caplog.records if "who votes" in record.getMessage()]
+    assert said == ["WARNING", "INFO", "WARNING"]
