@@ -24,7 +24,6 @@ from core.crypto.signing import KeyPair
 from core.errors import (
     AuthError,
     DeadlineError,
-    LimitError,
     MalformedError,
     NotFoundError,
     PoflError,
@@ -38,6 +37,7 @@ from core.verification.evaluation_requester import EvaluationRequester
 from core.verification.messages import MESSAGE, AuditOpen, Envelope, EvaluationOpen, StoredOpen
 from core.verification.session import Session
 from core.verification.transcript import Purpose
+from requester.activity import Activity, ActivityLog
 from requester.models import TaskBooks, TaskSides
 from requester.standing import Follower, TaskStanding
 from requester.store import RequesterStore, SessionCoins, SessionRecord
@@ -46,7 +46,7 @@ from services.runtime.cpu import CpuPool
 from services.runtime.logging import claim_id, logger
 from services.runtime.metrics import counter, gauge, histogram
 
-__all__ = ["Activity", "ActivityLog", "SessionLimits", "Sessions"]
+__all__ = ["SessionLimits", "Sessions"]
 
 log = logger(__name__)
 
@@ -61,8 +61,6 @@ MAX_STREAMS: Final = 8
 """Open streams of one caller, and sessions without a stream that are kept in memory for it."""
 PLACES_EACH: Final = 2
 """Places for audits that one caller may have or wait for: with more, one validator could keep all others out."""
-MAX_WATCHERS: Final = 16
-WATCHER_BACKLOG: Final = 256
 KINDS: Final = {Purpose.EVALUATION: "evaluation", Purpose.AUDIT: "audit", Purpose.STORED_CHECK: "stored-check"}
 _OPENINGS: Final = {EvaluationOpen: Purpose.EVALUATION, AuditOpen: Purpose.AUDIT, StoredOpen: Purpose.STORED_CHECK}
 
@@ -82,50 +80,6 @@ class SessionLimits:
     """Longest silence of a pool on an open stream."""
     chain_s: float = 1.0
     """How long a message that the chain does not allow yet is kept, before the caller is told to come again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """A step of a session."""
-
-    kind: str
-    task_id: TaskId
-    peer: bytes
-    step: str
-    milliseconds: int
-    """Since the session began here."""
-
-
-class ActivityLog:
-    """The newest step of each session, and a stream of all of them for whoever looks on."""
-
-    def __init__(self) -> None:
-        self._newest: OrderedDict[bytes, Activity] = OrderedDict()
-        self._watchers: set[asyncio.Queue[Activity]] = set()
-
-    def add(self, session: bytes, activity: Activity) -> None:
-        self._newest[session] = activity
-        self._newest.move_to_end(session)
-        if len(self._newest) > MAX_LIVE:
-            self._newest.popitem(last=False)
-        for queue in self._watchers:
-            # Who looks too slowly misses steps; nobody is held up.
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait(activity)
-
-    async def watch(self) -> AsyncIterator[Activity]:
-        """The newest step of each session, then every step from now on. Raises LimitError."""
-        if len(self._watchers) >= MAX_WATCHERS:
-            raise LimitError(f"{MAX_WATCHERS} look on already")
-        queue: asyncio.Queue[Activity] = asyncio.Queue(WATCHER_BACKLOG)
-        self._watchers.add(queue)
-        try:
-            for activity in list(self._newest.values()):
-                yield activity
-            while True:
-                yield await queue.get()
-        finally:
-            self._watchers.discard(queue)
 
 
 class _Places:
@@ -220,7 +174,7 @@ class Sessions:
         self._cpu = CpuPool(limits.audit_slots + limits.evaluation_slots, queue=4 * MAX_LIVE)
         self._evaluating = asyncio.Semaphore(limits.evaluation_slots)
         self._steps: set[asyncio.Task[tuple[Envelope, ...]]] = set()
-        self.activity = ActivityLog()
+        self.activity = ActivityLog(MAX_LIVE)
 
     def close(self) -> None:
         self._cpu.close()
