@@ -104,13 +104,13 @@ async def test_claims_are_told_once_each_across_reconnects(world: World) -> None
     seen: list[tuple[int, int]] = []
     async with world.served() as (_, channel):
         stub: Any = rpc.ChainServiceStub(channel)
-        first = stub.WatchClaims(pb.WatchClaimsRequest(from_height=1), timeout=10)
+        first = stub.WatchClaims(pb.WatchClaimsRequest(from_height=1), timeout=60)
         answer = await first.read()
         seen.append((answer.height, answer.claims[0].correct))
         first.cancel()
     async with world.served() as (_, channel):
         stub = rpc.ChainServiceStub(channel)
-        again = stub.WatchClaims(pb.WatchClaimsRequest(from_height=seen[-1][0] + 1), timeout=10)
+        again = stub.WatchClaims(pb.WatchClaimsRequest(from_height=seen[-1][0] + 1), timeout=60)
         answer = await again.read()
         seen.append((answer.height, answer.claims[0].correct))
         again.cancel()
@@ -118,18 +118,17 @@ async def test_claims_are_told_once_each_across_reconnects(world: World) -> None
 
 
 async def until_so(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not is_so():  # noqa: ASYNC110 - what is waited for is a list that fills
             await asyncio.sleep(0.01)
 
 
-async def test_a_client_sees_no_seam(world: World) -> None:
+async def test_a_client_sees_no_seam(world: World, held_port: int) -> None:
     """The node goes away and comes back at the same address while blocks are made: no block, claim or update twice or never."""
     to_claims(world)
     blocks: list[Any] = []
     claims: list[Any] = []
     updates: list[Any] = []
-    port = 0
     channel: grpc.aio.Channel | None = None
     collectors: list[asyncio.Task[None]] = []
 
@@ -139,8 +138,7 @@ async def test_a_client_sees_no_seam(world: World) -> None:
 
     total = len(world.chain.blocks)
     for part in range(3):
-        async with world.served(port) as (address, _):
-            port = int(address.rsplit(":", 1)[1])
+        async with world.served(held_port) as (address, _):
             if channel is None:
                 options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
                 channel = grpc.aio.insecure_channel(address, options=options)
@@ -156,7 +154,7 @@ async def test_a_client_sees_no_seam(world: World) -> None:
                 world.commit(block)
                 await asyncio.sleep(0)
             await until_so(lambda: len(blocks) >= until)  # noqa: B023 - awaited within the turn
-    async with world.served(port):
+    async with world.served(held_port):
         await until_so(lambda: updates[-1].height >= world.driver.history.now.height and len(claims) == 2)
     for task in collectors:
         task.cancel()
@@ -177,9 +175,9 @@ async def test_updates_that_are_no_longer_kept_are_refused_with_advice(world: Wo
     async with world.served() as (_, channel):
         stub: Any = rpc.ChainServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError, match="watch from 0") as caught:
-            await stub.WatchTasks(pb.WatchTasksRequest(from_height=2), timeout=10).read()
+            await stub.WatchTasks(pb.WatchTasksRequest(from_height=2), timeout=60).read()
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-        now = await stub.WatchTasks(pb.WatchTasksRequest(), timeout=10).read()
+        now = await stub.WatchTasks(pb.WatchTasksRequest(), timeout=60).read()
         assert now.height == world.store.state.height
         assert len(now.tasks) == 1
 
@@ -218,10 +216,20 @@ async def test_a_stalled_reader_finds_the_reason_when_it_reads_again(world: Worl
             yield Height(1)
 
     monkeypatch.setattr(world.servicer._api, "watch_blocks", endless)
+    send, dropped = servicer._send, asyncio.Event()
+
+    async def noted(*args: Any) -> None:
+        try:
+            await send(*args)
+        except LimitError:
+            dropped.set()
+            raise
+
+    monkeypatch.setattr(servicer, "_send", noted)
     async with world.served() as (_, channel):
-        call = rpc.ChainServiceStub(channel).WatchBlocks(pb.WatchBlocksRequest(from_height=1), timeout=20)
+        call = rpc.ChainServiceStub(channel).WatchBlocks(pb.WatchBlocksRequest(from_height=1), timeout=60)
         await call.read()
-        await asyncio.sleep(1.0)
+        await asyncio.wait_for(dropped.wait(), 60)
         with pytest.raises(grpc.aio.AioRpcError, match="resume from height 1") as caught:
             await _drained(call)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -22,19 +21,10 @@ PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2Vw\n-----END PRIVATE KEY-----"
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Iterator[Path]:
-    root = logging.getLogger()
-    level = root.level
+def file(tmp_path: Path, loggers_as_before: None) -> Path:
     path = tmp_path / "logs" / "node.log"
     setup("node", "node-0", LogConfig(level="info", format="json", file=path))
-    yield path
-    from services.runtime import logging as ours
-
-    while ours._installed:
-        handler = ours._installed.pop()
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
+    return path
 
 
 def lines(file: Path) -> list[dict[str, object]]:
@@ -143,7 +133,7 @@ def test_metrics_are_served_over_http() -> None:
     TESTED.labels("x").inc(3)
     exporter = Exporter("127.0.0.1:0")
     try:
-        with urllib.request.urlopen(f"http://{exporter.address}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{exporter.address}/metrics", timeout=60) as response:
             text = response.read().decode()
         with pytest.raises(UnavailableError, match="cannot serve metrics on"):
             Exporter(exporter.address)

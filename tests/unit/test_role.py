@@ -16,6 +16,7 @@ from core.errors import ConfigError
 from core.ids import Milliseconds, NodeId
 from core.params import Genesis, GenesisValidator
 from services.rpc.role import Role, RoleConfig, read_key, role_main
+from services.runtime import lifecycle
 from services.runtime.lifecycle import Lifecycle
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -42,6 +43,18 @@ def folder(tmp_path: Path) -> Path:
         '[tls]\ninsecure_loopback = true\n[chain]\ngenesis = "genesis.json"\n'
     )
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _role_ends_and_this_process_does_not(monkeypatch: pytest.MonkeyPatch, loggers_as_before: None) -> None:
+    """A role that ends closes the workers of its process, and ends the process if one is busy or it takes too long. Here they
+    are other tests' workers, and the process of all of them."""
+
+    def no_end(code: int) -> None:
+        raise AssertionError(f"the process would have ended with {code}")
+
+    monkeypatch.setattr(lifecycle, "close_all", lambda: False)
+    monkeypatch.setattr(lifecycle, "_end_now", no_end)
 
 
 def run(folder: Path, *flags: str) -> int:

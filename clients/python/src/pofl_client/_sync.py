@@ -123,8 +123,10 @@ class Client(Generic[S]):
             ("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0),
             # A connection that died silently is noticed; servers here take pings that are 10 s apart.
             ("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000), ("grpc.http2.max_pings_without_data", 0),
+            # In spite of its name min_reconnect_backoff is the time for one attempt: TCP, TLS and the first frame are three or
+            # four ways to and fro.
             ("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.min_reconnect_backoff_ms", 2_000), ("grpc.max_reconnect_backoff_ms", 5_000),
         ]  # fmt: skip
         if self._tls is None:
             return [*options, ("grpc.primary_user_agent", f"pofl-caller=user/{self._user}")]
