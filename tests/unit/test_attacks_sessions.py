@@ -68,8 +68,7 @@ class Crashing(Memory):
 async def bench() -> AsyncIterator[base.Bench]:
     made = base.Bench(SlowMemory())
     yield made
-    for task in made.tasks:
-        task.cancel()
+    made.close()
 
 
 async def opened(bench: base.Bench, phase: TaskPhase) -> base.Sessions:

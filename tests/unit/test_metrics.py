@@ -103,7 +103,7 @@ def test_the_exporter_is_off_unless_set_and_serves_what_was_described(tmp_path: 
     metrics.describe_process("node", "node0", "0.0.0", tmp_path)
     exporter = metrics.Exporter("127.0.0.1:0")
     try:
-        with urllib.request.urlopen(f"http://{exporter.address}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{exporter.address}/metrics", timeout=60) as answer:
             text = answer.read().decode()
     finally:
         exporter.close()

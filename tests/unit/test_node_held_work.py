@@ -69,7 +69,7 @@ def life(kv: KeyValueStore, held: Held | None = None) -> tuple[WorkHeights, Fake
 
 
 async def ready(work: WorkHeights) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await work._place.restored.wait()
 
 
@@ -119,7 +119,7 @@ async def test_a_body_that_was_fetched_is_not_fetched_again(monkeypatch: pytest.
         first, _, _ = life(kv)
         assert await first._get_body(first._place, entry) == body
     again, _, channels = life(kv)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await again._get_body(again._place, entry) == body
     assert channels.asked == 0
     assert await again.body(model(entry)) == body
@@ -163,7 +163,7 @@ async def test_an_opening_is_there_after_a_kill_for_whoever_shows_her_word(monke
         first, _, _ = life(kv)
         assert await first._get_opening(first._place, TOP, malformed, b"", loaded) == b"an opening"
     again, _, channels = life(kv)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await again._get_opening(again._place, TOP, malformed, b"", loaded) == b"an opening"
     assert channels.asked == 0
     assert again.opening(model(TOP), malformed) == b"an opening"

@@ -237,7 +237,7 @@ async def test_a_peer_that_says_again_and_again_that_it_is_further_is_left_alone
     sync.progress(honest.node, Progress(Height(COUNT + 1), 0, BlockHash(bytes(32))))
     sync.progress(liar.node, Progress(Height(10**9), 0, BlockHash(bytes(32))))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await target.is_there.wait()
     finally:
         running.cancel()

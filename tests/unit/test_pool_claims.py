@@ -135,9 +135,9 @@ async def test_a_ranking_is_believed_when_more_than_a_third_tell_it(monkeypatch:
     monkeypatch.setattr(claims, "_closed_task", tell)
     honest, liar, silent = Teller([BEST, SECOND]), Teller([SECOND]), Teller(None)
 
-    async def ranking(*tellers: Teller) -> list[EntryView]:
+    async def ranking(*tellers: Teller, seconds: float = 60) -> list[EntryView]:
         nodes: Any = [(f"node{i}", teller) for i, teller in enumerate(tellers)]
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(seconds):
             return list((await claims.agreed_ranking(nodes, 4, TASK)).entries)
 
     assert await ranking(liar, honest, honest, silent) == [BEST, SECOND]
@@ -145,7 +145,7 @@ async def test_a_ranking_is_believed_when_more_than_a_third_tell_it(monkeypatch:
     # One liar never is enough, nor one honest node of four.
     for tellers in ((liar, silent, silent, silent), (liar, honest, silent, silent)):
         with pytest.raises(TimeoutError):
-            await ranking(*tellers)
+            await ranking(*tellers, seconds=0.5)
 
 
 def test_what_is_not_here_is_not_found() -> None:

@@ -80,7 +80,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def settle(subject: ReceiptDesk, folder: Path) -> None:
     """Run until nothing is left on disk."""
     running = asyncio.create_task(subject.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while kept(folder):  # noqa: ASYNC110 - a folder has no event
             await asyncio.sleep(0.01)
     running.cancel()
@@ -194,7 +194,7 @@ async def test_each_current_task_has_one_season_up_to_its_end() -> None:
     chain.show(task(TaskPhase.ENTRY), second)
     chain.show(task(TaskPhase.TRAINING), second)
     chain.show(second)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not ended:  # noqa: ASYNC110 - the season is what is waited for
             await asyncio.sleep(0.01)
     assert ended == [TaskPhase.WON]
@@ -202,7 +202,7 @@ async def test_each_current_task_has_one_season_up_to_its_end() -> None:
     chain.ends = [replace(second, phase=TaskPhase.VOID)]
     chain.show(replace(second, phase=TaskPhase.ENTRY))
     chain.show()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(ended) < 2:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
     assert ended == [TaskPhase.WON, TaskPhase.VOID]

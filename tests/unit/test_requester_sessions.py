@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,7 +54,7 @@ MODEL = random_model((8, 4, 3), TASK.spec.activation, 1)
 BODY, _ = make_body(WORLD.pk, MODEL, SeededRng("body"))
 CLAIM = claim_of(WORLD, BODY, MODEL.count(WORLD.plain.features, WORLD.plain.labels), POOL)
 ENTRY = EntryView(POOL, Amount(1), "127.0.0.1:1", CLAIM.vm.model_commitment, Correct(CLAIM.correct), CLAIM.vm)
-FAST = SessionLimits(audit_slots=1, audit_queue=1, slot_s=0.4, audit_s=5.0, silence_s=5.0, chain_s=0.1)
+FAST = SessionLimits(audit_slots=1, audit_queue=1, slot_s=0.4, audit_s=120.0, silence_s=120.0, chain_s=0.1)
 
 
 def view(phase: TaskPhase, entry: EntryView = ENTRY) -> TaskView:
@@ -73,11 +74,13 @@ class Chain:
     async def watch_tasks(self) -> AsyncIterator[TaskUpdate]:
         while True:
             yield await self.queue.get()
+            self.queue.task_done()
 
     async def become(self, *tasks: TaskView) -> None:
         self.height += 1
         self.queue.put_nowait(TaskUpdate(Height(self.height), Milliseconds(1), tasks))
-        await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            await self.queue.join()
 
 
 class Bench:
@@ -87,6 +90,7 @@ class Bench:
         self.kv = kv
         self.chain = Chain()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.made: list[Sessions] = []
 
     def start(self, limits: SessionLimits = FAST) -> Sessions:
         """A new process, as it were."""
@@ -98,15 +102,27 @@ class Bench:
         books = TaskBooks(TASK.chain_id, WORLD.signer, store, None)  # type: ignore[arg-type]
         book = _KeptBook(TASK, WORLD.sk, WORLD.plain, WORLD.signer, store)
         books._open[TASK.task_id] = TaskSides(TASK, WORLD.sk, WORLD.plain, book)
-        return Sessions(books, follower, store, WORLD.signer, SystemRng(), limits)
+        self.made.append(Sessions(books, follower, store, WORLD.signer, SystemRng(), limits))
+        return self.made[-1]
+
+    def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        for sessions in self.made:
+            sessions.close()
 
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
     made = Bench(Memory())
     yield made
-    for task in made.tasks:
-        task.cancel()
+    made.close()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not is_so():  # noqa: ASYNC110 - what is looked at has no event
+            await asyncio.sleep(0.01)
 
 
 async def talk(
@@ -269,7 +285,9 @@ def stored_opening(node: int = 0) -> Envelope:
     return machine.start()[0]
 
 
-async def test_places_are_given_up_when_others_wait(bench: Bench) -> None:
+async def test_places_are_given_up_when_others_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("requester.sessions.time", SimpleNamespace(monotonic=lambda: now))
     sessions = bench.start()
     await bench.chain.become(view(TaskPhase.PENDING))
     gone = asyncio.Event()
@@ -286,20 +304,26 @@ async def test_places_are_given_up_when_others_wait(bench: Bench) -> None:
 
         return asyncio.create_task(serve())
 
-    slow = stream(0, lambda: None)
-    await asyncio.sleep(0.1)
-    second = stream(1, lambda: None)
-    await asyncio.sleep(0.1)
+    begun = asyncio.Event()
+    slow = stream(0, begun.set)
+    await asyncio.wait_for(begun.wait(), 60)
+    again = asyncio.Event()
+    second = stream(1, again.set)
+    await until(lambda: sessions._audits.waiting == 1)
     with pytest.raises(UnavailableError, match="1 wait for an audit already"):
         await stream(2, lambda: None)
+    assert not slow.done()
+    now += 2 * FAST.slot_s
     with pytest.raises(UnavailableError, match="others wait for this place"):
-        await slow
-    await asyncio.sleep(0.5)  # nobody waits for the second one's place: it keeps it
+        await asyncio.wait_for(slow, 60)
+    await asyncio.wait_for(again.wait(), 60)
+    now += 2 * FAST.slot_s
+    await asyncio.sleep(FAST.slot_s)  # nobody waits for the second one's place: it keeps it
     assert not second.done()
     second.cancel()  # as when its connection breaks: the place is free at once
     await asyncio.wait((second,))
     third = stream(3, gone.set)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         assert len(await third) == 1
 
 
@@ -367,7 +391,7 @@ async def test_a_caller_has_few_streams_at_a_time(bench: Bench) -> None:
             pass
 
     streams = [asyncio.create_task(serve()) for _ in range(8)]
-    await asyncio.sleep(0.1)
+    await until(lambda: sessions._streams[POOL] == 8)
     with pytest.raises(UnavailableError, match="8 streams of this caller are open already"):
         await serve()
     gone.set()
@@ -396,11 +420,11 @@ async def test_one_validator_does_not_take_every_place(bench: Bench) -> None:
         return asyncio.create_task(serve())
 
     greedy = [stream(0, lambda: None) for _ in range(7)]
-    await asyncio.sleep(0.1)
+    await until(lambda: sum(task.done() for task in greedy) >= 7 - 2)
     refused = [task.exception() for task in greedy if task.done()]
     assert len(refused) == 7 - 2
     assert all("2 places" in str(error) for error in refused)
-    async with asyncio.timeout(2 * FAST.slot_s):
+    async with asyncio.timeout(60):
         assert len(await stream(1, gone.set)) == 1
     await asyncio.gather(*greedy, return_exceptions=True)
 
@@ -431,14 +455,14 @@ async def test_a_validator_that_does_not_read_loses_its_place(bench: Bench) -> N
     async def stuck() -> None:
         async for _ in sessions.serve(Purpose.STORED_CHECK, NODES[0].public_key, incoming(0)):
             held.set()
-            await asyncio.sleep(60)  # as in a write that flow control holds up
+            await asyncio.sleep(3600)  # as in a write that flow control holds up
 
     task = asyncio.create_task(stuck())
     await held.wait()
     replies = sessions.serve(Purpose.STORED_CHECK, NODES[1].public_key, incoming(1))
-    async with asyncio.timeout(4 * FAST.slot_s):
+    async with asyncio.timeout(60):
         assert len([reply async for reply in replies]) == 1
-    await asyncio.wait((task,), timeout=1)
+    await asyncio.wait((task,), timeout=60)
     assert task.cancelled()
 
 
@@ -453,10 +477,10 @@ async def test_a_pool_that_does_not_read_is_let_go(bench: Bench) -> None:
 
     async def stuck() -> None:
         async for _ in sessions.serve(Purpose.EVALUATION, POOL, incoming()):
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
 
     task = asyncio.create_task(stuck())
-    await asyncio.wait((task,), timeout=5)
+    await asyncio.wait((task,), timeout=60)
     assert task.cancelled()
 
 
@@ -466,7 +490,7 @@ async def test_a_silent_pool_is_let_go(bench: Bench) -> None:
 
     async def incoming() -> AsyncIterator[Envelope]:
         yield pool_machine().start()[0]
-        await asyncio.sleep(30)
+        await asyncio.sleep(3600)
 
     with pytest.raises(DeadlineError, match="silent"):
         async for _ in sessions.serve(Purpose.EVALUATION, POOL, incoming()):
