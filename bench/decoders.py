@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, Message
 
 from core import codec
 from core.crypto import sealing
+from core.endpoint import Endpoint
 from core.errors import MalformedError, PoflError
 from services.rpc.convert_mining import PHASES
 
@@ -162,6 +163,8 @@ def codec_value(field: codec.Codec, rng: random.Random, depth: int) -> Any:
             return rng.randbytes(rng.choice((0, 1, 8, 32, 64, 200)) % (limit + 1))
         case codec.Text(limit):
             return "".join(rng.choice("abc é7.:-") for _ in range(rng.randrange(12)))[: limit // 2]
+        case Endpoint():
+            return rng.choice(("node0", "127.0.0.1", "[::1]", "a-b.example")) + f":{rng.randrange(1, 65_536)}"
         case codec.Enum(kind):
             return rng.choice(list(kind))
         case codec.Maybe(inner):
@@ -189,6 +192,8 @@ def instance(hint: Any, rng: random.Random, name: str = "", depth: int = 0) -> A
     """A random value of a type hint, for values that are no records."""
     if hint is str and name == "phase":
         return rng.choice(sorted(PHASES))
+    if hint is str and name.endswith("endpoint"):
+        return codec_value(Endpoint(), rng, depth)
     if hint is int and name == "chunk":
         return rng.randrange(10)
     if hasattr(hint, "__supertype__"):

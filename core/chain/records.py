@@ -8,7 +8,8 @@ from typing import Annotated, Final
 
 from core.chain.block import MAX_VALIDATORS, BlockKind, Vm
 from core.chain.transaction import ENDPOINT, PublishTask
-from core.codec import BOOL, DIGEST, I64, PUBLIC_KEY, U16, U32, U64, Enum, Fixed, Maybe, Record, Seq, Var
+from core.codec import BOOL, DIGEST, I64, PUBLIC_KEY, U16, U32, U64, Enum, Fixed, Maybe, Record, Seq, Text, Var
+from core.endpoint import MAX_ENDPOINT
 from core.ids import (
     AccountId,
     Amount,
@@ -77,7 +78,8 @@ class Membership:
     since_height: Annotated[Height, U64]
     """The first height it votes at; 1 for those of the genesis document."""
     bond: Annotated[Amount, I64]
-    endpoint: Annotated[str, ENDPOINT]
+    endpoint: Annotated[str, Text(MAX_ENDPOINT)]
+    """Empty for those of the genesis document, which does not say."""
     release_ms: Annotated[Milliseconds | None, Maybe(U64)]
     """It left: block time from which the bond goes back."""
 

@@ -30,6 +30,7 @@ from core.codec import (
     encode_as,
 )
 from core.crypto.hashing import digest
+from core.endpoint import Endpoint
 from core.ids import AccountId, Amount, Correct, Digest, Height, Milliseconds, ModelCommitment, NodeId, Signature, TaskId, TxId
 
 __all__ = [
@@ -56,7 +57,7 @@ MAX_CUTS: Final = 510
 MAX_CUT: Final = 1 << 50
 """Magnitude of a cut point in millionths: divided by a million, no two of them are the same float64."""
 BITMAP = Fixed(32)
-ENDPOINT = Text(255)
+ENDPOINT = Endpoint()
 """host:port, no scheme."""
 
 

@@ -7,9 +7,11 @@ import secrets
 import time
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import quote
 
 from grpc import aio
 
+from core.endpoint import is_endpoint
 from core.errors import ConfigError, DeadlineError, UnavailableError
 from services.rpc import tls
 from services.rpc.auth import Caller
@@ -66,10 +68,15 @@ def connect(
             raise ConfigError(f"plaintext is spoken on loopback only, not to {target}: give tls.ca, tls.cert, tls.key")
         if caller is not None:
             options.append(("grpc.primary_user_agent", caller.user_agent))
-        return aio.insecure_channel(target, options=options)
+        return aio.insecure_channel(_uri(target), options=options)
     if expect_role is not None:
         options.append(("grpc.ssl_target_name_override", tls.server_name(expect_role, expect_name)))
-    return aio.secure_channel(target, tls.channel_credentials(tls_files), options=options)
+    return aio.secure_channel(_uri(target), tls.channel_credentials(tls_files), options=options)
+
+
+def _uri(target: str) -> str:
+    """``target`` for gRPC: a host that is called like one of its schemes ("unix", "ipv4") is a host all the same."""
+    return f"dns:///{quote(target, safe=':')}" if is_endpoint(target) else target
 
 
 async def call(

@@ -22,7 +22,6 @@ from core.codec import (
     Fixed,
     Reader,
     Seq,
-    Text,
     Var,
     decode,
     decode_as,
@@ -31,6 +30,7 @@ from core.codec import (
 )
 from core.crypto import sealing, signing
 from core.crypto.masking import Aggregation
+from core.endpoint import Endpoint, check_endpoint
 from core.errors import LimitError, MalformedError
 from core.ids import AccountId, Digest, Milliseconds, Signature, TaskId
 from core.market.contributions import ENTRY, MAX_ENTRY, Entry, RoundReceipt, SignedAnswer, SignedClosing
@@ -44,7 +44,7 @@ __all__ = [
     "entry_from_proto", "entry_to_proto", "join_from_proto", "join_to_proto", "joined_from_proto", "joined_to_proto",
     "leave_message", "member_from_proto", "member_to_proto", "mined_from_proto", "mined_to_proto", "progress_from_proto",
     "progress_to_proto", "receipt_from_proto", "receipt_to_proto", "status_from_proto", "status_to_proto",
-    "DOMAIN_ATTEND", "DOMAIN_JOIN", "DOMAIN_JOINED", "DOMAIN_LEAVE", "MAX_ENDPOINT", "MAX_HELD", "NODE_KEY_SIZE",
+    "DOMAIN_ATTEND", "DOMAIN_JOIN", "DOMAIN_JOINED", "DOMAIN_LEAVE", "MAX_HELD", "NODE_KEY_SIZE",
 ]  # fmt: skip
 
 DOMAIN_JOIN: Final = b"pofl/pool-join/2"
@@ -57,7 +57,6 @@ NODE_KEY_SIZE: Final = 33
 MAX_TOKEN: Final = 256
 MAX_HELD: Final = 256
 MAX_CA: Final = 16 * 1024
-MAX_ENDPOINT: Final = 255
 MAX_DETAIL: Final = 1_000
 MAX_MEMBERS: Final = 4_096
 PHASES: Final = frozenset(
@@ -109,7 +108,7 @@ class Joined:
     pool: Annotated[AccountId, PUBLIC_KEY]
     miner: Annotated[AccountId, PUBLIC_KEY]
     node_public_key: Annotated[bytes, Fixed(NODE_KEY_SIZE)]
-    superlink_address: Annotated[str, Text(MAX_ENDPOINT)]
+    superlink_address: Annotated[str, Endpoint()]
     superlink_ca: Annotated[bytes, Var(MAX_CA)]
     """PEM."""
     hpke_public_key: Annotated[bytes, Var(sealing.MAX_PUBLIC_KEY)]
@@ -297,7 +296,7 @@ def joined_from_proto(message: pb.JoinResponse, join: Join) -> SignedJoined:
     suite = sealing.suite_of(message.sealing)
     joined = Joined(
         join.chain_id, pool, join.miner, join.node_public_key,
-        _text("superlink_address", message.superlink_address, MAX_ENDPOINT), message.superlink_ca,
+        check_endpoint(message.superlink_address, "superlink_address"), message.superlink_ca,
         exact("hpke_public_key", message.hpke_public_key, suite.public_key_size), suite, _aggregation(message.aggregation),
     )  # fmt: skip
     return SignedJoined(joined, _signature(message.signature))
@@ -337,7 +336,7 @@ def assignment_from_proto(message: pb.AttendResponse) -> Assignment:
         fetch = message.fetch
         return FetchRows(
             Digest(exact("trade_id", fetch.trade_id)), Digest(exact("data_root", fetch.data_root)),
-            _text("provider_endpoint", fetch.provider_endpoint, MAX_ENDPOINT),
+            check_endpoint(fetch.provider_endpoint, "provider_endpoint"),
             AccountId(exact("provider", fetch.provider)), fetch.chunks, fetch.first_row, fetch.rows,
             Milliseconds(fetch.deadline_ms), exact("marks_seed", fetch.marks_seed, SEED_SIZE),
         )  # fmt: skip

@@ -6,6 +6,7 @@ from pofl.chain.v1 import chain_pb2 as pb
 
 from core.chain.transaction import Activation, TaskSpec
 from core.codec import encode
+from core.endpoint import check_endpoint
 from core.errors import MalformedError
 from core.ids import AccountId, Correct, Digest, Height, Milliseconds, ModelCommitment, NodeId, TaskId
 from services.rpc.convert_block import vm_from_proto, vm_to_proto
@@ -97,7 +98,7 @@ def entry_from_proto(message: pb.Entry) -> EntryView:
     return EntryView(
         pool=AccountId(exact("entry.pool", message.pool)),
         bond=amount("entry.bond", message.bond),
-        endpoint=message.endpoint,
+        endpoint=check_endpoint(message.endpoint, "entry.endpoint"),
         model_commitment=ModelCommitment(commitment) if commitment is not None else None,
         correct=Correct(message.correct) if message.HasField("correct") else None,
         vm=vm_from_proto(message.vm) if message.HasField("vm") else None,

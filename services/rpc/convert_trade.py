@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pofl.chain.v1 import chain_pb2 as pb
 
+from core.endpoint import check_endpoint
 from core.errors import MalformedError
 from core.ids import AccountId, Digest, Height, Milliseconds, PartsPerMillion
 from core.market.marks import MARKS
@@ -25,7 +26,7 @@ def provider_from_proto(message: pb.ProviderView) -> ProviderView:
         provider=AccountId(exact("provider", message.provider)),
         data_root=Digest(exact("data_root", message.data_root)),
         rows=message.rows,
-        endpoint=message.endpoint,
+        endpoint=check_endpoint(message.endpoint, "provider.endpoint"),
     )
 
 

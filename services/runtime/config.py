@@ -20,6 +20,7 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from core.endpoint import is_endpoint
 from core.errors import ConfigError
 from services.runtime.settings import dump, load, option, required, section
 
@@ -111,12 +112,16 @@ class CommonConfig:
 
 
 def advertised(cfg: CommonConfig, bound: str) -> str:
-    """The address to tell others, given the one really bound. Raises ConfigError for a wildcard: nobody can dial it."""
-    address = cfg.advertise or bound
-    _check_address(address, "advertise" if cfg.advertise else "listen", port_zero=bool(cfg.advertise))
+    """The address to tell others, given the one really bound. Raises ConfigError for what nobody can dial."""
+    address, key = (cfg.advertise, "advertise") if cfg.advertise else (bound, "listen")
+    _check_address(address, key, port_zero=bool(cfg.advertise))
     host, _, port = address.rpartition(":")
     if host in WILDCARDS:
         raise ConfigError(f"{host or 'an empty host'} cannot be dialled: set advertise to this machine's name or address")
+    if address.startswith("unix:") or not is_endpoint(f"{host}:1"):
+        raise ConfigError(
+            f"{key} is {address!r}, which others cannot dial: set advertise to host:port, this machine's name or address"
+        )
     # A port of 0 says "the one that was taken".
     return f"{host}:{bound.rpartition(':')[2]}" if port == "0" else address
 

@@ -166,3 +166,12 @@ def test_a_wildcard_is_never_advertised(file: Path) -> None:
         advertised(cfg, "0.0.0.0:4711")
     assert advertised(load(Config, file, {}, ["advertise=node-0:0"]), "0.0.0.0:4711") == "node-0:4711"
     assert advertised(load(Config, file, {}), "127.0.0.1:4711") == "127.0.0.1:4711"
+
+
+@pytest.mark.parametrize(
+    ("set_", "bound"),
+    [("advertise=unix:/run/own.sock", "127.0.0.1:1"), ("advertise=a/b:80", "127.0.0.1:1"), ("name=n", "unix:/run/a")],
+)
+def test_what_the_chain_does_not_take_is_never_advertised(file: Path, set_: str, bound: str) -> None:
+    with pytest.raises(ConfigError, match=r"others cannot dial: set advertise to host:port"):
+        advertised(load(Config, file, {}, [set_]), bound)

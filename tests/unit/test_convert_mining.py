@@ -146,7 +146,10 @@ def _join(**changes: object) -> pb.JoinRequest:
             lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN, superlink_address="x" * 256, sealing=0x20), JOIN),
             "superlink_address",
         ),
-        (lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN, sealing=0x20), JOIN), "hpke_public_key"),
+        (
+            lambda: c.joined_from_proto(pb.JoinResponse(pool=OWN, superlink_address="a:1", sealing=0x20), JOIN),
+            "hpke_public_key",
+        ),
         (lambda: c.assignment_from_proto(pb.AttendResponse()), "without content"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(fetch=pb.FetchRows())), "trade_id"),
         (lambda: c.assignment_from_proto(pb.AttendResponse(train=pb.TrainOn())), "task_id"),

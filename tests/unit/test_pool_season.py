@@ -166,16 +166,16 @@ async def test_a_requester_who_stalls_one_pool_is_passed_over(tmp_path: Path, mo
 
     async def fetch(channel: object, digest: bytes, limit: int, store: object, deadline: float, *, peer: str = "") -> None:
         asked.append(peer)
-        if peer == "requester":
+        if peer == "requester:1":
             await asyncio.sleep(deadline)
             raise DeadlineError("the blob stopped")
 
     monkeypatch.setattr("pool.manager.supplies.blobs.fetch", fetch)
     pool = SimpleNamespace(nodes=[("node", None)], chain_id=CHAIN, blobs=None)
-    view = replace(task(), spec=replace(task().spec, endpoint="requester"))
+    view = replace(task(), spec=replace(task().spec, endpoint="requester:1"))
     supplies = Supplies(pool, view, TaskFolder(tmp_path / "t"), None)  # type: ignore[arg-type]
     monkeypatch.setattr("pool.manager.supplies.TRY_SECONDS", 0.05)
     async with asyncio.timeout(2):
         for number in range(20):
             await supplies._fetch(bytes([number]) * 32, 10, 60.0)
-    assert asked.count("requester") == 1
+    assert asked.count("requester:1") == 1

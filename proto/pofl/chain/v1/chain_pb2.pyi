@@ -966,7 +966,7 @@ class TaskSpec(_message.Message):
     public_key_blob: _builtins.bytes
     practice_blob: _builtins.bytes
     endpoint: _builtins.str
-    """the requester's"""
+    """the requester's, host:port (an IPv6 host in brackets)"""
     leak_bits: _builtins.int
     @_builtins.property
     def hidden(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
