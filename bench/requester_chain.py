@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +28,9 @@ from services.rpc import tls
 from services.rpc.channel import connect
 from services.rpc.server import RpcServer
 from services.rpc.views import AccountView, TaskPhase, TaskView, Tip
+from services.testnet.layout import free_ports
 
-__all__ = ["CHAIN", "HOST", "ROOT", "Chain", "Surroundings", "free_port", "genesis", "key"]
+__all__ = ["CHAIN", "HOST", "ROOT", "Chain", "Surroundings", "genesis", "key"]
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,12 +49,6 @@ def genesis(name: str, nodes: int, params: ChainParams) -> Genesis:
     made = Genesis(name, 1, Milliseconds(1), validators, (rich,), params)
     made.check()
     return made
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind((HOST, 0))
-        return int(held.getsockname()[1])
 
 
 class Chain(rpc.ChainServiceServicer):
@@ -150,7 +144,7 @@ class Surroundings:
         files = tls.TlsFiles(*(home / file for file in ("ca.pem", "tls.pem", "tls.key")))
         server = RpcServer(f"{HOST}:0", files, f"{HOST}:0", role_rules={CHAIN: ["*"], **(rules or {})})
         server.add(rpc.add_ChainServiceServicer_to_server, chain, CHAIN)
-        return cls(folder, chain, authority, server, free_port())
+        return cls(folder, chain, authority, server, free_ports(1)[0])
 
     @property
     def address(self) -> str:

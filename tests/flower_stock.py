@@ -18,22 +18,12 @@ import psutil
 from core.errors import DeadlineError, UnavailableError
 from pool.flower.children import flower_environment
 from pool.flower.stock.__main__ import write_app
+from services.testnet.layout import free_ports
 
-__all__ = ["Deployment", "free_ports"]
+__all__ = ["Deployment"]
 
 BIN = Path(sys.executable).parent
 HOST = "127.0.0.1"
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 class Deployment:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -23,22 +22,12 @@ from services.rpc.chain_client import ChainClient
 from services.rpc.channel import connect
 from services.rpc.handshake import ChainIdentity, LocalIdentity
 from services.runtime.startup import PARENT
+from services.testnet.layout import free_ports
 from tests.node_world import keys, make_genesis
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
 FAST = ChainParams(idle_ms=1_500)
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for each in held:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in held]
-    finally:
-        for each in held:
-            each.close()
 
 
 @dataclass
@@ -73,7 +62,7 @@ class NodeProcess:
         await self.process.wait()
         self.process = None
 
-    async def stop(self, timeout: float = 10.0) -> int:
+    async def stop(self, timeout: float = 100.0) -> int:
         """As an operator ends it; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -153,8 +142,8 @@ def make_network(
     return network
 
 
-async def wait_height(client: ChainClient, height: int, timeout: float) -> None:
-    """Until a node has finalised ``height``; an assertion error after ``timeout`` seconds."""
+async def wait_height(client: ChainClient, height: int, timeout: float = 120.0) -> None:
+    """Until a node has finalised ``height``; an assertion error after ``timeout`` seconds, far more than it ever takes."""
     end = time.monotonic() + timeout
     seen = -1
     while time.monotonic() < end:
