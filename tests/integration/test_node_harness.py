@@ -17,7 +17,7 @@ import os, sys, time
 from services.runtime.startup import end_with_parent
 end_with_parent(os.environ)
 print("pid", os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 RUN = """
 import asyncio, os, signal, sys
@@ -40,12 +40,13 @@ async def test_nodes_end_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
     run = await asyncio.create_subprocess_exec(sys.executable, "-c", RUN, str(log), NODE, env=environment)
     assert await run.wait() == -signal.SIGKILL
     pid = int(log.read_text().split()[1])
-    for _ in range(100):
-        if not _is_alive(pid):
-            return
-        await asyncio.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
-    raise AssertionError(f"process {pid} outlived the run that started it")
+    try:
+        async with asyncio.timeout(60):
+            while _is_alive(pid):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        raise AssertionError(f"process {pid} outlived the run that started it") from None
 
 
 def _is_alive(pid: int) -> bool:

@@ -20,9 +20,9 @@ ROOT = str(Path(__file__).resolve().parents[2])
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("pids", os.getpid(), child.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -39,6 +39,12 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110 - what is waited for is another process
+            await asyncio.sleep(0.02)
+
+
 async def test_a_process_that_ignores_sigterm_and_its_child_are_gone_after_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,22 +52,15 @@ async def test_a_process_that_ignores_sigterm_and_its_child_are_gone_after_stop(
     spec = script(tmp_path, "stubborn", STUBBORN)
     async with Supervisor() as running:
         await running.start(spec)
-        for _ in range(100):
-            words = spec.log.read_text().split()
-            if len(words) == 3:
-                break
-            await asyncio.sleep(0.05)
-        pids = [int(word) for word in words[1:]]
+        await until(lambda: spec.log.read_text().endswith("\n"))
+        pids = [int(word) for word in spec.log.read_text().split()[1:]]
+        assert len(pids) == 2
         assert all(is_alive(pid) for pid in pids)
-    for _ in range(40):
-        if not any(is_alive(pid) for pid in pids):
-            break
-        await asyncio.sleep(0.05)
-    assert not any(is_alive(pid) for pid in pids)
+    await until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 async def test_a_process_that_is_ended_is_no_failure_and_can_be_started_again(tmp_path: Path) -> None:
-    spec = script(tmp_path, "sleeper", "import time; time.sleep(60)")
+    spec = script(tmp_path, "sleeper", "import time; time.sleep(600)")
     async with Supervisor() as running:
         first = await running.start(spec)
         await running.end(spec.name)
@@ -74,7 +73,7 @@ async def test_a_process_that_is_ended_is_no_failure_and_can_be_started_again(tm
             await running.end("nobody")
         os.kill(second.process.pid, signal.SIGKILL)
         assert running.failed is not None
-        assert "sleeper ended" in await asyncio.wait_for(asyncio.shield(running.failed), 10)
+        assert "sleeper ended" in await asyncio.wait_for(asyncio.shield(running.failed), 60)
 
 
 ORPHAN = """
@@ -82,7 +81,7 @@ import os, sys, time
 from services.runtime.startup import end_with_parent
 end_with_parent(os.environ)
 print("pid", os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 KILLED = """
 import asyncio, os, signal, sys
@@ -109,11 +108,7 @@ async def test_a_supervisor_that_is_killed_takes_its_processes_along(tmp_path: P
     )
     assert await killed.wait() == -signal.SIGKILL
     pid = int((tmp_path / "orphan.log").read_text().split()[1])
-    for _ in range(100):
-        if not is_alive(pid):
-            break
-        await asyncio.sleep(0.05)
-    assert not is_alive(pid)
+    await until(lambda: not is_alive(pid))
 
 
 async def test_an_end_by_a_signal_is_told_by_its_name(tmp_path: Path) -> None:
@@ -121,7 +116,7 @@ async def test_an_end_by_a_signal_is_told_by_its_name(tmp_path: Path) -> None:
     async with Supervisor() as running:
         await running.start(spec)
         assert running.failed is not None
-        assert "shot ended by SIGKILL" in await asyncio.wait_for(asyncio.shield(running.failed), 10)
+        assert "shot ended by SIGKILL" in await asyncio.wait_for(asyncio.shield(running.failed), 60)
 
 
 async def test_an_unexpected_end_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
@@ -129,7 +124,7 @@ async def test_an_unexpected_end_is_told_with_the_end_of_the_log(tmp_path: Path)
     async with Supervisor() as running:
         await running.start(spec)
         assert running.failed is not None
-        message = await asyncio.wait_for(asyncio.shield(running.failed), 10)
+        message = await asyncio.wait_for(asyncio.shield(running.failed), 60)
         assert "dies ended with exit code 3" in message
         assert "no room for me" in message
         with pytest.raises(PoflError, match="no room for me"):
@@ -137,7 +132,7 @@ async def test_an_unexpected_end_is_told_with_the_end_of_the_log(tmp_path: Path)
 
 
 async def test_stopping_is_no_failure(tmp_path: Path) -> None:
-    spec = script(tmp_path, "sleeps", "import time; time.sleep(60)")
+    spec = script(tmp_path, "sleeps", "import time; time.sleep(600)")
     async with Supervisor() as running:
         child = await running.start(spec)
     assert child.process.returncode is not None
@@ -154,12 +149,6 @@ while True:
     time.sleep(0.05)
     print("tick", flush=True)
 """
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not true():  # noqa: ASYNC110 - what is waited for is another process
-            await asyncio.sleep(0.02)
 
 
 async def test_a_process_can_be_killed_and_stopped_for_a_while_and_neither_is_a_failure(tmp_path: Path) -> None:
