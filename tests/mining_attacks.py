@@ -122,7 +122,7 @@ def stealing(ticket: JoinTicket, key: Any, rows: Dataset) -> ClientApp:
 
     @app.train()
     def train(message: Message, _: Context) -> Message:
-        number, end = int(message.metadata.group_id), time.monotonic() + 10
+        number, end = int(message.metadata.group_id), time.monotonic() + 80
         while number not in SEEN and time.monotonic() < end:
             time.sleep(0.01)
         return Message(blobs.pack(SEEN[number]), reply_to=message)

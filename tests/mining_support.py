@@ -8,10 +8,12 @@ import datetime
 import ipaddress
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from core.crypto.masking import Aggregation
 from core.crypto.sealing import suite_of
+from pool.flower import health
 from pool.flower.children import Child, flower_environment
 from pool.flower.engine import JoinTicket, MiningEngine
 from pool.flower.keys import new_node_key
@@ -71,6 +74,14 @@ def digits() -> tuple[Dataset, Dataset]:
     return data.take(rows[:1200]), data.take(rows[1200:])
 
 
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """No guard is taken for hung that has only had no turn on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "SILENT_SLICES", 40)
+        yield
+
+
 @dataclass
 class MinerProcess:
     """One real miner process, registered with an engine."""
@@ -88,7 +99,7 @@ class MinerProcess:
         assert answer == {"online": True}, (answer, self.child.end_note())
 
     async def stop(self) -> None:
-        await self.child.stop(5)
+        await self.child.stop(30)
 
 
 async def start_miner(

@@ -32,7 +32,8 @@ def test_every_figure_is_measured() -> None:
     assert result["overhead"]["ratio"] == {size: {"2": one["round"]["seconds"] / one["one_process"]["seconds"]}}
     deadline = result["deadline"]
     assert (deadline["late"] > 0) == (deadline["early"]["seconds_min"] < 0)
-    assert -1 < deadline["early"]["seconds_min"] <= deadline["early"]["seconds_max"] < deadline["task_seconds"]
+    # Late by what a busy machine takes to see that it has come, not more.
+    assert -60 < deadline["early"]["seconds_min"] <= deadline["early"]["seconds_max"] < deadline["task_seconds"]
     assert deadline["empty"] + (deadline["unused"] or {"runs": 0})["runs"] == deadline["early"]["runs"] == 1
     assert result["machine"]["cores"]
     assert set(result["versions"]) == {"flwr", "torch"}

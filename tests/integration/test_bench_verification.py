@@ -64,9 +64,9 @@ def test_a_stopped_measurement_leaves_no_process_behind(tmp_path: Path, number: 
         before = _started_by(process.pid)
         process.send_signal(number)
         rest = process.stderr.read()
-        process.wait(30)
+        process.wait(100)
     assert stage != "loading" or len(before) == 2
-    psutil.wait_procs(before, timeout=30)
+    psutil.wait_procs(before, timeout=100)
     assert not _started_by(process.pid)
     if number != signal.SIGKILL:
         assert process.returncode == 130

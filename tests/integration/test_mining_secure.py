@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -18,9 +19,9 @@ from pool.learning.datasets import Dataset, save_npz
 from pool.learning.model_spec import score
 from pool.learning.privacy import LocalPrivacy
 from services.data.partition import even
-from tests.mining_support import CLASSES, FEATURES, MinerProcess, digits, start_miner, write_certificate
+from tests.mining_support import CLASSES, FEATURES, MinerProcess, digits, patient, start_miner, write_certificate
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass
@@ -50,7 +51,9 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         aggregation=Aggregation.SECURE,
     )  # fmt: skip
     miners: list[MinerProcess] = []
+    stack = contextlib.ExitStack()
     try:
+        stack.enter_context(patient())
         await engine.start()
         for index, rows in enumerate(even(train.y, 4, 1)):
             # The last one blurs its updates a little: that is between it and nobody else.
@@ -60,12 +63,13 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         yield World(engine, miners, practice, folder)
     finally:
         await asyncio.gather(*(miner.stop() for miner in miners), engine.stop())
+        stack.close()
 
 
 async def test_miners_learn_digits_and_the_manager_sees_sums_only(world: World) -> None:
     ticket = world.miners[0].ticket
     assert (ticket.suite, ticket.aggregation, len(ticket.hpke_public_key)) == (Suite.HYBRID, Aggregation.SECURE, 1216)
-    job = world.job(150, target_correct=int(0.85 * len(world.practice)))
+    job = world.job(400, target_correct=int(0.85 * len(world.practice)))
     keys = {miner.key: 300 for miner in world.miners}
     reports: list[RoundReport] = []
     result = await world.engine.mine(job, keys, reports.append)
@@ -90,7 +94,7 @@ async def test_a_miner_killed_between_two_steps_is_left_out(world: World) -> Non
         if len(reports) == 1:
             victim.child.kill()
 
-    job = world.job(220, max_rounds=4)
+    job = world.job(600, max_rounds=4)
     result = await world.engine.mine(job, {miner.key: 300 for miner in world.miners}, on_round)
     assert result.rounds == 4
     rest = {miner.key.hex() for miner in world.miners[:3]}
@@ -107,9 +111,9 @@ async def test_a_plain_manager_gets_nothing_from_miners_of_a_secure_pool(world: 
             first.set_result(report)
 
     world.engine._aggregation = Aggregation.PLAIN
-    mining = asyncio.create_task(world.engine.mine(world.job(90), [m.key for m in world.miners[:3]], on_round))
+    mining = asyncio.create_task(world.engine.mine(world.job(300), [m.key for m in world.miners[:3]], on_round))
     try:
-        report = await asyncio.wait_for(first, 60)
+        report = await asyncio.wait_for(first, 250)
     finally:
         world.engine._aggregation = Aggregation.SECURE
         mining.cancel()
