@@ -47,7 +47,8 @@ from tests.models import random_model
 
 CLAIM = "pofl.peer.v1.ClaimService"
 RNG = SystemRng()
-PARAMS = ChainParams()
+PARAMS = ChainParams(session_ms=30_000, audit_ms=120_000).outlasting_stalls()
+"""Nobody loses a place or an audit for the machine's slowness."""
 GENESIS = genesis("test", 4, PARAMS)
 
 
@@ -61,7 +62,7 @@ class FakeChain(Chain):
         """So many submissions are taken, but the answer is lost."""
         self.bodies: dict[bytes, bytes] = {}
 
-    async def published(self, number: int = 1, timeout: float = 20.0) -> TaskView:
+    async def published(self, number: int = 1, timeout: float = 120.0) -> TaskView:
         """The task of this number, when it is there."""
         async with asyncio.timeout(timeout), self.changed:
             await self.changed.wait_for(lambda: len(self.tasks) >= number)
@@ -133,7 +134,7 @@ class World(Surroundings):
             self.life.stop()
             self.running.cancel()
             await asyncio.wait((self.running,))
-            await self.life.close(time.monotonic() + 5)
+            await self.life.close(time.monotonic() + 60)
             self.life = self.running = None
 
     async def spawn(self) -> None:
@@ -144,7 +145,7 @@ class World(Surroundings):
                 sys.executable, "-m", "requester", "--config", str(self.configured()), stdout=log, stderr=log,
                 env=environment, cwd=ROOT,
             )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(150):
             await self.channel("user", "user").channel_ready()
 
     async def kill(self) -> None:
@@ -162,7 +163,7 @@ class World(Surroundings):
         store = blobs.BlobStore(self.folder / f"blobs-{name}", 1 << 30)
         channel = self.channel(role, name)
         for digest in (*task.spec.test_blobs, task.spec.public_key_blob, task.spec.practice_blob):
-            await blobs.fetch(channel, digest, 1 << 24, store, 20.0)
+            await blobs.fetch(channel, digest, 1 << 24, store, 120.0)
         pk = context.public_key(store.get(task.spec.public_key_blob))
         return context, pk, EncryptedTestSet.load(context, [store.get(d) for d in task.spec.test_blobs])
 

@@ -114,7 +114,7 @@ async def test_a_slow_process_is_slow_in_all_its_links_and_no_other_is() -> None
         async def round_trip() -> float:
             began = loop.time()
             writer.write(b"hello\n")
-            assert await asyncio.wait_for(reader.readline(), 60.0) == b"hello\n"
+            assert await asyncio.wait_for(reader.readline(), 200.0) == b"hello\n"
             return loop.time() - began
 
         await round_trip()
@@ -122,8 +122,8 @@ async def test_a_slow_process_is_slow_in_all_its_links_and_no_other_is() -> None
         # Half of it at least, after the jitter, in both directions.
         assert await round_trip() >= 0.2
         links.slow(["me"])
-        links.slow(["another"], delay=30.0)
-        assert await round_trip() < 30.0
+        links.slow(["another"], delay=300.0)
+        assert await round_trip() < 300.0
         writer.close()
         await links.close()
 

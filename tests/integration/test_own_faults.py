@@ -27,7 +27,7 @@ from services.rpc.errors import STATUS
 from services.rpc.verify_client import audit, check_stored
 from services.runtime.cpu import run_cpu
 from services.storage import Memory
-from tests.integration.test_requester_client import CLAIM, WORLD, Line, audit_machine, line, stored_machine
+from tests.integration.test_requester_client import CLAIM, LONG, WORLD, Line, audit_machine, line, stored_machine
 from tests.verification import VALIDATOR
 
 __all__ = ["line"]  # the fixture
@@ -53,9 +53,9 @@ class Full:
 async def test_a_full_pool_of_workers_only_delays(line: Line, refusals: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, LimitError of our own pool was taken for what the requester sent: RequesterFault, her bond."""
     monkeypatch.setattr(verify_client, "run_cpu", Full(refusals))
-    assert isinstance(await audit(line.channel, audit_machine(), 20.0), Valid)
+    assert isinstance(await audit(line.channel, audit_machine(), LONG), Valid)
     monkeypatch.setattr(verify_client, "run_cpu", Full(refusals))
-    await check_stored(line.channel, stored_machine(), 20.0)
+    await check_stored(line.channel, stored_machine(), LONG)
 
 
 async def test_workers_that_stay_full_are_our_own_failure(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ async def test_a_defect_of_ours_is_no_finding(line: Line, kind: type[AuditNode],
     rng = SystemRng()
     machine = kind(TASK, rng.bytes(32), VALIDATOR, WORLD.pk, WORLD.encrypted, CLAIM, rng)
     with pytest.raises(InternalError, match="a defect"):
-        await audit(line.channel, machine, 20.0)
+        await audit(line.channel, machine, LONG)
     assert machine.finding is None
 
 
@@ -113,7 +113,7 @@ def make_auditor(line: Line, store: TranscriptStore | None = None, key: KeyPair 
     return Auditor(key, channels, SystemRng(), store or TranscriptStore(Memory()))
 
 
-async def find(auditor: Auditor, heard: list[SignedAnswer] | None = None, timeout: float = 20.0) -> Any:
+async def find(auditor: Auditor, heard: list[SignedAnswer] | None = None, timeout: float = LONG) -> Any:
     told = heard if heard is not None else []
     finding, _ = await auditor.audit(TASK, WORLD.pk, WORLD.encrypted, CLAIM, timeout, Height(5), heard=told.append)
     return finding
@@ -167,7 +167,9 @@ async def test_whatever_a_requester_calls_her_silence_is_her_fault(
 async def test_a_requester_who_mends_her_failure_in_time_is_audited(line: Line) -> None:
     line.requester.refuse = StorageFullError("no room")
     found = asyncio.create_task(find(make_auditor(line)))
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(LONG):
+        while not line.requester.streams:  # noqa: ASYNC110 - a server's state
+            await asyncio.sleep(0.02)
     line.requester.refuse = None
     assert isinstance(await found, Valid)
 
@@ -184,7 +186,7 @@ async def test_an_audit_that_is_cut_short_leaves_its_transcript(line: Line) -> N
 
     line.requester.spoil = spoil
     task = asyncio.create_task(find(make_auditor(line, store)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LONG):
         await silent.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -207,7 +209,7 @@ async def test_a_claim_whose_turn_she_does_not_see_yet_costs_no_attempt(line: Li
         line.requester.refuse = TurnError("claim 1 is neither refuted nor skipped") if len(asked) < 4 else None
         return ()
 
-    finding, _ = await make_auditor(line, store).audit(TASK, WORLD.pk, WORLD.encrypted, CLAIM, 20.0, Height(5), higher=higher)
+    finding, _ = await make_auditor(line, store).audit(TASK, WORLD.pk, WORLD.encrypted, CLAIM, LONG, Height(5), higher=higher)
     assert isinstance(finding, Valid)
     assert len(asked) == 4
     assert store.attempts(TASK.task_id, CLAIM.vm.model_commitment) == 1

@@ -35,8 +35,11 @@ from services.rpc.errors import translate
 from services.rpc.handshake import ChainIdentity, LocalIdentity
 from services.rpc.limits import CallerLimits
 from services.rpc.server import RpcServer
+from services.testnet.layout import free_ports
 
 BLOBS = "pofl.blob.v1.BlobService"
+LONG = 100.0
+"""Seconds, for what takes less than one on a machine that does nothing else."""
 CHAIN = ChainIdentity("pofl-test", b"\x11" * 32, 1)
 
 
@@ -108,7 +111,7 @@ async def served(world: World) -> AsyncIterator[Served]:
     await server.stop(0)
 
 
-async def stat(on: aio.Channel, timeout: float = 5.0, idempotent: bool = False) -> blob_pb2.StatResponse:
+async def stat(on: aio.Channel, timeout: float = LONG, idempotent: bool = False) -> blob_pb2.StatResponse:
     stub = blob_pb2_grpc.BlobServiceStub(on)
     return await channel.call(stub.Stat, blob_pb2.StatRequest(), timeout, idempotent=idempotent)
 
@@ -132,9 +135,9 @@ async def test_a_methods_rule_wins_over_its_services(world: World, served: Serve
 
     async with served.channel(world.files("miner", "m-1")) as on:
         with pytest.raises(AuthError, match="it serves requester"), translate():
-            await blob_pb2_grpc.BlobServiceStub(on).Write(parts(), timeout=5)
+            await blob_pb2_grpc.BlobServiceStub(on).Write(parts(), timeout=LONG)
     async with served.channel(world.files("requester", "r-1")) as on:
-        assert (await blob_pb2_grpc.BlobServiceStub(on).Write(parts(), timeout=5)).size == 1
+        assert (await blob_pb2_grpc.BlobServiceStub(on).Write(parts(), timeout=LONG)).size == 1
 
 
 async def test_a_server_of_another_role_is_not_called(world: World, served: Served) -> None:
@@ -210,7 +213,7 @@ async def test_an_error_in_mid_stream_ends_it_with_its_type(world: World, served
 
         async def read() -> None:
             with translate("node-0"):
-                async for chunk in blob_pb2_grpc.BlobServiceStub(on).Read(blob_pb2.ReadRequest(), timeout=5):
+                async for chunk in blob_pb2_grpc.BlobServiceStub(on).Read(blob_pb2.ReadRequest(), timeout=LONG):
                     received.append(chunk.data)  # noqa: PERF401 - what came before the error is kept
 
         with pytest.raises(MalformedError, match="broken after one chunk"):
@@ -229,7 +232,7 @@ async def test_bytes_that_do_not_decode_are_malformed(world: World, served: Serv
     async with served.channel(world.files("miner", "m-1")) as on:
         raw = on.unary_unary(f"/{BLOBS}/Stat", lambda data: data, lambda data: data)
         with pytest.raises(MalformedError, match="does not decode"), translate():
-            await raw(b"\x0a\xff", timeout=5)
+            await raw(b"\x0a\xff", timeout=LONG)
     assert served.servicer.calls == 0
 
 
@@ -237,11 +240,11 @@ async def test_a_message_above_the_limit_is_refused(world: World, served: Served
     async with served.channel(world.files("miner", "m-1")) as on:
         stub = blob_pb2_grpc.BlobServiceStub(on)
         with pytest.raises(LimitError), translate():
-            await stub.Stat(blob_pb2.StatRequest(digest=bytes(5 * 1024 * 1024)), timeout=5)
+            await stub.Stat(blob_pb2.StatRequest(digest=bytes(5 * 1024 * 1024)), timeout=LONG)
     big = channel.connect(served.server.address, world.files("miner", "m-2"), expect_role="node", max_message=64 * 1024 * 1024)
     async with big as on:
         with pytest.raises(LimitError), translate():
-            await blob_pb2_grpc.BlobServiceStub(on).Stat(blob_pb2.StatRequest(digest=bytes(5 * 1024 * 1024)), timeout=5)
+            await blob_pb2_grpc.BlobServiceStub(on).Stat(blob_pb2.StatRequest(digest=bytes(5 * 1024 * 1024)), timeout=LONG)
     assert served.servicer.calls == 0
 
 
@@ -270,9 +273,9 @@ async def test_a_caller_with_too_many_open_calls_is_refused(world: World, served
     served.servicer.stat = wait
     async with served.channel(world.files("miner", "m-1")) as on:
         waiting = [asyncio.create_task(stat(on)) for _ in range(3)]
-        await asyncio.wait_for(begun.acquire(), 5)
-        await asyncio.wait_for(begun.acquire(), 5)
-        await asyncio.wait_for(begun.acquire(), 5)
+        await asyncio.wait_for(begun.acquire(), LONG)
+        await asyncio.wait_for(begun.acquire(), LONG)
+        await asyncio.wait_for(begun.acquire(), LONG)
         with pytest.raises(LimitError, match="3 calls open"):
             await stat(on)
         gate.set()
@@ -372,9 +375,9 @@ async def test_health_follows_the_role(world: World) -> None:
     ):
         for on in (main, local):
             health = health_pb2_grpc.HealthStub(on)
-            assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=5)).status == not_serving
+            assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=LONG)).status == not_serving
             await server.ready()
-            assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=5)).status == serving
+            assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=LONG)).status == serving
             await server.not_ready()
     await server.stop(0)
 
@@ -383,8 +386,8 @@ async def test_the_operator_sees_status_and_metrics(served: Served) -> None:
     served.server.details(lambda: {"height": 12})
     async with aio.insecure_channel(served.server.admin_address) as on:
         stub = admin_pb2_grpc.AdminServiceStub(on)
-        status = await stub.Status(admin_pb2.StatusRequest(), timeout=5)
-        metrics = await stub.Metrics(admin_pb2.MetricsRequest(), timeout=5)
+        status = await stub.Status(admin_pb2.StatusRequest(), timeout=LONG)
+        metrics = await stub.Metrics(admin_pb2.MetricsRequest(), timeout=LONG)
     assert (status.role, status.name, status.ready, status.listen) == ("node", "node-0", True, served.server.address)
     assert dict(status.details) == {"height": "12"}
     assert 'pofl_rpc_served_total{code="OK",method="/pofl.admin.v1.AdminService/Status"}' in metrics.text
@@ -455,25 +458,23 @@ async def test_a_relayed_handshake_does_not_verify(world: World, served: Served)
     async with served.channel(world.files("miner", "relay")) as on:
         with pytest.raises(AuthError, match="does not prove its account"), translate():
             await admin_pb2_grpc.IdentityServiceStub(on).Handshake(
-                admin_pb2.HandshakeRequest(nonce=nonce, hello=hello), timeout=5
+                admin_pb2.HandshakeRequest(nonce=nonce, hello=hello), timeout=LONG
             )
 
 
 async def test_dialling_goes_on_until_somebody_is_there(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    probe = RpcServer("127.0.0.1:0", None, "127.0.0.1:0", role_rules={})
-    await probe.start()
-    address = probe.address
-    await probe.stop(0)
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     identity = world.identity("node", "node-0", 1)
     with caplog.at_level(logging.INFO):
         dialling = asyncio.create_task(
             channel.dial_forever(address, world.files("miner", "m-1"), world.identity("miner", "m-1", 2), expect_role="node")
         )
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(LONG):
+            while "cannot reach peer" not in caplog.text:  # noqa: ASYNC110 - it only logs
+                await asyncio.sleep(0.02)
         server = RpcServer(address, world.files("node", "node-0"), "127.0.0.1:0", role_rules={}, identity=identity)
         await server.start()
-        connection = await asyncio.wait_for(dialling, 20)
-    assert any("cannot reach peer" in record.message for record in caplog.records)
+        connection = await asyncio.wait_for(dialling, LONG)
     await connection.close()
     await server.stop(0)
 

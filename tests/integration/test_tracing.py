@@ -77,6 +77,9 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     made = Collector()
     endpoint = f"http://127.0.0.1:{made.port}"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    # This collector answers, when it has its turn.
+    monkeypatch.setattr(tracing, "FLUSH_MS", 60_000)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     assert tracing.setup("pool", "p-1", "1.0", {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}) == ""
     yield made
     tracing.close()
