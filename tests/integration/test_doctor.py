@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import shutil
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from core.crypto.signing import KeyPair
 from core.errors import ConfigError
 from core.params import PROTOCOL_VERSION
-from services.cli import doctor_peers
+from services.cli import doctor_files, doctor_peers
 from services.cli.doctor import configurations, examine
 from services.cli.doctor_files import Subject, own_files, subject_of
 from services.cli.doctor_peers import own_port, peers, reach
@@ -57,6 +56,21 @@ def subject(net: Layout, name: str = "platform0", **changes: Any) -> Subject:
     return Subject(member.role, home / "config.toml", {**values, **changes})
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever answers has the time that a busy machine takes."""
+    monkeypatch.setattr(doctor_peers, "REACH_TIMEOUT", 60.0)
+
+
+NOW_MS = 1_700_000_000_000
+
+
+@pytest.fixture
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the doctor takes for this host's clock: figures are exact, however long the test is kept waiting."""
+    monkeypatch.setattr(doctor_peers, "time", SimpleNamespace(time_ns=lambda: NOW_MS * 1_000_000))
+
+
 @asynccontextmanager
 async def serves(net: Layout, member: Member, chain: ChainIdentity | None = None, **changes: Any) -> AsyncIterator[None]:
     home = net.folder / member.name
@@ -77,7 +91,8 @@ def only(findings: list[Finding], check: str) -> Finding:
     return found
 
 
-async def test_a_process_that_is_right_has_nothing_wrong(net: Layout) -> None:
+async def test_a_process_that_is_right_has_nothing_wrong(net: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_files, "STATUS_TIMEOUT", 60.0)
     node, other = net.of("node")
     async with serves(net, node), serves(net, other):
         found = await examine(subject(net, node.name))
@@ -122,8 +137,11 @@ async def test_every_port_of_its_own_is_looked_at(net: Layout) -> None:
         assert finding.advice == f"stop that, or change {key}"
 
 
-async def test_another_process_at_the_operators_port_is_not_taken_for_this_one(net: Layout) -> None:
+async def test_another_process_at_the_operators_port_is_not_taken_for_this_one(
+    net: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two bundles on one host whose ports overlap: the second one does not run, and that is what is said."""
+    monkeypatch.setattr(doctor_files, "STATUS_TIMEOUT", 60.0)
     async with serves(net, net.member("node0")):
         other = subject(net, admin_listen=net.member("node0").admin)
         (finding,) = await own_port(other)
@@ -280,6 +298,7 @@ def test_a_damaged_data_folder_is_named_and_how_it_is_healed(net: Layout) -> Non
     assert "reindex" in finding.advice
 
 
+@pytest.mark.usefixtures("stopped_clock")
 @pytest.mark.parametrize(("off_ms", "side"), [(60_000, "60.0 s behind"), (-60_000, "60.0 s ahead of"), (0, None)])
 async def test_a_clock_that_is_off_is_named(
     net: Layout, monkeypatch: pytest.MonkeyPatch, off_ms: int, side: str | None
@@ -292,14 +311,15 @@ async def test_a_clock_that_is_off_is_named(
 
         async def watch_blocks(self, height: int) -> AsyncIterator[Any]:
             assert height == 8
-            yield SimpleNamespace(header=SimpleNamespace(timestamp_ms=time.time_ns() // 1_000_000 + off_ms))
+            yield SimpleNamespace(header=SimpleNamespace(timestamp_ms=NOW_MS + off_ms))
 
     monkeypatch.setattr(doctor_peers, "ChainClient", Chain)
-    (finding,) = await doctor_peers.clock(subject(net), 5.0)
+    (finding,) = await doctor_peers.clock(subject(net), 60.0)
     assert finding.level == ("bad" if side else "ok")
     assert (side or "") in finding.text
 
 
+@pytest.mark.usefixtures("stopped_clock")
 async def test_one_late_block_is_no_clock_that_is_off(net: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a busy host or a slow line adds is only ever too much: the fastest block tells, and a clock behind tells at once."""
     late = [30_000, 9_000, 400]
@@ -312,7 +332,7 @@ async def test_one_late_block_is_no_clock_that_is_off(net: Layout, monkeypatch: 
 
         async def watch_blocks(self, height: int) -> AsyncIterator[Any]:
             for off in late:
-                yield SimpleNamespace(header=SimpleNamespace(timestamp_ms=time.time_ns() // 1_000_000 - off))
+                yield SimpleNamespace(header=SimpleNamespace(timestamp_ms=NOW_MS - off))
 
     monkeypatch.setattr(doctor_peers, "ChainClient", Chain)
     (finding,) = await doctor_peers.clock(subject(net), 60.0)
