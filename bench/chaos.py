@@ -35,8 +35,8 @@ ALL: Final = (0, 1, 2, 3)
 UNTOUCHED: Final = 3
 CATCH_UP: Final = 180.0
 """Seconds: on a busy machine a start of Python alone takes ten."""
-PROGRESS: Final = 90.0
-SETTLE: Final = 15.0
+PROGRESS: Final = 180.0
+SETTLE: Final = 120.0
 LATENESS_MS: Final = 2_000
 
 
@@ -75,7 +75,7 @@ async def kills(it: World, count: int, seed: int) -> Figures:
         if kind == "start":
             # In the middle of what a start does: imports, opening the store, links, fetching blocks.
             victim = victims[0]
-            await it.nodes[victim].stop(30.0)
+            await it.nodes[victim].stop(CATCH_UP)
             await asyncio.sleep(2.0 * down)
             mark = it.nodes[victim].log.stat().st_size
             await it.start(victim)
@@ -109,10 +109,7 @@ def _opened(it: World, node: int, mark: int) -> bool:
 async def outage(it: World, pause: float = 2.0) -> Figures:
     """More than a third are gone, and come back; then all are killed at once."""
     await it.kill(0, 1)
-    await asyncio.sleep(0.5)
-    before = await it.heights((2, 3))
-    await asyncio.sleep(pause)
-    assert await it.heights((2, 3)) == before, "two of four made a block"
+    await _stand(it, ((2, 3),), max(1.0, pause))
     await it.start(0, 1)
     third = await it.rise(ALL, 2, CATCH_UP)
     last = max((await it.heights(ALL)).values())
@@ -125,17 +122,20 @@ async def outage(it: World, pause: float = 2.0) -> Figures:
 # The network
 
 
-async def _settled(it: World, groups: Sequence[Sequence[int]]) -> dict[int, int]:
-    """The heights once every group's nodes have equal ones that stood for a second: a block that was decided before the cut
-    may still come, and one of them may still fetch it from another.
+async def _stand(it: World, groups: Sequence[Sequence[int]], seconds: float) -> None:
+    """Nodes without a quorum come to a stand: each group's have equal heights that stood for so long. The one block that was
+    decided before they were cut off may still come, however late, and one of them may still fetch it from another.
     """
-    before = await it.heights(ALL)
-    ends = time.monotonic() + SETTLE
+    nodes = [node for group in groups for node in group]
+    first = before = await it.answered(nodes, CATCH_UP)
+    ends = time.monotonic() + SETTLE + seconds
     while time.monotonic() < ends:
-        await asyncio.sleep(1.0)
-        heights = await it.heights(ALL)
+        await asyncio.sleep(seconds)
+        heights = await it.answered(nodes, CATCH_UP)
+        grown = max(heights.values()) - max(first.values())
+        assert grown <= 1, f"{groups} have no quorum and went from {first} to {heights}"
         if all(heights[i] == before[i] == before[group[0]] for group in groups for i in group):
-            return heights
+            return
         before = heights
     raise AssertionError(f"{groups} have no quorum and still came to {before} after {SETTLE:g} s")
 
@@ -149,15 +149,11 @@ async def partition(
     else:
         spaces.split(groups[0])
     whole = [group for group in groups if 3 * len(group) >= 2 * len(ALL)]
-    before = await _settled(it, [group for group in groups if group not in whole])
+    before = await it.answered(ALL, CATCH_UP)
     if whole:
         await it.rise(whole[0], 2, PROGRESS)
-    await asyncio.sleep(seconds)
-    during = await it.heights(ALL)
-    for group in groups:
-        if group not in whole:
-            stood = all(during[i] == before[i] for i in group)
-            assert stood, f"{group} has no quorum and went from {before} to {during}"
+    await _stand(it, [group for group in groups if group not in whole], max(1.0, seconds))
+    during = await it.answered(ALL, CATCH_UP)
     if spaces is None:
         it.wires.heal()
     else:

@@ -71,6 +71,18 @@ class World:
         found = await asyncio.gather(*(self.height(self.nodes[i]) for i in wanted))
         return dict(zip(wanted, found, strict=True))
 
+    async def answered(self, nodes: Iterable[int], timeout: float) -> dict[int, int]:
+        """The heights of nodes that all live, once each has said its own."""
+        wanted, found = list(nodes), dict[int, int]()
+
+        async def said() -> bool:
+            nonlocal found
+            found = await self.heights(wanted)
+            return min(found.values()) >= 0
+
+        await until(said, timeout, f"an answer of each of {wanted}")
+        return found
+
     async def reach(self, nodes: Iterable[int], height: int, timeout: float) -> float:
         """Seconds until all of them are at ``height``."""
         wanted = list(nodes)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from core.chain.vote import Proposal, SignedProposal, SignedVerdict, SignedVote, Verdict, VerdictKind, Vote
 from core.codec import decode
-from core.errors import PoflError
+from core.errors import DeadlineError, PoflError, UnavailableError
 from core.ids import Height, NodeId
 from core.params import PROTOCOL_VERSION
 from services.rpc.channel import dial
@@ -24,6 +24,7 @@ from tests.node_world import keys
 __all__ = ["Witness", "compare", "complaints"]
 
 BATCH = 256
+TRIES = 5
 BAD_WORDS = (
     "found a fault that signatures prove", "peer sent an invalid message", "Traceback", "could not be handled",
     "a peer sent a block that is not final", "is damaged", "unexpected error",
@@ -98,7 +99,17 @@ class Witness:
 
 
 async def compare(network: Network, nodes: Sequence[NodeProcess]) -> tuple[int, str, list[str]]:
-    """The last height that all have, the state root there, and what differs: at each height one block, one state root."""
+    """The last height that all have, the state root there, and what differs: at each height one block, one state root.
+
+    Asked again where a node does not answer in time, on a machine that does much else.
+    """
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(UnavailableError, DeadlineError):
+            return await _compare(network, nodes)
+    return await _compare(network, nodes)
+
+
+async def _compare(network: Network, nodes: Sequence[NodeProcess]) -> tuple[int, str, list[str]]:
     tips = [(await network.client(node).tip()).height for node in nodes]
     common, problems = min(tips), list[str]()
     key = keys(1, "witness")[0]

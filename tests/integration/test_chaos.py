@@ -16,7 +16,7 @@ from tests.chaos_world import world
 from tests.namespaces import Namespaces
 from tests.wires import Wires
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 Print = Callable[[object], None]
 
 
@@ -102,11 +102,11 @@ async def test_the_relays_carry_cut_delay_and_break(seed: int) -> None:
         sent = bytes(range(256)) * 1024
         wires.treat(wires.all(), delay=0.02, jitter=0.02, loss=0.01)
         writer.write(sent)
-        assert await asyncio.wait_for(reader.readexactly(len(sent)), 10) == sent
+        assert await asyncio.wait_for(reader.readexactly(len(sent)), 60) == sent
         wires.treat(wires.all(), delay=0.1)
         began = loop.time()
         writer.write(b"late")
-        assert await asyncio.wait_for(reader.readexactly(4), 5) == b"late"
+        assert await asyncio.wait_for(reader.readexactly(4), 60) == b"late"
         assert loop.time() - began >= 0.2
         wires.treat(wires.all())
         wires.cut(((0,), (1,)))
@@ -114,10 +114,10 @@ async def test_the_relays_carry_cut_delay_and_break(seed: int) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.readexactly(4), 0.3)
         wires.heal()
-        assert await asyncio.wait_for(reader.readexactly(4), 5) == b"held"
+        assert await asyncio.wait_for(reader.readexactly(4), 60) == b"held"
         wires.cut(((0,), (1,)), breaks=True)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 5)
+            await asyncio.wait_for(reader.readexactly(1), 60)
     finally:
         writer.close()
         await wires.close()
