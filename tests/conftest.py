@@ -9,19 +9,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import services  # noqa: F401 - first of all: it sets what gRPC reads when it is imported
 from services.runtime import logging as runtime_logging
 
+SEED = int(os.environ.get("POFL_TEST_SEED", "20261122"))
+
+# No test is about the speed of the machine, and what a run finds depends on the seed alone, not on what former runs left.
+settings.register_profile("pofl", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pofl")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(SEED)
+
 
 def pytest_report_header() -> str:
-    return f"seed: {os.environ.get('POFL_TEST_SEED', '20261122')} (set POFL_TEST_SEED to change it)"
+    return f"seed: {SEED} (set POFL_TEST_SEED to change it)"
 
 
 @pytest.fixture
 def seed() -> int:
-    """The seed of every seeded test; printed at the top of a run."""
-    return int(os.environ.get("POFL_TEST_SEED", "20261122"))
+    """The seed of every seeded test, also of hypothesis; printed at the top of a run."""
+    return SEED
 
 
 @pytest.fixture

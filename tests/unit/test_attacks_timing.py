@@ -3,8 +3,6 @@ several times quicker on a weight that is zero everywhere, or on a zero column o
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +17,7 @@ from core.verification.forms import SampleSums, label_number
 from core.verification.scored_model import ScoredModel
 from tests.models import random_model
 from tests.seeded import SeededRng
+from tests.timing import is_same_time
 from tests.verification import World, make_world
 
 DIMS, SAMPLES = (24, 8, 3), 40
@@ -36,35 +35,16 @@ def constant_model(value: int) -> ScoredModel:
     return ScoredModel(model.shape, weights, model.biases)
 
 
-def ratio(one: Callable[[], object], other: Callable[[], object], times: int = 15) -> float:
-    """Median CPU time of one over the other's, measured in turns."""
-    spent: tuple[list[float], list[float]] = ([], [])
-    for step in (one, other):
-        step()
-    for turn in range(times):
-        order = ((0, one), (1, other)) if turn % 2 else ((1, other), (0, one))
-        for place, step in order:
-            start = time.process_time()
-            step()
-            spent[place].append(time.process_time() - start)
-    return statistics.median(spent[0]) / statistics.median(spent[1])
-
-
-def same(one: Callable[[], object], other: Callable[[], object]) -> bool:
-    """Within noise; a loaded machine gets three looks."""
-    return any(0.6 < ratio(one, other) < 1.67 for _ in range(3))
-
-
 def test_zero_multipliers_of_rows_take_as_long_as_others(world: World) -> None:
     """The masked rows of an evaluation and the rows of an audit's product. Fails when Rows.combine leaves zero columns out."""
     rows = world.encrypted.rows0[0]
     zeros, ones = np.zeros((8, DIMS[0]), dtype=np.int64), np.ones((8, DIMS[0]), dtype=np.int64)
-    assert same(lambda: rows.combine(zeros), lambda: rows.combine(ones))
+    assert is_same_time(lambda: rows.combine(zeros), lambda: rows.combine(ones))
     column = ones.copy()
     column[:, : DIMS[0] * 3 // 4] = 0
-    assert same(lambda: rows.combine(column), lambda: rows.combine(ones))
+    assert is_same_time(lambda: rows.combine(column), lambda: rows.combine(ones))
     residues = expand_uniform(PARAMS, b"timing", 8)
-    assert same(lambda: combine(zeros[:, :8], residues), lambda: combine(ones[:, :8], residues))
+    assert is_same_time(lambda: combine(zeros[:, :8], residues), lambda: combine(ones[:, :8], residues))
 
 
 def test_zero_weights_of_a_form_take_as_long_as_others(world: World) -> None:
@@ -76,9 +56,9 @@ def test_zero_weights_of_a_form_take_as_long_as_others(world: World) -> None:
     def product(columns: Ints) -> Callable[[], object]:
         return lambda: sums.times(columns)
 
-    assert same(product(np.zeros((3, DIMS[0]), np.int64)), product(np.full((3, DIMS[0]), T - 1)))
+    assert is_same_time(product(np.zeros((3, DIMS[0]), np.int64)), product(np.full((3, DIMS[0]), T - 1)))
     never, always = np.full(SAMPLES, -1), np.zeros(SAMPLES, dtype=np.int64)
-    assert same(
+    assert is_same_time(
         lambda: label_number(world.task, world.encrypted, never),
         lambda: label_number(world.task, world.encrypted, always),
     )
@@ -87,8 +67,8 @@ def test_zero_weights_of_a_form_take_as_long_as_others(world: World) -> None:
 def test_a_model_of_zeros_is_encrypted_and_scored_in_the_time_of_another(world: World) -> None:
     """The body's encryption and her scoring of it: the pool's and the requester's own steps, which the other side can time."""
     zero, one = constant_model(0), constant_model(1)
-    assert same(lambda: make_body(world.pk, zero, SeededRng(1)), lambda: make_body(world.pk, one, SeededRng(1)))
+    assert is_same_time(lambda: make_body(world.pk, zero, SeededRng(1)), lambda: make_body(world.pk, one, SeededRng(1)))
     features = world.plain.features
-    assert same(
+    assert is_same_time(
         lambda: [zero.first_layer(features) for _ in range(200)], lambda: [one.first_layer(features) for _ in range(200)]
     )

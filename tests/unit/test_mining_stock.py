@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ class MemoryGrid(Grid):
         message = self.sent[message_id]
         node = self.nodes[message.metadata.dst_node_id]
         if node.stalls:
-            self.never.wait(60)
+            self.never.wait()
         with self.pulled:
             self.replies[message_id] = node.answer(message, message.metadata.dst_node_id)
         return [self.replies[message_id]]
@@ -120,7 +121,7 @@ def config(rows: Path, **values: Any) -> dict[str, Any]:
         "practice": str(rows), "out": str(rows.parent / "best.npz"), "kind": "dense", "features": 4,
         "classes": 2, "cuts": "", "hidden": "", "update": "float32", "suite": "x25519",
         "activation": "relu", "algorithm": "fedavg", "optimizer": "sgd", "local-epochs": 1, "learning-rate": 0.5,
-        "batch": 32, "seed": 0, "quorum": 2, "round-timeout-s": 90.0, "deadline-s": 110, "rounds": 2, "patience": 0,
+        "batch": 32, "seed": 0, "quorum": 2, "round-timeout-s": 200.0, "deadline-s": 250, "rounds": 2, "patience": 0,
         "target-correct": 0, "members": "", "sealing-key": "",
     }  # fmt: skip
     return found | {name.replace("_", "-"): value for name, value in values.items()}
@@ -202,13 +203,11 @@ def test_who_stalls_stalls_alone(rows: Path) -> None:
         time.sleep(0.01)
     stalling.stalls = True
     try:
-        asked = fleet.instruct(b"\0" * 10, sorted(fleet.known()), 1, 30.0)
+        asked = fleet.instruct(b"\0" * 10, sorted(fleet.known()), 1, 600.0)
         got: set[str] = set()
-        started = time.monotonic()
-        while len(got) < 2 and time.monotonic() < started + 20:
+        while len(got) < 2:
             got |= {reply.instruction_id for reply in fleet.collect(set(asked), 0.2)}
-        assert len(got) == 2
-        assert time.monotonic() - started < 25
+        assert not grid.never.is_set(), "the third one is still being waited for"
     finally:
         grid.never.set()
         fleet.close()
@@ -221,7 +220,7 @@ def test_a_node_started_anew_is_greeted_again(rows: Path) -> None:
     while len(fleet.online()) < 2:
         time.sleep(0.01)
     nodes[2].state = RecordDict()
-    asked = fleet.instruct(b"\0" * 10, sorted(fleet.known()), 1, 30.0)
+    asked = fleet.instruct(b"\0" * 10, sorted(fleet.known()), 1, 600.0)
     replies: list[Reply] = []
     while len(replies) < 2:
         replies += fleet.collect(set(asked), 1.0)
@@ -246,7 +245,15 @@ def test_a_presence_is_signed_for_this_greeting(rows: Path) -> None:
             check_presence(answer, *place)
 
 
-def test_a_node_says_why_it_takes_no_part(rows: Path, caplog: pytest.LogCaptureFixture) -> None:
+def deadline_when(monkeypatch: pytest.MonkeyPatch, is_so: Callable[[], bool]) -> None:
+    """The deadline is far away until something has happened, however long it takes, and is over then."""
+    clock = SimpleNamespace(sleep=time.sleep, time=time.time, monotonic=lambda: time.monotonic() + 3600 * is_so())
+    monkeypatch.setattr("pool.flower.manager.time", clock)
+
+
+def test_a_node_says_why_it_takes_no_part(
+    rows: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for values, reason in (
         ({}, "no rows"),
         ({"data": "/nowhere/rows.npz"}, "no such file"),
@@ -255,7 +262,8 @@ def test_a_node_says_why_it_takes_no_part(rows: Path, caplog: pytest.LogCaptureF
         answer, _ = greet(Node(values))
         assert answer.examples == 0
         assert reason in answer.reason
-    made = settings(rows, deadline_s=2, rounds=1)
+    made = settings(rows, rounds=1)
+    deadline_when(monkeypatch, lambda: "no rows" in caplog.text)
     with pytest.raises(DeadlineError, match="no round was accepted"):
         mine(MemoryGrid({1: Node({})}), RUN, made)
     assert "no rows" in caplog.text
@@ -263,15 +271,16 @@ def test_a_node_says_why_it_takes_no_part(rows: Path, caplog: pytest.LogCaptureF
     assert not answer.reason
 
 
-def test_only_members_take_part_and_claim_what_they_may(rows: Path) -> None:
+def test_only_members_take_part_and_claim_what_they_may(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     private, public = keys.new_node_key()
     key_file, members = rows.parent / "node.key", rows.parent / "members.json"
     key_file.write_bytes(private)
     members.write_text(json.dumps({public.hex(): 150}))
     made = settings(rows, members=str(members), quorum=1, rounds=1)
     grid = MemoryGrid({1: Node({"data": str(rows), "node-key": str(key_file)}), 2: Node({"data": str(rows)})})
+    deadline_when(monkeypatch, lambda: bool(reports(made)))
     with pytest.raises(DeadlineError):
-        mine(grid, RUN, replace(made, job=replace(made.job, deadline_ms=int(1000 * time.time()) + 2500)))
+        mine(grid, RUN, made)
     first = reports(made)[0]
     assert list(first["refused"]) == [public.hex()]
     assert "200 examples, registered 150" in first["refused"][public.hex()]

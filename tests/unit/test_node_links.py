@@ -322,7 +322,7 @@ async def test_validators_are_dialled_where_the_chain_says_they_are_and_must_hav
         await forever.wait()
 
     monkeypatch.setattr(links_module, "dial_forever", dial)
-    monkeypatch.setattr(links_module, "RETRY_SECONDS", 3600.0)
+    monkeypatch.setattr(links_module, "backoff", lambda _: 3600.0)
     monkeypatch.setattr(Links, "_talk", talk)
     identity = LocalIdentity("node", "node0", ChainIdentity("test", CHAIN, 1), ME)
     links = Links(identity, None, ("configured:1",), Recorder(), gossip)

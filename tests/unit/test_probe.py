@@ -100,15 +100,15 @@ def frame(kind: int, flags: int, payload: bytes, stream: int = 1) -> bytes:
 def test_a_strange_answer_is_no_health(answer: bytes, sentence: str | None) -> None:
     with _Listener(lambda connection: connection.sendall(answer)) as address:
         if sentence is None:
-            assert serving(address) is False
+            assert serving(address, 60) is False
         else:
             with pytest.raises(HealthUnknownError, match=sentence):
-                serving(address)
+                serving(address, 60)
 
 
 def test_silence_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
-    with _Listener(lambda _: done.wait(5) and None) as address:
+    with _Listener(lambda _: done.wait(60) and None) as address:
         with pytest.raises(HealthUnknownError, match="did not answer within"):
             serving(address, timeout=0.2)
         done.set()
