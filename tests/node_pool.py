@@ -34,6 +34,8 @@ from tests.models import random_model
 from tests.node_network import HOST, Network
 
 RNG = SystemRng()
+LONG = 120.0
+"""Seconds, for what takes one or two on a machine that does nothing else."""
 
 
 class SmallPool(rpc.ClaimServiceServicer):
@@ -77,13 +79,13 @@ class SmallPool(rpc.ClaimServiceServicer):
         """A whole task, to the offer of the work block."""
         chain_id, spec = self.network.genesis.chain_id, task.spec
         await self.until(task, TaskPhase.ENTRY)
-        await self.wallet.send_and_wait(EnterTask(task.task_id, task.min_pool_bond, self.server.address), 10)
+        await self.wallet.send_and_wait(EnterTask(task.task_id, task.min_pool_bond, self.server.address), LONG)
         context = TaskContext(chain_id, task.task_id, task.requester, spec)
         store = BlobStore(self.network.folder / f"blobs-{self.name}", 1 << 30)
         # A node has the test set as well as the requester.
         source = connect(self.network.nodes[0].address, self.files, expect_role="node")
         for digest in (*spec.test_blobs, spec.public_key_blob):
-            await blobs.fetch(source, digest, 1 << 24, store, 20.0)
+            await blobs.fetch(source, digest, 1 << 24, store, LONG)
         await source.close(None)
         pk = context.public_key(store.get(spec.public_key_blob))
         test_set = EncryptedTestSet.load(context, [store.get(d) for d in spec.test_blobs])
@@ -94,12 +96,12 @@ class SmallPool(rpc.ClaimServiceServicer):
         model = random_model((spec.features, *spec.hidden, spec.classes), spec.activation, ord(self.name[-1]))
         self.body, _ = make_body(pk, model, RNG)
         c_w = commitment(chain_id, task.task_id, self.account, self.body)
-        await self.wallet.send_and_wait(Commit(task.task_id, c_w), 10)
-        await evaluation.prepare(20.0)
+        await self.wallet.send_and_wait(Commit(task.task_id, c_w), LONG)
+        await evaluation.prepare(LONG)
         await self.until(task, TaskPhase.EVALUATION)
-        self.result = await evaluation.evaluate(model, c_w, 20.0)
+        self.result = await evaluation.evaluate(model, c_w, LONG)
         said = Correct(self.says(self.result.correct, spec.samples))
-        await self.wallet.send_and_wait(Claim(task.task_id, said, self.result.vm, body_digest(self.body)), 10)
+        await self.wallet.send_and_wait(Claim(task.task_id, said, self.result.vm, body_digest(self.body)), LONG)
         await self.until(task, TaskPhase.WORK)
         tip = await self.client.tip()
         assert tip.certificate is not None
@@ -111,10 +113,10 @@ class SmallPool(rpc.ClaimServiceServicer):
             version=tip.protocol_version,
         )  # fmt: skip
         for channel in offer_to:
-            await offer_work(channel, self.block, 5.0)
+            await offer_work(channel, self.block, LONG)
 
     async def until(self, task: TaskView, phase: TaskPhase) -> TaskView:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LONG):
             async for update in self.client.watch_tasks():
                 view = next((t for t in update.tasks if t.task_id == task.task_id), None)
                 if view is None or view.phase >= phase:

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -24,22 +24,29 @@ from services.cli.transcripts import write_all
 from services.rpc.chain_client import ChainClient
 from services.rpc.channel import connect
 from services.rpc.views import TaskPhase, TaskView
-from tests.node_network import HOST, ROOT, Network, free_ports, make_network, wait_height
+from services.testnet.layout import free_ports
+from tests.led_node import Led
+from tests.node_network import HOST, ROOT, Network, make_network, wait_height
 from tests.node_pool import SmallPool
 from tests.node_world import keys
 from tests.requester_world import write_rows
 
-QUICK = ChainParams(
-    entry_ms=4_200, commit_ms=8_400, claim_ms=14_500, session_ms=800, audit_ms=3_200, body_ms=2_500, open_ms=2_000,
-    idle_ms=2_000,
-)  # fmt: skip
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+LONG = 120.0
+"""Seconds, for what takes a few on a machine that does nothing else."""
+PARAMS = ChainParams(
+    entry_ms=300_000, commit_ms=600_000, claim_ms=900_000, session_ms=10_000, audit_ms=100_000, body_ms=100_000,
+    open_ms=100_000, idle_ms=1_000,
+).outlasting_stalls()  # fmt: skip
+"""No window is short: `Run.lead` ends it. At the work height nobody waits for the end of his time, but for who is silent."""
 
 
 @pytest.fixture
-async def network(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Network]:
-    """Parameter: audit_ms."""
-    params = replace(QUICK, audit_ms=getattr(request, "param", QUICK.audit_ms))
-    made = make_network(tmp_path, 4, params=params, users=keys(3, "user"))
+async def network(tmp_path: Path) -> AsyncIterator[Network]:
+    made = make_network(tmp_path, 4, params=PARAMS, users=keys(3, "user"))
+    for node in made.nodes:
+        node.program = ("-m", "tests.led_node", str(tmp_path / "clock"))
     yield made
     await made.close()
     for node in made.nodes:
@@ -117,15 +124,39 @@ class Run:
         return pool
 
     async def task(self) -> TaskView:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LONG):
             tasks: tuple[TaskView, ...] = ()
             while not tasks:
                 await asyncio.sleep(0.1)
                 tasks = await self.client.tasks()
         return tasks[0]
 
-    async def play(self, pool: SmallPool, task: TaskView) -> None:
-        """The pool's part, up to the offer of its work block to every node."""
+    async def lead(self, task: TaskView, pools: int) -> None:
+        """Ends each window of the task as soon as all the pools have done in it what is theirs."""
+        clock = Led(self.network.folder / "clock")
+        async for update in self.client.watch_tasks():
+            view = next((t for t in update.tasks if t.task_id == task.task_id), None)
+            if view is None or view.phase is TaskPhase.WORK:
+                return
+            done = {
+                TaskPhase.ENTRY: (view.entry_close_ms, len(view.entries)),
+                TaskPhase.TRAINING: (view.commit_close_ms, sum(e.model_commitment is not None for e in view.entries)),
+                TaskPhase.EVALUATION: (view.claim_close_ms, sum(e.correct is not None for e in view.entries)),
+            }
+            close_ms, count = done.get(view.phase, (None, 0))
+            if close_ms is not None and count == pools:
+                clock.lead_to(close_ms)
+
+    async def play(self, task: TaskView, *pools: SmallPool) -> None:
+        """The pools' part, up to the offer of their work blocks to every node."""
+        leading = asyncio.create_task(self.lead(task, len(pools)))
+        try:
+            await asyncio.gather(*(self._play(pool, task) for pool in pools))
+        finally:
+            leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+
+    async def _play(self, pool: SmallPool, task: TaskView) -> None:
         requester = connect(self.address, pool.files, expect_role="requester")
         offers = [connect(n.address, pool.files, expect_role="node") for n in self.network.nodes]
         self.network.channels += [requester, *offers]
@@ -138,7 +169,7 @@ async def running(network: Network, program: str = "") -> AsyncIterator[Run]:
     for node in network.nodes:
         await node.start()
     client = network.client()
-    await wait_height(client, 1, 30)
+    await wait_height(client, 1)
     run = Run(network, client, *await start_requester(network, program))
     try:
         yield run
@@ -150,19 +181,18 @@ async def running(network: Network, program: str = "") -> AsyncIterator[Run]:
         print((network.folder / "requester" / "log").read_text()[-3000:])
 
 
-@pytest.mark.slow
 async def test_a_false_claim_is_refuted_and_the_true_one_wins(network: Network) -> None:
     async with running(network) as run:
         liar = await run.pool(1, lambda correct, total: total)
         honest = await run.pool(2, lambda correct, total: correct)
         task = await run.task()
-        await asyncio.gather(run.play(liar, task), run.play(honest, task))
+        await run.play(task, liar, honest)
         ended = await honest.until(task, TaskPhase.WON)
         assert ended.phase is TaskPhase.WON
         assert ended.winner == honest.account
         assert ended.ended_height is not None
         for node in network.nodes:
-            await wait_height(network.client(node), ended.ended_height + 1, 10)
+            await wait_height(network.client(node), ended.ended_height + 1)
         shown = [await network.client(node).explain(ended.ended_height) for node in network.nodes]
         assert {view.block.header.kind for view in shown} == {BlockKind.WORK}
         assert len({view.block.state_root for view in shown}) == 1
@@ -173,8 +203,11 @@ async def test_a_false_claim_is_refuted_and_the_true_one_wins(network: Network) 
         # On a busy machine a height may be decided before all have audited.
         assert sum(any(v.audit_ms for v in view.verdicts) for view in shown) >= 2
         proofs = []
+        # One that had no turn in all that time has the block from the others.
+        assert sum(view.took_part for view in shown) >= 3
         for node, view in zip(network.nodes, shown, strict=True):
-            assert view.took_part
+            if not view.took_part:
+                continue
             assert view.task is not None
             assert {t.purpose for t in view.transcripts} <= {"audit", "stored-check"}
             assert any(t.purpose == "stored-check" for t in view.transcripts) or len(view.task.stored_by) < 4
@@ -186,7 +219,6 @@ async def test_a_false_claim_is_refuted_and_the_true_one_wins(network: Network) 
         assert [t.kind for t in after.transactions][:1] == ["Verdicts"]
 
 
-@pytest.mark.slow
 async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(network: Network) -> None:
     """She calls an honest pool's body malformed to three of four validators, and the pool shows them no opening. Without the
     exchange of answers the three hold the pool guilty, and its bond burns."""
@@ -194,12 +226,12 @@ async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(netw
     async with running(network, TWO_FACED % told_truth.hex()) as run:
         pool = await run.pool(1, lambda correct, total: correct)
         task = await run.task()
-        await run.play(pool, task)
+        await run.play(task, pool)
         ended = await pool.until(task, TaskPhase.VOID)
         assert ended.phase is TaskPhase.VOID
         assert ended.ended_height is not None
         for node in network.nodes:
-            await wait_height(network.client(node), ended.ended_height, 10)
+            await wait_height(network.client(node), ended.ended_height)
         shown = [await network.client(node).explain(ended.ended_height) for node in network.nodes]
         print("\n".join(shown[1].lines))
         assert {o.kind for view in shown for o in view.block.header.outcome} == {OutcomeKind.DEAD}
@@ -216,7 +248,7 @@ async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(netw
         await first.kill()
         await first.start()
         restarted = network.client(first)
-        await wait_height(restarted, ended.ended_height, 30)
+        await wait_height(restarted, ended.ended_height)
         again = await restarted.explain(ended.ended_height)
         assert again.contradictions == shown[0].contradictions
         transcripts = [read_record(await restarted.transcript(t.digest)) for t in again.transcripts]
@@ -233,8 +265,6 @@ async def test_a_two_faced_requester_is_convicted_on_sight_and_not_the_pool(netw
         assert network.genesis.validators[3].node_id not in signers
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", [20_000], indirect=True)
 async def test_all_nodes_die_at_a_work_height_the_pool_is_gone_and_they_still_finalise(network: Network) -> None:
     """They hold block and body, and have not heard from the requester yet. Without what is on disk nobody could ever give the
     winner's block again, and an honest pool's claim would be skipped."""
@@ -247,8 +277,8 @@ async def test_all_nodes_die_at_a_work_height_the_pool_is_gone_and_they_still_fi
 
         pool = await run.pool(1, evaluated)
         task = await run.task()
-        await run.play(pool, task)
-        async with asyncio.timeout(20):
+        await run.play(task, pool)
+        async with asyncio.timeout(LONG):
             for node in network.nodes:
                 while "body of the claim is here" not in node.log.read_text():  # noqa: ASYNC110  # another process
                     await asyncio.sleep(0.1)
@@ -259,7 +289,11 @@ async def test_all_nodes_die_at_a_work_height_the_pool_is_gone_and_they_still_fi
         for node in network.nodes:
             await node.start()
         again = network.client()
-        await wait_height(again, height + 1, 60)
+        await wait_height(again, height + 1)
         ended = await again.task(task.task_id)
         assert (ended.phase, ended.winner, ended.ended_height) == (TaskPhase.WON, pool.account, height + 1)
-        assert all("work block is here from before the restart" in node.log.read_text() for node in network.nodes)
+        async with asyncio.timeout(LONG):
+            for node in network.nodes:
+                # Three of them are enough for the block; the last one may still be starting.
+                while "work block is here from before the restart" not in node.log.read_text():  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
