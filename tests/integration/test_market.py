@@ -53,6 +53,7 @@ from services.rpc.server import RpcServer
 from services.rpc.views import ProviderView, TradePhase
 from services.runtime.config import ChainConfig, PeersConfig, TlsConfig
 from services.runtime.lifecycle import Lifecycle
+from services.testnet.layout import free_ports
 from tests.chainkit import account, key
 from tests.market_kit import (
     MINERS,
@@ -67,6 +68,12 @@ from tests.market_kit import (
     write_npz,
 )
 
+pytestmark = pytest.mark.timeout(600)
+
+LONG = 120.0
+"""Seconds, for what takes one on a machine that does nothing else."""
+SILENCE_MS = 2_000
+"""How long a provider waits for a receipt, where that is looked at."""
 SERVICE = pb.DESCRIPTOR.services_by_name["ChainService"].full_name
 
 
@@ -119,6 +126,7 @@ class World:
     node: str
     channels: list[aio.Channel] = field(default_factory=list)
     keeper: MemoryKeeper = field(default_factory=MemoryKeeper)
+    receipt_ms: int = 300_000
 
     def files(self, role: str, name: str) -> tls.TlsFiles:
         issued = tls.issue(self.authority, role, name, ["localhost", "127.0.0.1"], account(name))
@@ -145,7 +153,7 @@ class World:
         count = deal.shares()[trade.miners.index(miner)][1].marks
         return marks.commit(self.keeper[trade.trade_id][miner], session, count), session
 
-    def config(self) -> ProviderConfig:
+    def config(self, listen: str = "127.0.0.1:0") -> ProviderConfig:
         home = self.folder / "provider"
         home.mkdir(exist_ok=True)
         files = self.files("provider", "provider")
@@ -154,24 +162,25 @@ class World:
         (home / "genesis.json").write_text(self.kit.chain.genesis.to_json())
         data = write_npz(home / "rows.npz", *rows_and_labels())
         return ProviderConfig(
-            name="provider", listen="127.0.0.1:0", data_dir=home / "data", key=home / "account.key",
+            name="provider", listen=listen, data_dir=home / "data", key=home / "account.key",
             tls=TlsConfig(ca=files.ca, cert=files.cert, key=files.key), chain=ChainConfig(genesis=home / "genesis.json"),
             peers=PeersConfig(nodes=(self.node,)),
             data=DataConfig(path=data, name="rows", feature_scale_micro=SCALE_MICRO, mark_strength_ppm=0),
-            receipt_ms=2_000,
+            receipt_ms=self.receipt_ms,
         )  # fmt: skip
 
     async def registered(self) -> ProviderView:
-        for _ in range(400):
-            if found := await self.kit.providers():
-                return found[0]
-            await asyncio.sleep(0.05)
-        raise AssertionError("the provider does not register")
+        async with asyncio.timeout(LONG):
+            while not (found := await self.kit.providers()):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+        return found[0]
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """Parameter: receipt_ms."""
     made = World(tmp_path, tls.make_authority(tmp_path / "ca"), KitChain(), "")
+    made.receipt_ms = getattr(request, "param", made.receipt_ms)
     server = RpcServer("127.0.0.1:0", made.files("node", "v0"), "127.0.0.1:0", role_rules={SERVICE: ["*"]})
     server.add(rpc.add_ChainServiceServicer_to_server, KitNode(made.kit), SERVICE)  # type: ignore[abstract]
     await server.start()
@@ -190,13 +199,13 @@ async def provider(world: World) -> AsyncIterator[ProviderView]:
     yield await world.registered()
     life.stop()
     await running
-    await life.close(time.monotonic() + 5)
+    await life.close(time.monotonic() + 60)
     assert life.failure is None
 
 
 async def buy(world: World, provider: ProviderView, **changes: Any) -> Any:
     seller = world.market("pool", "pool0", provider.endpoint)
-    return await world.buyer(**changes).buy(seller, provider, MINERS, timeout=10, features=8, classes=10)
+    return await world.buyer(**changes).buy(seller, provider, MINERS, timeout=LONG, features=8, classes=10)
 
 
 async def fetch(world: World, provider: ProviderView, deal: Deal, miner: int, receipts: list[ChunkReceipt]) -> Any:
@@ -210,7 +219,7 @@ async def fetch(world: World, provider: ProviderView, deal: Deal, miner: int, re
     assert share == told
     return await receive_rows(
         market, world.kit.chain_id, deal.trade.trade_id, key(f"miner{miner}"), share,
-        *world.marks_of(deal, account(f"miner{miner}")), keep, timeout=20,
+        *world.marks_of(deal, account(f"miner{miner}")), keep, timeout=LONG,
     )  # fmt: skip
 
 
@@ -227,10 +236,9 @@ async def test_from_offer_to_rows_to_money(world: World, provider: ProviderView)
     order, wanted = np.lexsort(got.T), np.lexsort(np.rint(x * 127).T)
     assert np.abs(got[order] - x[wanted]).max() <= 0.5 / 127 + 1e-6
     assert (np.concatenate([y for _, y in parts])[order] == y[wanted]).all()
-    for _ in range(200):
-        if (trade := await world.kit.trade(deal.trade.trade_id)).phase is TradePhase.SETTLED:
-            break
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(LONG):
+        while (trade := await world.kit.trade(deal.trade.trade_id)).phase is not TradePhase.SETTLED:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     assert (trade.phase, trade.chunks_delivered, len(receipts)) == (TradePhase.SETTLED, 30, 30)
     assert world.kit.balance("provider") > before + 0.95 * (trade.bid + trade.markup) - 30
 
@@ -250,9 +258,9 @@ async def test_a_pool_declines_what_is_worth_nothing_to_it(world: World, provide
     assert isinstance(declined, Declined)
     assert "worth" in declined.reason
     seller = world.market("pool", "pool0", provider.endpoint)
-    unfit = await world.buyer().buy(seller, provider, MINERS, timeout=5, features=64)
+    unfit = await world.buyer().buy(seller, provider, MINERS, timeout=LONG, features=64)
     assert unfit == Declined("the data set has 8 features, the task 64")
-    many = await world.buyer().buy(seller, provider, [account(f"m{i}") for i in range(10)], timeout=5)
+    many = await world.buyer().buy(seller, provider, [account(f"m{i}") for i in range(10)], timeout=LONG)
     assert isinstance(many, Declined)
     assert "90 rows for 10 miners" in many.reason
 
@@ -261,11 +269,15 @@ async def test_a_bid_whose_draw_is_late_is_followed(world: World, provider: Prov
     world.kit.deal = None
     buyer = world.buyer()
     seller = world.market("pool", "pool0", provider.endpoint)
-    pending = await buyer.buy(seller, provider, MINERS, timeout=1.0)
+    # On a busy machine a short time is over before there is a bid.
+    for seconds in (1.0, 8.0, 60.0):
+        pending = await buyer.buy(seller, provider, MINERS, timeout=seconds)
+        if isinstance(pending, Undecided):
+            break
     assert isinstance(pending, Undecided)
     world.kit.chain.block()
     world.kit.chain.block()
-    assert isinstance(await buyer.follow(pending, timeout=2), Deal | NoDeal)
+    assert isinstance(await buyer.follow(pending, timeout=LONG), Deal | NoDeal)
 
 
 async def test_a_bid_that_reached_no_block_is_declined_after_its_expiry(world: World, provider: ProviderView) -> None:
@@ -276,14 +288,13 @@ async def test_a_bid_that_reached_no_block_is_declined_after_its_expiry(world: W
     assert isinstance(still, Undecided)
     world.kit.chain.until(lost.expiry_ms)
     world.kit.chain.clock += 1
-    assert await buyer.follow(lost, timeout=2) == Declined("the bid reached no block before its offer expired")
+    assert await buyer.follow(lost, timeout=LONG) == Declined("the bid reached no block before its offer expired")
 
 
 async def test_a_provider_that_is_away_is_declined_in_time(world: World, provider: ProviderView) -> None:
     seller = world.market("pool", "pool0", "127.0.0.1:1")
-    started = time.monotonic()
-    assert isinstance(await world.buyer().buy(seller, provider, MINERS, timeout=1.5), Declined)
-    assert time.monotonic() - started < 30
+    async with asyncio.timeout(LONG):
+        assert isinstance(await world.buyer().buy(seller, provider, MINERS, timeout=1.5), Declined)
 
 
 async def test_an_account_is_held_to_its_certificate_and_role(world: World, provider: ProviderView) -> None:
@@ -310,10 +321,11 @@ async def test_a_miner_that_is_not_in_the_trade_gets_no_rows(world: World, provi
     with pytest.raises(AuthError, match="has no rows in trade"):
         await receive_rows(
             market, world.kit.chain_id, deal.trade.trade_id, key("miner7"), deal.shares()[0][1],
-            *world.marks_of(deal, account("miner0")), no_receipt, timeout=5,
+            *world.marks_of(deal, account("miner0")), no_receipt, timeout=LONG,
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("world", [SILENCE_MS], indirect=True)
 async def test_a_forged_receipt_and_silence_end_a_delivery(world: World, provider: ProviderView) -> None:
     deal = await buy(world, provider)
     market = world.market("miner", "miner0", provider.endpoint)
@@ -322,13 +334,13 @@ async def test_a_forged_receipt_and_silence_end_a_delivery(world: World, provide
         world.kit.chain_id, deal.trade.trade_id, account("miner0"), b"\x09" + bytes(31), 0, marking.seed_hash, marking.points
     )
     signed = delivery.sign_open(key("miner0"), opened)
-    async with market.deliver(10) as stream:
+    async with market.deliver(LONG) as stream:
         await stream.open(signed)
         assert await stream.next_chunk() is not None
         await stream.send_receipt(0, Signature(bytes(64)))
         with pytest.raises(CheatingError, match="not miner"):
             await stream.next_chunk()
-    async with market.deliver(10) as stream:
+    async with market.deliver(LONG) as stream:
         await stream.open(signed)
         assert await stream.next_chunk() is not None
         with pytest.raises(DeadlineError, match="sent nothing for 2 s"):
@@ -359,12 +371,13 @@ async def test_a_miner_signs_nothing_for_rows_that_are_not_under_the_root(
 @pytest.mark.slow
 async def test_a_killed_provider_process_goes_on_where_it_was(world: World) -> None:
     """SIGKILL in the middle of a delivery: same root, no second registration, no receipt lost, no row twice."""
-    cfg = world.config()
+    # Not a port that the system gives to somebody else while the provider is away.
+    cfg = world.config(f"127.0.0.1:{free_ports(1)[0]}")
     command = [sys.executable, "-m", "provider", "--config", str(_write_config(world, cfg))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
-    async def start(*more: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(*command, *more, env=environment, stderr=asyncio.subprocess.DEVNULL)
+    async def start() -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
 
     process = await start()
     try:
@@ -379,29 +392,27 @@ async def test_a_killed_provider_process_goes_on_where_it_was(world: World) -> N
             if len(receipts) == 5:
                 process.kill()
                 await process.wait()
-                process = await start("--set", f"listen={provider.endpoint}")
+                process = await start()
 
         market = world.market("miner", "miner1", provider.endpoint)
         share = deal.shares()[1][1]
         x, _ = await receive_rows(
             market, world.kit.chain_id, deal.trade.trade_id, key("miner1"), share, *world.marks_of(deal, account("miner1")),
-            keep, timeout=30,
+            keep, timeout=LONG,
         )  # fmt: skip
         assert len(x) == share.count
         # The receipt that was signed but not sent is signed again; nothing else is.
         assert [r.chunk for r in receipts] == [0, 1, 2, 3, 4, *range(4, CHUNKS)]
         assert await world.registered() == provider
-        for _ in range(200):
-            if (await world.kit.trade(deal.trade.trade_id)).chunks_delivered == CHUNKS:
-                break
-            await asyncio.sleep(0.05)
-        assert (await world.kit.trade(deal.trade.trade_id)).chunks_delivered == CHUNKS
+        async with asyncio.timeout(LONG):
+            while (await world.kit.trade(deal.trade.trade_id)).chunks_delivered < CHUNKS:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         paid = world.kit.balance("provider")
         with pytest.raises(TransactionError, match="is released"):
             await world.kit.wallet("pool0").send_and_wait(receipts[0], 1)
         assert world.kit.balance("provider") == paid
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        assert await asyncio.wait_for(process.wait(), LONG) == 0
     finally:
         if process.returncode is None:
             process.kill()
@@ -433,7 +444,7 @@ async def test_a_miner_killed_in_a_delivery_goes_on_from_its_disk(world: World, 
         try:
             await receive_rows(
                 market, world.kit.chain_id, deal.trade.trade_id, key("miner1"), share, *world.marks_of(deal, who), hand_in,
-                timeout=120, parts=kept.parts, keep=keep,
+                timeout=LONG, parts=kept.parts, keep=keep,
             )  # fmt: skip
             kept.end()
         finally:

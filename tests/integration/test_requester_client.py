@@ -204,6 +204,7 @@ async def test_who_is_not_there_is_tried_until_the_deadline() -> None:
             assert isinstance(finding, RequesterFault)
             if "cannot be reached" in finding.reason:
                 break
+        assert isinstance(finding, RequesterFault)
         assert "cannot be reached" in finding.reason
 
 

@@ -69,10 +69,11 @@ async def signs(client: ChainClient, validator: NodeId, at: int) -> None:
 
 async def stops(network: Network, node: NodeProcess, first: Height) -> bool:
     """Whether it stops before height ``first``, by itself. False: short of that it has nobody left to ask."""
-    assert node.process is not None
+    process = node.process
+    assert process is not None
     while True:
         with contextlib.suppress(TimeoutError):
-            assert await asyncio.wait_for(node.process.wait(), 30) == 2
+            assert await asyncio.wait_for(process.wait(), 30) == 2
             node.process = None
             return True
         if sum(each.process is None or each.process.returncode is not None for each in network.nodes) >= 2:
