@@ -149,7 +149,7 @@ try:
 except LockedError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
     assert "is in use by another process: stop that process, or set data_dir elsewhere" in done.stdout
     with pytest.raises(LockedError):
         LevelDb(tmp_path / "db", META)
@@ -166,7 +166,7 @@ for i in range(20):
 store.put_batch({{b"tail": b"t" * 5000}}, sync=False)
 os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=240, check=False)
     assert done.returncode == -9
     # As if the power went too: the last record is only half on the disk.
     log = max((tmp_path / "db").glob("*.log"))

@@ -182,7 +182,7 @@ LevelDb.put_batch = put_batch
 reindex(ChainFolder(Path({str(tmp_path)!r})), None, lambda done, last: None)
 """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=240, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert _verified(folder) == TIP
     assert reindex(folder, None, quiet).height == TIP

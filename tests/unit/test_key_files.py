@@ -199,7 +199,7 @@ def run_in_thread(*arguments: object) -> tuple[int, str]:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(run, *arguments).result(timeout=60)
+        return pool.submit(run, *arguments).result(timeout=240)
 
 
 async def served(address: str, user: Path) -> bytes:
@@ -211,7 +211,7 @@ async def served(address: str, user: Path) -> bytes:
     channel = connect(address, files, expect_role="node")
     try:
         answer = await health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(), timeout=60, wait_for_ready=True
+            health_pb2.HealthCheckRequest(), timeout=120, wait_for_ready=True
         )
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
     except aio.AioRpcError as error:

@@ -67,11 +67,10 @@ async def running(made: MarksDesk) -> AsyncIterator[None]:
 
 
 async def ends(sold: Sold, miner: int = 0) -> ReportOutcome:
-    for _ in range(500):
-        if (outcome := sold.outcome(miner).outcome) is not ReportOutcome.OPEN:
-            return outcome
-        await asyncio.sleep(0.01)
-    return ReportOutcome.OPEN
+    async with asyncio.timeout(60):
+        while (outcome := sold.outcome(miner).outcome) is ReportOutcome.OPEN:  # noqa: ASYNC110 - the chain's state has no event
+            await asyncio.sleep(0.01)
+    return outcome
 
 
 @pytest.fixture
@@ -137,8 +136,9 @@ async def test_seeds_are_kept_as_long_as_reports_are_taken(sold: Sold, tmp_path:
         assert made.seeds(sold.trade_id)
     sold.kit.chain.clock += sold.state.params.delivery_ms + sold.state.params.report_window_ms + 1000
     sold.send("pool0")
-    async with running(made):
-        await asyncio.sleep(0.05)
+    async with running(made), asyncio.timeout(60):
+        while os.listdir(tmp_path):  # noqa: ASYNC110 - a folder has no event
+            await asyncio.sleep(0.01)
     for gone in (sold.trade_id, unknown):
         with pytest.raises(NotFoundError):
             made.seeds(gone)

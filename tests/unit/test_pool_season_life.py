@@ -108,15 +108,16 @@ async def test_a_closed_task_is_not_worked_on(tmp_path: Path) -> None:
 async def test_without_members_for_the_task_no_bond_is_locked(tmp_path: Path) -> None:
     """Members of another task's width are no members for this one."""
     feed = TaskFeed(task(TaskPhase.ENTRY))
-    season = Probe(tmp_path, feed)
+    season, waits = Probe(tmp_path, feed), asyncio.Event()
 
     async def wait_ready(features: int, count: int) -> None:
         assert (features, count) == (64, 1)
+        waits.set()
         await asyncio.Event().wait()
 
     season._pool.members.wait_ready = wait_ready  # type: ignore[method-assign]
     running = asyncio.create_task(season.run())
-    await asyncio.sleep(0.2)
+    await asyncio.wait_for(waits.wait(), 60)
     feed.update(task(TaskPhase.TRAINING))
     async with asyncio.timeout(60):
         await running
@@ -131,10 +132,11 @@ async def test_why_a_pool_did_not_enter_is_what_it_waited_for(
     """Members that are all ready are no reason: then it was the transaction that came into no block."""
     feed = TaskFeed(task(TaskPhase.ENTRY))
     season = Probe(tmp_path, feed)
-    sending = asyncio.Event()
+    sending, waits = asyncio.Event(), asyncio.Event()
 
     async def wait_ready(features: int, count: int) -> None:
         if not is_ready:
+            waits.set()
             await asyncio.Event().wait()
 
     async def never(payload: Any, close_ms: Milliseconds) -> None:
@@ -144,7 +146,7 @@ async def test_why_a_pool_did_not_enter_is_what_it_waited_for(
     season._pool.members.wait_ready = wait_ready  # type: ignore[method-assign]
     season._send = never  # type: ignore[method-assign]
     running = asyncio.create_task(season.run())
-    await asyncio.sleep(0.2)
+    await asyncio.wait_for((sending if is_ready else waits).wait(), 60)
     feed.update(task(TaskPhase.TRAINING))
     async with asyncio.timeout(60):
         await running

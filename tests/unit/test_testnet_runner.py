@@ -41,10 +41,23 @@ def control() -> Control:
     return Control(cast(Supervisor, None))
 
 
+class Clock:
+    """Each look at it finds it a hundredth of a second later."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        self.now += 0.01
+        return self.now
+
+
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "POLL", 0.01)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(runner, "time", made)
+    monkeypatch.setattr(runner, "POLL", 0.001)
     monkeypatch.setattr(runner, "AGREE_TIMEOUT", 0.05)
+    return made
 
 
 def fails(
@@ -64,7 +77,7 @@ def fails(
     return call
 
 
-async def test_who_is_away_is_not_waited_for(control: Control, patience: None) -> None:
+async def test_who_is_away_is_not_waited_for(control: Control, clock: Clock) -> None:
     assert await _unless_away(control, "node1", fails(2)) == "answer"
     with pytest.raises(UnavailableError):
         await _unless_away(control, "node1", fails(1000))
@@ -73,7 +86,7 @@ async def test_who_is_away_is_not_waited_for(control: Control, patience: None) -
 
 
 async def test_who_was_just_brought_back_has_the_time_of_a_start(
-    control: Control, patience: None, monkeypatch: pytest.MonkeyPatch
+    control: Control, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A block that is won while the requester starts again does not end the run."""
     control._killed["requester0"] = cast(Any, None)
@@ -91,7 +104,7 @@ async def test_who_was_just_brought_back_has_the_time_of_a_start(
         await _unless_away(control, "requester0", fails(1000))
 
 
-async def test_who_comes_back_has_the_whole_time(control: Control, patience: None) -> None:
+async def test_who_comes_back_has_the_whole_time(control: Control, clock: Clock) -> None:
     with pytest.raises(UnavailableError):
         await _once_back(control, "requester0", fails(1000), 0.05)
 
@@ -100,7 +113,10 @@ async def test_who_comes_back_has_the_whole_time(control: Control, patience: Non
             control._paused.add("requester0")
 
     asked = asyncio.create_task(_once_back(control, "requester0", fails(5, then=away), 0.2))
-    await asyncio.sleep(0.5)  # more than it has
+    while not control._paused:  # noqa: ASYNC110 - a set has no event
+        await asyncio.sleep(0.001)
+    clock.now += 0.5  # more than it has
+    await asyncio.sleep(0.05)
     assert not asked.done()
     async with control._changed:
         control._paused.clear()
