@@ -24,7 +24,14 @@ def pofl(folder: Path, *arguments: str, timeout: float = 60) -> subprocess.Compl
 
 
 def left_over(folder: Path) -> list[str]:
-    """Command lines of processes that were started from this folder."""
+    """Command lines of processes that were started from this folder and stay: one that ends with its parent does so later."""
+    end = time.monotonic() + 60
+    while (found := _started_from(folder)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
+
+
+def _started_from(folder: Path) -> list[str]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
