@@ -42,11 +42,12 @@ PATH = f"{ROOT / 'tests' / 'led'}:{ROOT}:{ROOT / 'proto'}"
 LONG = 200.0
 """Seconds, for what takes ten on a machine that does nothing else."""
 PARAMS = ChainParams(
-    entry_ms=60_000, commit_ms=84_000, claim_ms=400_000, settle_ms=20_000, session_ms=10_000, audit_ms=100_000, body_ms=100_000,
+    entry_ms=14_000, commit_ms=32_000, claim_ms=400_000, settle_ms=20_000, session_ms=10_000, audit_ms=100_000, body_ms=100_000,
     open_ms=100_000, propose_ms=6_000, idle_ms=1_000,
 ).outlasting_stalls()  # fmt: skip
-"""`World.lead` ends each window as soon as the pool has done in it what is its own. Only the training lasts as long as it is
-told to, ten seconds: until a shortest window, which is long by ``propose_ms``, before the close of commits."""
+"""From the commit on `World.lead` ends each window as soon as the pool has done in it what is its own. The training, which
+begins with the entry, lasts as long as it was told to: until a shortest window, which is long by ``propose_ms``, before the
+close of commits."""
 
 
 @dataclass
@@ -71,15 +72,14 @@ class World:
         return self.layout.folder / "clock"
 
     async def lead(self) -> None:
-        """The second task's commits are open until the pool is killed."""
+        """Not while the pool trains: how long that takes is set when it begins. The second task's commits are open until the
+        pool is killed."""
         clock = Led(self.clock)
         while True:
             with contextlib.suppress(PoflError):
                 for number, task in enumerate(await self.chain.tasks(), 1):
                     entries, close_ms = task.entries, None
-                    if task.phase is TaskPhase.ENTRY and entries:
-                        close_ms = task.entry_close_ms
-                    elif task.phase is TaskPhase.TRAINING and any(e.model_commitment is not None for e in entries):
+                    if task.phase is TaskPhase.TRAINING and any(e.model_commitment is not None for e in entries):
                         close_ms = task.commit_close_ms if number == 1 or self.was_killed.is_set() else None
                     elif task.phase is TaskPhase.EVALUATION and any(e.correct is not None for e in entries):
                         close_ms = task.claim_close_ms
@@ -212,7 +212,7 @@ async def test_a_pool_killed_after_its_commit_still_claims_and_wins(world: World
         task = await world.task(2)
         if task is None:
             return None
-        assert not task.phase.is_ended
+        assert not task.phase.is_ended, world.log("pool0")
         return any(e.model_commitment is not None for e in task.entries) or None
 
     await world.until(committed, LONG)
