@@ -364,7 +364,8 @@ def test_only_texts_need_scikit_learn() -> None:
         "import sys, services.data.loading, services.data.fitting, requester.data, provider.goods, pool.miner.rows; "
         "sys.exit('sklearn' in sys.modules or 'scipy' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ".:proto"}).returncode == 0
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ".:proto"}, cwd=root).returncode == 0
 
 
 def test_a_task_takes_one_recipe_for_both_sets(tmp_path: Path) -> None:

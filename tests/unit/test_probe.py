@@ -16,6 +16,12 @@ from services.runtime import probe
 from services.runtime.probe import POLL, REST, TIMEOUT, WAIT, HealthUnknownError, main, patient, serving
 
 
+@pytest.fixture(autouse=True)
+def _answers_have_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client and server are one process here: when it gets no processor for a while, neither is at fault."""
+    monkeypatch.setattr(probe.serving, "__defaults__", (60.0,))
+
+
 async def test_a_process_is_healthy_from_ready_on(capsys: pytest.CaptureFixture[str]) -> None:
     server = RpcServer("127.0.0.1:0", None, "127.0.0.1:0", role_rules={})
     await server.start()
@@ -48,17 +54,17 @@ async def test_a_patient_check_ends_in_the_moment_of_readiness_and_rests_from_th
             asyncio.run_coroutine_threadsafe(server.ready(), loop).result(60)
 
     try:
-        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep) is True
+        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep, lambda: 0.0) is True
         assert slept == [POLL] * 3
         assert (tmp_path / "ready").exists()
-        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep) is True
+        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep, lambda: 0.0) is True
         assert slept[3:] == [REST]
         await server.not_ready()
-        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep) is False
+        assert await asyncio.to_thread(patient, server.admin_address, mark, sleep, lambda: 0.0) is False
     finally:
         await server.stop(0)
     with pytest.raises(HealthUnknownError, match="Connection refused"):
-        await asyncio.to_thread(patient, server.admin_address, mark, sleep)
+        await asyncio.to_thread(patient, server.admin_address, mark, sleep, lambda: 0.0)
 
 
 def test_a_patient_check_ends_before_the_engine_ends_it(tmp_path: Path) -> None:
