@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -277,14 +278,17 @@ def _here(names: Sequence[tuple[str, str]]) -> list[Place]:
     return [Place(*(f"{HOST}:{next(ports)}" for _ in range(4))) for _ in names]
 
 
+_GIVEN: Final = itertools.count()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody holds now, outside the range that the system hands out by itself."""
+    """Ports that nobody holds now, outside the range that the system hands out by itself, and others at each call: who was
+    given one before may not have bound it yet."""
     ports: list[int] = []
     held: list[socket.socket] = []
-    candidate = 20_000 + (os.getpid() * 97) % 10_000
     try:
         while len(ports) < count:
-            candidate = candidate + 1 if candidate < 32_000 else 20_000
+            candidate = 20_000 + (os.getpid() * 4_801 + next(_GIVEN)) % 12_000
             probe = socket.socket()
             try:
                 probe.bind((HOST, candidate))

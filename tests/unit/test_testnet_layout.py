@@ -13,7 +13,7 @@ from services.platform.config import PlatformConfig
 from services.rpc import tls
 from services.rpc.role import open_role
 from services.runtime.config import load
-from services.testnet.layout import Shape, load_layout, make_layout
+from services.testnet.layout import Shape, free_ports, load_layout, make_layout
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +107,10 @@ def test_a_damaged_file_of_a_testnet_is_named(tmp_path: Path) -> None:
     (tmp_path / "net" / "testnet.json").write_text("{")
     with pytest.raises(ConfigError, match=r"testnet\.json is damaged"):
         load_layout(tmp_path / "net")
+
+
+def test_a_port_that_is_given_is_not_given_again() -> None:
+    """Who was given it may not have bound it yet."""
+    given = [port for _ in range(20) for port in free_ports(3)]
+    assert len(set(given)) == 60
+    assert all(20_000 <= port < 32_000 for port in given)
