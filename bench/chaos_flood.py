@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bench.chaos import PROGRESS
 from core.chain import build
 from core.chain.transaction import Transfer
 from core.chain.vote import SignedVote, Step, Vote
@@ -28,7 +29,6 @@ from tests.node_world import keys
 __all__ = ["CUT_OFF", "flood"]
 
 CUT_OFF: Final = "peer sent an invalid message, cut off"
-PROGRESS: Final = 180.0
 MAX_GROWTH: Final = 160 << 20
 """Bytes of memory that a flood may cost a node: queues, the mempool, the digests of what was seen."""
 FEE: Final = Amount(2)

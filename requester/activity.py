@@ -6,28 +6,15 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Final
 
 from core.errors import LimitError
-from core.ids import TaskId
+from services.rpc.task_client import Activity
 
-__all__ = ["Activity", "ActivityLog"]
+__all__ = ["ActivityLog"]
 
 MAX_WATCHERS: Final = 16
 WATCHER_BACKLOG: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """A step of a session."""
-
-    kind: str
-    task_id: TaskId
-    peer: bytes
-    step: str
-    milliseconds: int
-    """Since the session began here."""
 
 
 class ActivityLog:

@@ -37,10 +37,11 @@ from core.verification.evaluation_requester import EvaluationRequester
 from core.verification.messages import MESSAGE, AuditOpen, Envelope, EvaluationOpen, StoredOpen
 from core.verification.session import Session
 from core.verification.transcript import Purpose
-from requester.activity import Activity, ActivityLog
+from requester.activity import ActivityLog
 from requester.models import TaskBooks, TaskSides
 from requester.standing import Follower, TaskStanding
 from requester.store import RequesterStore, SessionCoins, SessionRecord
+from services.rpc.task_client import Activity
 from services.rpc.views import TaskPhase
 from services.runtime.cpu import CpuPool
 from services.runtime.logging import claim_id, logger

@@ -74,6 +74,7 @@ class Activity:
     peer: bytes
     step: str
     milliseconds: int
+    """Since the session began there."""
 
 
 async def submit_task(channel: aio.Channel, transaction: SignedTransaction, timeout: float, *, peer: str = "") -> None:

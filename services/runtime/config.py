@@ -118,7 +118,7 @@ def advertised(cfg: CommonConfig, bound: str) -> str:
     host, _, port = address.rpartition(":")
     if host in WILDCARDS:
         raise ConfigError(f"{host or 'an empty host'} cannot be dialled: set advertise to this machine's name or address")
-    if address.startswith("unix:") or not is_endpoint(f"{host}:1"):
+    if not is_endpoint(f"{host}:{1 if port == '0' else port}"):
         raise ConfigError(
             f"{key} is {address!r}, which others cannot dial: set advertise to host:port, this machine's name or address"
         )
